@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* One image: its header, tables and entries. Room qcow2/. */
+#ifndef QCHAIN_IMAGE_H
+#define QCHAIN_IMAGE_H
+
+#include <qchain/err.h>
+#include <qchain/io.h>
+#include <qchain/limits.h>
+#include <qchain/types.h>
+
+enum image_format { IMAGE_RAW, IMAGE_QCOW2 };
+
+const char *image_format_name(enum image_format format);
+/* "raw" or "qcow2"; anything else is -EINVAL. */
+int image_format_parse(const char *name, enum image_format *result);
+
+/* An internal snapshot, section "Snapshots" of the specification. */
+struct image_snapshot {
+	char *id;
+	char *name;
+	u64 l1_offset;
+	u32 l1_size; /* entries */
+	u32 date_sec;
+	u32 date_nsec;
+	u64 vm_clock_nsec;
+	u64 vm_state_bytes;
+	u64 disk_bytes; /* virtual size then */
+	u64 icount;
+};
+
+/* A persistent bitmap, section "Bitmaps extension": we only count its clusters. */
+struct image_bitmap {
+	char *name;
+	u64 table_offset;
+	u32 table_entries;
+	u32 flags;
+	u8 granularity_bits;
+};
+
+/* A header extension that we do not know: kept when a header is rewritten. */
+struct image_extension {
+	u32 type;
+	u32 len;
+	u8 *data;
+};
+
+/*
+ * struct image - one open image. Host-endian copies of what the disk holds.
+ *
+ * Raw images have cluster_bits 16 and no tables; virtual_size is the device's
+ * size rounded up to 512 (rule D4: what lies beyond the end reads as zero).
+ */
+struct image {
+	/* set once at open */
+	struct io_dev *dev;
+	enum image_format format;
+	u32 version; /* 2 or 3 */
+	u32 cluster_bits;
+	u32 subcluster_bits; /* == cluster_bits without extended L2 */
+	u32 subclusters; /* per cluster: 32 or 1 */
+	u32 l2_entry_bytes; /* 8 or 16 */
+	u32 l2_bits; /* log2 of the entries of one L2 table */
+	u32 refcount_order;
+	u32 compression_type; /* 0 deflate, 1 zstd */
+	u32 header_length;
+	u64 virtual_size; /* bytes, multiple of 512 */
+	char *backing_name; /* as in the header, NULL: none */
+	char *backing_format; /* NULL: the extension is missing */
+	u64 backing_name_offset;
+	char *data_file_name; /* rule D7, NULL: none */
+	bool has_feature_names;
+
+	/* feature bits as on disk; the metadata thread keeps them up to date */
+	u64 incompatible;
+	u64 compatible;
+	u64 autoclear;
+
+	/* active L1; big images are held whole (32 MiB at most) */
+	u64 l1_offset;
+	u32 l1_size; /* entries */
+	u64 *l1; /* host-endian, reserved bits already checked */
+
+	u64 reftable_offset;
+	u32 reftable_clusters;
+
+	u64 snapshots_offset;
+	u32 nr_snapshots;
+	struct image_snapshot *snapshots;
+	u64 snapshots_bytes; /* length of the table on disk */
+
+	u64 bitmap_dir_offset;
+	u64 bitmap_dir_bytes;
+	u32 nr_bitmaps; /* as the extension says, loaded or not */
+	struct image_bitmap *bitmaps;
+
+	u32 nr_extensions;
+	struct image_extension *extensions;
+};
+
+static inline u64 image_cluster_bytes(const struct image *img)
+{
+	return 1ull << img->cluster_bits;
+}
+
+static inline bool image_has_extl2(const struct image *img)
+{
+	return img->l2_entry_bytes == 16;
+}
+
+/* Guest bytes that one L2 table maps. */
+static inline u32 image_l2_coverage_bits(const struct image *img)
+{
+	return img->cluster_bits + img->l2_bits;
+}
+
+#define IMAGE_OPEN_WRITE 1u /* refuse what must not be written (rules B7, D7) */
+#define IMAGE_OPEN_CHECK 2u /* tolerate what `check` wants to look at */
+#define IMAGE_OPEN_BITMAPS 4u /* load the bitmap directory (check, write) */
+
+/*
+ * image_open - read and validate the header, extensions, L1 and snapshot table
+ *
+ * @dev_owned: taken over, also on failure (closed then).
+ * Every malformed field is refused with a message that names image, structure,
+ * offset, value and what is allowed. No allocation before its size is checked.
+ * IMAGE_OPEN_WRITE refuses: corrupt bit, unknown autoclear bits, external data
+ * file, a dirty bit (-EUCLEAN; the caller repairs and opens again), read-only
+ * devices. Without it these are served read-only.
+ * Refused always: encryption, unknown incompatible bits by name (from the
+ * feature name table where there is one), other magic or version.
+ */
+int image_open(struct io_dev *dev_owned, enum image_format format, u32 flags,
+	       struct image **result, struct qc_err *err);
+void image_close(struct image *img);
+
+/*
+ * image_use_snapshot - make a read-only image show the internal snapshot @name
+ * (or id): its L1 and its size replace the active ones.
+ */
+int image_use_snapshot(struct image *img, const char *name, struct qc_err *err);
+
+/* ---- entries (qcow2-table.c) ------------------------------------------- */
+
+enum cluster_kind {
+	CLUSTER_UNALLOCATED, /* the layer below decides */
+	CLUSTER_DATA,
+	CLUSTER_ZERO, /* reads as zero, no place */
+	CLUSTER_ZERO_PLACE, /* reads as zero, space reserved at @host */
+	CLUSTER_RESERVED, /* from below, space reserved at @host (extended L2) */
+	CLUSTER_COMPRESSED,
+	CLUSTER_BAD, /* violates the specification: -EIO, corruption */
+};
+
+/* One (sub)cluster of one L2 entry, decoded. */
+struct cluster_info {
+	enum cluster_kind kind;
+	bool copied;
+	u64 host; /* byte offset; compressed: of the first byte */
+	u32 compressed_bytes; /* upper limit of the stored length */
+	const char *bad; /* what is wrong, for messages */
+};
+
+/*
+ * image_decode - decode subcluster @sc (0 without extended L2) of a host-endian
+ * entry and bitmap (0 without). Whole-entry violations make every subcluster
+ * CLUSTER_BAD, as QEMU does. Offsets are checked for alignment, and against the
+ * end of a block device. Thread-safe, no I/O.
+ */
+void image_decode(const struct image *img, u64 entry, u64 bitmap, u32 sc,
+		  struct cluster_info *result);
+
+/* L2 tables as they lie on disk: entry @index of @table (big-endian memory). */
+u64 image_l2_entry(const struct image *img, const void *table, u32 index);
+u64 image_l2_bitmap(const struct image *img, const void *table, u32 index);
+void image_l2_set(const struct image *img, void *table, u32 index, u64 entry, u64 bitmap);
+
+/* A compressed entry for @bytes at host byte @offset. */
+u64 image_compressed_entry(const struct image *img, u64 offset, u32 bytes);
+
+/* Offset of the L2 table that maps guest @offset; 0: none. */
+static inline u64 image_l2_offset(const struct image *img, u64 offset)
+{
+	u64 index = offset >> image_l2_coverage_bits(img);
+
+	return index < img->l1_size ? img->l1[index] & 0x00fffffffffffe00ull : 0;
+}
+
+/*
+ * image_decompress - one compressed cluster into @out (cluster size)
+ * @in, @in_bytes: from the entry's first byte to the end of its last sector;
+ * the stream may end earlier. -EIO when it is broken or too short. Any thread.
+ */
+int image_decompress(const struct image *img, const void *in, u32 in_bytes, void *out);
+
+/* ---- backing references (qcow2-backing.c) -------------------------------- */
+
+/*
+ * struct backing_policy - where a chain's owner may point (DESIGN section 10)
+ * @allow_dirs: extra directories, resolved, NULL-terminated
+ * @allow_data_file: rule D7
+ * @backing_format: for images without the format extension, NULL: refuse
+ */
+struct backing_policy {
+	char **allow_dirs;
+	bool allow_data_file;
+	const char *backing_format;
+	/* set by backing_policy_start() from the active layer's path */
+	char *top_dir; /* files: this directory and below */
+	char *top_vg_uuid; /* LVs: 32 characters of the dm uuid */
+};
+
+/* @top: path of the active layer. */
+int backing_policy_start(struct backing_policy *policy, const char *top, struct qc_err *err);
+void backing_policy_exit(struct backing_policy *policy);
+
+/*
+ * backing_resolve - the path of @img's backing image, for opening
+ * Relative names: from the directory of the path by which @img was named. No
+ * "json:", no protocol, no probed format, after symlinks only where @policy
+ * allows. *@path is malloc'ed; NULL when there is no backing.
+ */
+int backing_resolve(const struct image *img, const struct backing_policy *policy,
+		    char **path, enum image_format *format, struct qc_err *err);
+
+/* ---- making and checking (qcow2-create.c, qcow2-check.c) ------------------ */
+
+enum image_preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
+
+struct image_create_options {
+	u64 virtual_size;
+	u32 version; /* 3 unless asked otherwise */
+	u32 cluster_bits;
+	u32 refcount_order;
+	bool extl2;
+	bool lazy_refcounts;
+	u32 compression_type;
+	enum image_preallocation preallocation;
+	const char *backing_name; /* as it will stand in the header */
+	const char *backing_format;
+};
+
+/* 64 KiB clusters, 16-bit refcounts, version 3, no backing. */
+void image_create_defaults(struct image_create_options *options);
+int image_create_check(const struct image_create_options *options, struct qc_err *err);
+
+/*
+ * image_create - format @dev, which is open for writing (rule B6): the first
+ * MiB is wiped, sector 0 is written last, after a flush of all the rest.
+ */
+int image_create(struct io_dev *dev, const struct image_create_options *options,
+		 struct qc_err *err);
+
+/* Bytes as `qemu-img measure` counts them. */
+struct image_measure {
+	u64 required; /* @data_bytes of allocated guest data */
+	u64 fully_allocated;
+};
+
+void image_measure(const struct image_create_options *options, u64 data_bytes,
+		   struct image_measure *result);
+/* Rule A4: fully allocated, two commit batches, reserves, a refcount block. */
+u64 image_thick_bytes(const struct image_create_options *options);
+
+struct check_result {
+	u64 corruptions;
+	u64 leaks;
+	u64 corruptions_fixed;
+	u64 leaks_fixed;
+	u64 check_errors; /* places that could not be looked at */
+	u64 image_end_offset;
+	u64 total_clusters;
+	u64 allocated_clusters;
+	u64 fragmented_clusters;
+	u64 compressed_clusters;
+};
+
+#define CHECK_FIX_LEAKS 1u
+#define CHECK_FIX_ERRORS 2u
+
+/*
+ * image_check - same verdict as `qemu-img check`
+ * @report: called for each finding with a line for people; may be NULL.
+ * Repairs by rule B1's order; a repair that succeeded clears dirty and corrupt.
+ */
+int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char *line),
+		void *arg, struct check_result *result, struct qc_err *err);
+
+/* ---- header changes (qcow2-header.c) -------------------------------------- */
+
+/*
+ * image_write_features - write sector 0 with the feature words of @img as they
+ * are now (rule B5: one write, one sector), then flush. Synchronous.
+ */
+int image_write_features(struct image *img);
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* Devices (what images live on), asynchronous operations and the engines below. */
+#ifndef QCHAIN_IO_H
+#define QCHAIN_IO_H
+
+#include <qchain/err.h>
+#include <qchain/types.h>
+#include <urcu/list.h>
+
+struct loop;
+struct io_uring;
+struct io_uring_sqe;
+
+/* ---- devices ---------------------------------------------------------- */
+
+/*
+ * struct io_dev - one open image container: block device, LV or regular file
+ *
+ * All I/O of an image goes through this one descriptor (rule A2). Offsets and
+ * lengths of asynchronous operations are multiples of @block_bytes, memory of
+ * @mem_align_bytes. Reads beyond the end of a regular file return zeroes (the
+ * format allows a short last cluster); beyond the end of a block device they
+ * fail with -EIO.
+ */
+struct io_dev {
+	/* set once */
+	const struct io_dev_ops *ops;
+	char *path; /* as resolved; the name in messages */
+	int fd;
+	u32 block_bytes;
+	u32 mem_align_bytes;
+	bool blockdev;
+	bool writable;
+	/* any thread, atomic: grows when the LV grows */
+	u64 size_bytes;
+	/* any thread, atomic: guest data was written since the last flush */
+	u32 dirty;
+	void *private; /* of the simulated and the mock device */
+};
+
+/* Synchronous calls, for opening and for the offline tools. */
+struct io_dev_ops {
+	/* Whole length or -errno. Any offset and length inside the device. */
+	int (*pread)(struct io_dev *dev, void *buf, size_t len, u64 offset);
+	int (*pwrite)(struct io_dev *dev, const void *buf, size_t len, u64 offset);
+	int (*flush)(struct io_dev *dev);
+	/* Ask for the size again; updates and returns size_bytes, or -errno. */
+	s64 (*refresh_size)(struct io_dev *dev);
+	void (*close)(struct io_dev *dev);
+};
+
+#define IO_DEV_WRITE 1u /* open for writing: takes the door of rule A2 */
+#define IO_DEV_NOLOCK 2u /* take and test no image locks (info, --force-share) */
+#define IO_DEV_WAIT 4u /* EBUSY/EAGAIN: wait for the dead process's I/O (A2) */
+#define IO_DEV_BUFFERED 8u /* no O_DIRECT (offline tools on odd files) */
+
+/*
+ * io_dev_open - open @path through the door (DESIGN section 10, rule A2)
+ *
+ * IO_DEV_WRITE: O_EXCL on block devices, refuses what is mounted, a PV or
+ * held by another device; QEMU's image locks are taken and tested. Otherwise
+ * read-only with a reader's locks. Each refusal names the path, the cause and
+ * who holds it. O_DIRECT where the file can.
+ */
+int io_dev_open(const char *path, u32 flags, struct io_dev **result, struct qc_err *err);
+void io_dev_close(struct io_dev *dev);
+
+static inline int io_dev_pread(struct io_dev *dev, void *buf, size_t len, u64 offset)
+{
+	return dev->ops->pread(dev, buf, len, offset);
+}
+
+static inline int io_dev_pwrite(struct io_dev *dev, const void *buf, size_t len, u64 offset)
+{
+	return dev->ops->pwrite(dev, buf, len, offset);
+}
+
+static inline int io_dev_flush(struct io_dev *dev)
+{
+	return dev->ops->flush(dev);
+}
+
+/* ---- operations ------------------------------------------------------- */
+
+/* What the user_data of every SQE points to. @res as in the CQE. */
+struct io_completion {
+	void (*fn)(struct io_completion *completion, int res, u32 cqe_flags);
+};
+
+enum io_op_type { IO_READ, IO_WRITE, IO_FLUSH };
+
+/*
+ * struct io_op - one asynchronous operation on a device
+ * @base: memory, or NULL: then @fixed_index is a buffer that the kernel
+ *        registered in this loop's ring (zero copy) and @buf_offset counts in it
+ * @done: runs on the loop's thread, once; 0 or -errno, never a short count:
+ *        the engine resubmits short I/O and zero-fills reads beyond a file's end
+ *
+ * The submitter owns it; from io_submit() until @done the engine does.
+ * User copy of ublk is an io_op on a pseudo device whose offset is the
+ * position in /dev/ublkcN: @raw then switches off end-of-file handling.
+ */
+struct io_op {
+	struct io_completion completion;
+	struct io_dev *dev;
+	struct loop *loop;
+	void (*done)(struct io_op *op, int error);
+	u64 offset;
+	u32 len;
+	u32 done_bytes; /* engine only */
+	void *base;
+	u32 buf_offset;
+	u16 fixed_index;
+	u8 type; /* enum io_op_type */
+	struct cds_list_head node; /* engine or pool */
+	void *owner; /* the submitter's */
+};
+
+/* Queue @op on its loop's engine; loop thread only. Never fails, never blocks. */
+void io_submit(struct loop *loop, struct io_op *op);
+
+/* ---- engines ---------------------------------------------------------- */
+
+struct io_engine {
+	const struct io_engine_ops *ops;
+	struct loop *loop;
+};
+
+struct io_engine_ops {
+	void (*submit)(struct io_engine *io, struct io_op *op);
+	/*
+	 * Hand what is queued to the kernel, run completions. @wait: sleep until
+	 * a completion, wake() or @deadline_ns (0: none). Returns completions run.
+	 */
+	int (*run)(struct io_engine *io, bool wait, u64 deadline_ns);
+	void (*wake)(struct io_engine *io); /* any thread */
+	void (*poll)(struct io_engine *io, struct io_completion *completion, int fd,
+		     short events);
+	void (*cancel)(struct io_engine *io, struct io_completion *completion);
+	u64 (*now_ns)(struct io_engine *io);
+	void (*destroy)(struct io_engine *io);
+};
+
+/* The io_uring engine. @entries: SQEs between two submissions. */
+int io_uring_engine_create(u32 entries, struct io_engine **result);
+
+/*
+ * io_uring_engine_sqe - a raw SQE on the loop's ring, user_data set to
+ * @completion. For the transports' own commands (ublk, sockets). Never NULL:
+ * submits when the ring is full. The engine's ring for registering buffers.
+ */
+struct io_uring_sqe *io_uring_engine_sqe(struct io_engine *io,
+					 struct io_completion *completion);
+struct io_uring *io_uring_engine_ring(struct io_engine *io);
+
+/* Aligned memory for I/O (4 KiB); free with free(). NULL when there is none. */
+void *io_alloc(size_t bytes);
+
+#endif

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* One event loop: one thread, one I/O engine, one inbox. */
+#ifndef QCHAIN_LOOP_H
+#define QCHAIN_LOOP_H
+
+#include <pthread.h>
+#include <qchain/err.h>
+#include <qchain/io.h>
+#include <qchain/types.h>
+#include <urcu/list.h>
+
+/*
+ * Everything that runs in the daemon runs on a loop: queues, the metadata
+ * thread, NBD, control. Threads share nothing but messages and what the map
+ * publishes. Nothing that runs on a loop blocks outside loop_run_once(), so
+ * that the simulator can drive the same code on one thread.
+ */
+
+/*
+ * struct loop_msg - a message to another loop, embedded in what it is about
+ * @fn: runs once, on the thread of the loop that it was sent to
+ *
+ * The sender owns it until loop_send(), the receiver from then on: it must not
+ * be sent again before @fn was called.
+ */
+struct loop_msg {
+	struct loop_msg *next; /* in the inbox */
+	void (*fn)(struct loop *loop, struct loop_msg *msg);
+};
+
+/*
+ * struct loop_timer - call @fn once, when the loop's clock has reached @deadline_ns
+ */
+struct loop_timer {
+	struct cds_list_head node;
+	u64 deadline_ns; /* 0: not set */
+	void (*fn)(struct loop *loop, struct loop_timer *timer);
+};
+
+/*
+ * struct loop_poll - wait once for a descriptor
+ * @fn: @revents as poll(2), or negative errno (-ECANCELED after loop_poll_cancel)
+ */
+struct loop_poll {
+	struct io_completion completion;
+	struct loop *loop;
+	void (*fn)(struct loop_poll *poll, int revents);
+};
+
+/* Called on the loop's thread when the I/O of older epochs has ended. */
+struct loop_grace {
+	struct loop_msg msg;
+	void (*quiescent)(struct loop_grace *grace);
+	void (*drained)(struct loop_grace *grace);
+};
+
+struct loop {
+	/* set once */
+	const char *name;
+	struct io_engine *io;
+	pthread_t thread;
+	bool has_thread;
+
+	/* any thread */
+	struct loop_msg *inbox; /* newest first; pushed by CAS, taken whole */
+	u32 sleeping; /* atomic: the thread waits in the engine */
+	bool stop; /* atomic */
+
+	/* loop thread only */
+	struct cds_list_head timers;
+	u32 epoch; /* parity of the epoch that new I/O enters */
+	u32 epoch_ios[2];
+	struct loop_grace *draining; /* who waits for the other parity, or NULL */
+	void *scratch; /* QC_MAX_REQUEST_BYTES / 512 runs, for the target */
+	/* free io_ops of this loop, for requests of more than one extent */
+	struct cds_list_head free_ops;
+	struct cds_list_head op_waiters;
+};
+
+/*
+ * loop_create - a loop on @io_owned; no thread yet.
+ * loop_start - run it on a thread of its own until loop_stop(); @cpu -1 = any.
+ * loop_stop - any thread but the loop's own: make it leave, join the thread.
+ * loop_destroy - frees loop and engine; no I/O, timer or poll may be pending.
+ */
+int loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
+int loop_start(struct loop *loop, int cpu);
+void loop_stop(struct loop *loop);
+void loop_destroy(struct loop *loop);
+
+/*
+ * loop_run_once - take the inbox, due timers and completions, in that order
+ * @wait: sleep in the engine when nothing was there
+ *
+ * Returns the number of events handled. Loop thread only.
+ */
+int loop_run_once(struct loop *loop, bool wait);
+
+/* Run loop_run_once() until loop_quit() was called on this loop. */
+void loop_run(struct loop *loop);
+void loop_quit(struct loop *loop); /* any thread */
+
+/* Any thread, never blocks. Messages of one sender arrive in order. */
+void loop_send(struct loop *to, struct loop_msg *msg,
+	       void (*fn)(struct loop *loop, struct loop_msg *msg));
+
+/*
+ * loop_call - run @fn(@arg) on @to's thread and wait until it has returned.
+ * For control paths; never from a queue thread, never from @to itself.
+ */
+void loop_call(struct loop *to, void (*fn)(struct loop *loop, void *arg), void *arg);
+
+/* Is this thread the loop's own? Every stage asserts it first. */
+bool loop_is_current(const struct loop *loop);
+#define assert_on_loop(l) assert(loop_is_current(l))
+
+u64 loop_now_ns(const struct loop *loop);
+void loop_timer_set(struct loop *loop, struct loop_timer *timer, u64 delay_ns);
+void loop_timer_cancel(struct loop_timer *timer);
+
+/* poll(2) events, once; the descriptor stays the caller's. */
+void loop_poll_add(struct loop *loop, struct loop_poll *poll, int fd, short events);
+/* @poll->fn still runs, with -ECANCELED unless it was already on its way. */
+void loop_poll_cancel(struct loop_poll *poll);
+
+/*
+ * Epochs (rule C2). An I/O that was issued under the map of the moment enters
+ * the current epoch and leaves it when it has ended. Parked requests hold none.
+ */
+static inline u32 loop_epoch_enter(struct loop *loop)
+{
+	loop->epoch_ios[loop->epoch]++;
+	return loop->epoch;
+}
+
+void loop_epoch_drained(struct loop *loop);
+
+static inline void loop_epoch_exit(struct loop *loop, u32 epoch)
+{
+	if (--loop->epoch_ios[epoch] == 0 && loop->draining && epoch != loop->epoch)
+		loop_epoch_drained(loop);
+}
+
+/*
+ * loop_grace_begin - ask @loop to start a new epoch. Any thread. On @loop's
+ * thread, @quiescent is called first: no pointer into the map that was loaded
+ * before is in use any more, memory may be freed; then @drained: the I/O of
+ * the older epoch has ended, clusters may be reused. One at a time for a loop.
+ */
+void loop_grace_begin(struct loop *loop, struct loop_grace *grace);
+
+#endif

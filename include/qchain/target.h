@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* Targets: the device-mapper shape, in userspace. */
+#ifndef QCHAIN_TARGET_H
+#define QCHAIN_TARGET_H
+
+#include <json-c/json.h>
+#include <qchain/err.h>
+#include <qchain/request.h>
+#include <qchain/types.h>
+
+struct target;
+
+/*
+ * struct target_limits - what a transport reports about the device
+ * Bytes throughout. @dma_align_mask: as the kernel's, e.g. 511.
+ */
+struct target_limits {
+	u32 logical_block;
+	u32 physical_block;
+	u32 io_min;
+	u32 io_opt;
+	u32 dma_align_mask;
+	u32 discard_granularity; /* 0: no discard */
+	u32 max_discard;
+	u32 max_write_zeroes;
+	bool read_only;
+};
+
+/* map(): what happened to the request. */
+enum target_map_result {
+	TARGET_SUBMITTED, /* the target ends it */
+	TARGET_DONE, /* nothing to wait for: ended by the core, req->error */
+};
+
+/*
+ * target_ctr_fn - build ti->private from words, as dmsetup's table line.
+ * Control thread. 0, or -errno with @err set; nothing is left behind then.
+ */
+typedef int (*target_ctr_fn)(struct target *ti, int argc, char **argv, struct qc_err *err);
+/* Undo ctr; no request is in flight. Control thread. */
+typedef void (*target_dtr_fn)(struct target *ti);
+/*
+ * target_map_fn - take one request. Thread of req->loop. Never blocks, locks,
+ * allocates or logs. The fast path.
+ */
+typedef enum target_map_result (*target_map_fn)(struct target *ti, struct request *req);
+/*
+ * target_attach_fn - @loop will submit requests from now on; detach: it has
+ * none in flight and submits no more. Control thread; the loop runs or not yet.
+ */
+typedef int (*target_attach_fn)(struct target *ti, struct loop *loop);
+typedef void (*target_detach_fn)(struct target *ti, struct loop *loop);
+/* suspend: everything acknowledged is on disk and consistent. Control thread. */
+typedef int (*target_suspend_fn)(struct target *ti, struct qc_err *err);
+typedef void (*target_resume_fn)(struct target *ti);
+/* status: add keys to @result; what query-status and `status` show. */
+typedef void (*target_status_fn)(struct target *ti, json_object *result);
+/* limits: fill in what differs from the defaults (512, no discard). */
+typedef void (*target_limits_fn)(struct target *ti, struct target_limits *limits);
+
+/* All callbacks but map may be NULL; the core checks that in one place. */
+struct target_type {
+	const char *name;
+	target_ctr_fn ctr;
+	target_dtr_fn dtr;
+	target_map_fn map;
+	target_attach_fn attach;
+	target_detach_fn detach;
+	target_suspend_fn suspend;
+	target_resume_fn resume;
+	target_status_fn status;
+	target_limits_fn limits;
+};
+
+/*
+ * struct target - one instance
+ * @size_bytes: set by ctr; atomic, grows with resize
+ */
+struct target {
+	const struct target_type *type;
+	void *private;
+	u64 size_bytes;
+	struct target_limits limits;
+};
+
+/* Find the type by name and construct; "qcow2-chain", "linear", "zero", "error". */
+int target_create(const char *type, int argc, char **argv, struct target **result,
+		  struct qc_err *err);
+void target_destroy(struct target *ti);
+int target_attach(struct target *ti, struct loop *loop);
+void target_detach(struct target *ti, struct loop *loop);
+int target_suspend(struct target *ti, struct qc_err *err);
+void target_status(struct target *ti, json_object *result);
+
+/*
+ * target_submit - hand a request over; ops->end_io tells the end, on the same
+ * loop, possibly before this returns. Requests that the device's size or mode
+ * forbids end at once: -EINVAL, -ENOSPC beyond the end of a write, -EPERM on a
+ * read-only target, -EIO beyond the end of a read.
+ */
+void target_submit(struct target *ti, struct request *req);
+
+/* Called by targets: end @req with @error; thread of req->loop. */
+void target_end_io(struct request *req, int error);
+
+#endif

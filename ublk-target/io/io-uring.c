@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The io_uring engine: one ring per loop, every SQE's user_data a completion. */
+#include <assert.h>
+#include <errno.h>
+#include <liburing.h>
+#include <qchain/io.h>
+#include <qchain/loop.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+struct uring {
+	struct io_engine engine;
+	struct io_uring ring;
+	bool disabled; /* made so that the loop's thread becomes the issuer */
+	int wake_fd;
+	u64 wake_count;
+	struct io_completion wake;
+	struct io_completion ignore; /* of cancel requests */
+};
+
+static struct uring *to_uring(struct io_engine *io)
+{
+	return container_of(io, struct uring, engine);
+}
+
+struct io_uring *io_uring_engine_ring(struct io_engine *io)
+{
+	return &to_uring(io)->ring;
+}
+
+/* A ring with R_DISABLED takes no submissions until its own thread enables it. */
+static void uring_enable(struct uring *u)
+{
+	if (!u->disabled)
+		return;
+	u->disabled = false;
+	io_uring_enable_rings(&u->ring);
+}
+
+static struct io_uring_sqe *uring_sqe(struct uring *u)
+{
+	struct io_uring_sqe *sqe;
+
+	while (!(sqe = io_uring_get_sqe(&u->ring))) {
+		uring_enable(u);
+		io_uring_submit(&u->ring);
+	}
+	return sqe;
+}
+
+struct io_uring_sqe *io_uring_engine_sqe(struct io_engine *io,
+					 struct io_completion *completion)
+{
+	struct io_uring_sqe *sqe = uring_sqe(to_uring(io));
+
+	/*
+	 * liburing 2.3 sets user_data in the get, its prep helpers clear it
+	 * again: those callers set it themselves; raw ones find it here.
+	 */
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->user_data = (uintptr_t)completion;
+	return sqe;
+}
+
+/* ---- operations ------------------------------------------------------------ */
+
+static void uring_queue(struct uring *u, struct io_op *op)
+{
+	struct io_uring_sqe *sqe = uring_sqe(u);
+	u32 len = op->len - op->done_bytes;
+	u64 offset = op->offset + op->done_bytes;
+	char *mem = op->base ? (char *)op->base + op->done_bytes :
+			       (char *)(uintptr_t)(op->buf_offset + op->done_bytes);
+	int fd = op->dev->fd;
+
+	if (op->type == IO_FLUSH)
+		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+	else if (op->type == IO_READ && op->base)
+		io_uring_prep_read(sqe, fd, mem, len, offset);
+	else if (op->type == IO_READ)
+		io_uring_prep_read_fixed(sqe, fd, mem, len, offset, op->fixed_index);
+	else if (op->base)
+		io_uring_prep_write(sqe, fd, mem, len, offset);
+	else
+		io_uring_prep_write_fixed(sqe, fd, mem, len, offset, op->fixed_index);
+	sqe->user_data = (uintptr_t)&op->completion;
+}
+
+/*
+ * A read ended early. On a regular file that is its end when nothing came or
+ * when the count is not whole blocks: the rest reads as zero. -EAGAIN: go on.
+ */
+static int uring_short_read(struct io_op *op, u32 got)
+{
+	u32 done = op->done_bytes;
+
+	if (op->dev->blockdev)
+		return got ? -EAGAIN : -EIO;
+	if (got && IS_ALIGNED(got, op->dev->block_bytes))
+		return -EAGAIN;
+	if (!op->base)
+		return -ENODATA; /* a kernel buffer: the target must fill it */
+	memset((char *)op->base + done, 0, op->len - done);
+	return 0;
+}
+
+static void uring_op_done(struct io_completion *completion, int res, u32 cqe_flags)
+{
+	struct io_op *op = container_of(completion, struct io_op, completion);
+	int error = 0;
+
+	if (res < 0)
+		error = res == -EINTR ? -EAGAIN : res;
+	else if (op->type != IO_FLUSH) {
+		op->done_bytes += res;
+		if (op->done_bytes < op->len && op->type == IO_READ)
+			error = uring_short_read(op, res);
+		else if (op->done_bytes < op->len)
+			error = res ? -EAGAIN : -EIO;
+	}
+	if (error == -EAGAIN) {
+		uring_queue(to_uring(op->loop->io), op);
+		return;
+	}
+	op->done(op, error);
+}
+
+static void uring_submit_op(struct io_engine *io, struct io_op *op)
+{
+	op->done_bytes = 0;
+	op->completion.fn = uring_op_done;
+	uring_queue(to_uring(io), op);
+}
+
+void io_submit(struct loop *loop, struct io_op *op)
+{
+	op->loop = loop;
+	loop->io->ops->submit(loop->io, op);
+}
+
+static void uring_poll(struct io_engine *io, struct io_completion *completion, int fd,
+		       short events)
+{
+	struct io_uring_sqe *sqe = uring_sqe(to_uring(io));
+
+	io_uring_prep_poll_add(sqe, fd, events);
+	sqe->user_data = (uintptr_t)completion;
+}
+
+static void ignore_done(struct io_completion *completion, int res, u32 cqe_flags)
+{
+}
+
+static void uring_cancel(struct io_engine *io, struct io_completion *completion)
+{
+	struct uring *u = to_uring(io);
+	struct io_uring_sqe *sqe = uring_sqe(u);
+
+	io_uring_prep_cancel(sqe, completion, 0);
+	sqe->user_data = (uintptr_t)&u->ignore;
+}
+
+/* ---- waking and waiting ------------------------------------------------------ */
+
+static void uring_arm_wake(struct uring *u)
+{
+	struct io_uring_sqe *sqe = uring_sqe(u);
+
+	io_uring_prep_read(sqe, u->wake_fd, &u->wake_count, sizeof(u->wake_count), 0);
+	sqe->user_data = (uintptr_t)&u->wake;
+}
+
+static void wake_done(struct io_completion *completion, int res, u32 cqe_flags)
+{
+	uring_arm_wake(container_of(completion, struct uring, wake));
+}
+
+static void uring_wake(struct io_engine *io)
+{
+	u64 one = 1;
+
+	if (write(to_uring(io)->wake_fd, &one, sizeof(one)) < 0)
+		return; /* the counter is full: it is awake anyway */
+}
+
+static u64 uring_now_ns(struct io_engine *io)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
+}
+
+static void uring_wait(struct uring *u, u64 deadline_ns)
+{
+	struct __kernel_timespec ts;
+	struct io_uring_cqe *cqe;
+	u64 now, left;
+
+	if (!deadline_ns) {
+		io_uring_submit_and_wait(&u->ring, 1);
+		return;
+	}
+	now = uring_now_ns(&u->engine);
+	left = deadline_ns > now ? deadline_ns - now : 0;
+	ts.tv_sec = left / 1000000000ull;
+	ts.tv_nsec = left % 1000000000ull;
+	io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+}
+
+/* CQEs are copied out in batches: a completion may queue and submit more. */
+#define URING_BATCH 64
+
+static int uring_reap(struct uring *u)
+{
+	struct io_uring_cqe *cqes[URING_BATCH];
+	struct {
+		struct io_completion *completion;
+		int res;
+		u32 flags;
+	} done[URING_BATCH];
+	unsigned int i, n;
+	int total = 0;
+
+	do {
+		n = io_uring_peek_batch_cqe(&u->ring, cqes, URING_BATCH);
+		for (i = 0; i < n; i++) {
+			done[i].completion = (void *)(uintptr_t)cqes[i]->user_data;
+			done[i].res = cqes[i]->res;
+			done[i].flags = cqes[i]->flags;
+		}
+		io_uring_cq_advance(&u->ring, n);
+		for (i = 0; i < n; i++)
+			done[i].completion->fn(done[i].completion, done[i].res,
+					       done[i].flags);
+		total += n;
+	} while (n == URING_BATCH);
+	return total;
+}
+
+static int uring_run(struct io_engine *io, bool wait, u64 deadline_ns)
+{
+	struct uring *u = to_uring(io);
+
+	uring_enable(u);
+	if (wait && !io_uring_cq_ready(&u->ring))
+		uring_wait(u, deadline_ns);
+	else
+		io_uring_submit_and_get_events(&u->ring);
+	return uring_reap(u);
+}
+
+static void uring_destroy(struct io_engine *io)
+{
+	struct uring *u = to_uring(io);
+
+	io_uring_queue_exit(&u->ring);
+	close(u->wake_fd);
+	free(u);
+}
+
+static const struct io_engine_ops uring_ops = {
+	.submit = uring_submit_op,
+	.run = uring_run,
+	.wake = uring_wake,
+	.poll = uring_poll,
+	.cancel = uring_cancel,
+	.now_ns = uring_now_ns,
+	.destroy = uring_destroy,
+};
+
+static int uring_setup(struct uring *u, u32 entries)
+{
+	struct io_uring_params params = {
+		.flags = IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER |
+			 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED,
+		.cq_entries = entries * 4,
+	};
+	int ret = io_uring_queue_init_params(entries, &u->ring, &params);
+
+	if (ret != -EINVAL) {
+		u->disabled = ret == 0;
+		return ret;
+	}
+	/* Kernels before 6.1 */
+	memset(&params, 0, sizeof(params));
+	params.flags = IORING_SETUP_CQSIZE;
+	params.cq_entries = entries * 4;
+	return io_uring_queue_init_params(entries, &u->ring, &params);
+}
+
+int io_uring_engine_create(u32 entries, struct io_engine **result)
+{
+	struct uring *u = calloc(1, sizeof(*u));
+	int ret;
+
+	if (!u)
+		return -ENOMEM;
+	u->engine.ops = &uring_ops;
+	u->wake.fn = wake_done;
+	u->ignore.fn = ignore_done;
+	u->wake_fd = eventfd(0, EFD_CLOEXEC);
+	if (u->wake_fd < 0) {
+		ret = -errno;
+		goto err_free;
+	}
+	ret = uring_setup(u, entries);
+	if (ret < 0)
+		goto err_close;
+	uring_arm_wake(u);
+	*result = &u->engine;
+	return 0;
+
+err_close:
+	close(u->wake_fd);
+err_free:
+	free(u);
+	return ret;
+}

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* What the files of this room share: opening an image step by step. */
+#ifndef QCOW2_PRIVATE_H
+#define QCOW2_PRIVATE_H
+
+#include <endian.h>
+#include <errno.h>
+#include <qchain/image.h>
+#include <string.h>
+#include <uapi/qcow2.h>
+
+/* Different header extensions in one image; QEMU writes five at most. */
+#define QCOW2_MAX_EXTENSIONS 64u
+/* Bytes of a format name in the backing format extension, as QEMU. */
+#define QCOW2_MAX_FORMAT_NAME 15u
+/* Extra data of one snapshot, as QEMU. */
+#define QCOW2_MAX_SNAPSHOT_EXTRA 1024u
+/* Bytes of a bitmap's name, as QEMU. */
+#define QCOW2_MAX_BITMAP_NAME 1023u
+/* What the first read of an image fetches. */
+#define QCOW2_FIRST_READ_BYTES 65536u
+/* Longest piece of a table that table_stream_get() gives at once. */
+#define QCOW2_STREAM_BYTES (256u * 1024u)
+
+/*
+ * On disk everything is big-endian and may lie at any address. The pointer is
+ * to a __be field of include/uapi/qcow2.h or to raw table memory.
+ */
+static inline u16 load_be16(const void *p)
+{
+	u16 v;
+
+	memcpy(&v, p, sizeof(v));
+	return be16toh(v);
+}
+
+static inline u32 load_be32(const void *p)
+{
+	u32 v;
+
+	memcpy(&v, p, sizeof(v));
+	return be32toh(v);
+}
+
+static inline u64 load_be64(const void *p)
+{
+	u64 v;
+
+	memcpy(&v, p, sizeof(v));
+	return be64toh(v);
+}
+
+static inline void store_be64(void *p, u64 v)
+{
+	v = htobe64(v);
+	memcpy(p, &v, sizeof(v));
+}
+
+static inline u64 image_dev_bytes(const struct image *img)
+{
+	return __atomic_load_n(&img->dev->size_bytes, __ATOMIC_RELAXED);
+}
+
+/* ---- opening (qcow2-header.c) ------------------------------------------ */
+
+/*
+ * struct opener - the state of one image_open(), on its stack
+ * @first: the start of the first cluster; opener_fetch() may move it
+ * @extensions_end: first byte after the room for header extensions
+ */
+struct opener {
+	struct image *img;
+	u32 flags; /* IMAGE_OPEN_... */
+	struct qc_err *err;
+	u8 *first;
+	u32 first_bytes; /* of @first that were read */
+	u32 extensions_end;
+};
+
+/* Refuse the image: "<path>: " and the text go to op->err; returns @code. */
+int opener_refuse(struct opener *op, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/*
+ * opener_fault - something that only a checker tolerates
+ *
+ * With IMAGE_OPEN_CHECK the text is added to img->faults and 0 is returned: the
+ * caller goes on without the faulty structure. Otherwise as opener_refuse()
+ * with -EILSEQ.
+ */
+int opener_fault(struct opener *op, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* Make bytes 0 .. @end of the first cluster readable at op->first. */
+int opener_fetch(struct opener *op, u32 end);
+
+/*
+ * opener_table - may a table of @bytes lie at @offset? Cluster-aligned, not in
+ * the header cluster, inside the device. @what names it. 0, or a fault: then
+ * *usable is false also where 0 is returned.
+ */
+int opener_table(struct opener *op, const char *what, u64 offset, u64 bytes, bool *usable);
+
+/*
+ * opener_string - copy @len bytes at @from, which must hold no NUL but trailing
+ * ones, to a new string. @what names it in the error.
+ */
+int opener_string(struct opener *op, const char *what, const void *from, u32 len,
+		  char **result);
+
+/*
+ * printable - @len bytes of image content for a message: cut to the size of
+ * @out, control characters and quotes replaced. Returns @out.
+ */
+#define PRINTABLE_BYTES 64
+const char *printable(char out[PRINTABLE_BYTES], const void *from, size_t len);
+
+/* ---- tables as a stream (qcow2-table.c) ---------------------------------- */
+
+/* struct table_stream - read a table from front to back through one window */
+struct table_stream {
+	struct io_dev *dev;
+	u64 next; /* device offset of the window's end */
+	u64 end; /* nothing is read from here on */
+	u8 *window;
+	u32 pos; /* of what comes next, in the window */
+	u32 have; /* valid bytes in the window */
+};
+
+/* Stream [@offset, @offset + @bytes), cut at the end of the device. */
+int table_stream_init(struct table_stream *s, struct io_dev *dev, u64 offset, u64 bytes);
+void table_stream_exit(struct table_stream *s);
+/*
+ * The next @bytes (at most QCOW2_STREAM_BYTES) at *result, valid until the next
+ * call. -ERANGE: the table ends before; -errno of the read.
+ */
+int table_stream_get(struct table_stream *s, u32 bytes, const u8 **result);
+/* Go @bytes on; -ERANGE beyond the end. */
+int table_stream_skip(struct table_stream *s, u64 bytes);
+/* Device offset of the next byte. */
+u64 table_stream_offset(const struct table_stream *s);
+
+/* ---- the pieces, in the order of opening --------------------------------- */
+
+/* qcow2-extension.c: all header extensions into op->img. */
+int opener_read_extensions(struct opener *op);
+/*
+ * The name that the image itself gives a feature bit (@type 0 incompatible, 1
+ * compatible, 2 autoclear), or "bit N". Never fails.
+ */
+const char *opener_feature_name(struct opener *op, u8 type, u8 bit, char out[PRINTABLE_BYTES]);
+
+/* qcow2-table.c: read and validate an L1 table; *result is malloc'ed. */
+int opener_read_l1(struct opener *op, const char *what, u64 offset, u32 entries,
+		   u64 **result);
+
+/* qcow2-snapshot.c */
+int opener_read_snapshots(struct opener *op, u32 count);
+void image_free_snapshots(struct image *img);
+
+/* qcow2-bitmap.c: the extension's 24 bytes; then the directory. */
+int opener_bitmaps_extension(struct opener *op, const u8 *data, u32 len);
+int opener_read_bitmaps(struct opener *op);
+void image_free_bitmaps(struct image *img);
+
+#endif

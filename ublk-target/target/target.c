@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The core of the targets: finding a type, checking a request, optional callbacks. */
+#include "target-private.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct target_type *const target_types[] = {
+	&target_linear,
+	&target_zero,
+	&target_error,
+};
+
+static const struct target_type *target_find(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(target_types); i++)
+		if (!strcmp(target_types[i]->name, name))
+			return target_types[i];
+	return NULL;
+}
+
+static void target_default_limits(struct target *ti)
+{
+	ti->limits = (struct target_limits){
+		.logical_block = SECTOR_SIZE,
+		.physical_block = 4096,
+		.io_min = 4096,
+		.io_opt = 64 * KiB,
+		.dma_align_mask = SECTOR_SIZE - 1,
+	};
+}
+
+int target_create(const char *type, int argc, char **argv, struct target **result,
+		  struct qc_err *err)
+{
+	struct target *ti;
+	int ret;
+
+	ti = calloc(1, sizeof(*ti));
+	if (!ti)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", type);
+	ti->type = target_find(type);
+	if (!ti->type) {
+		ret = qc_err_set(err, -EINVAL,
+				 "%s: unknown target type, expected qcow2-chain, linear, "
+				 "zero or error", type);
+		goto err_free;
+	}
+	target_default_limits(ti);
+	ret = ti->type->ctr ? ti->type->ctr(ti, argc, argv, err) : 0;
+	if (ret)
+		goto err_free;
+	if (ti->type->limits)
+		ti->type->limits(ti, &ti->limits);
+	*result = ti;
+	return 0;
+
+err_free:
+	free(ti);
+	return ret;
+}
+
+void target_destroy(struct target *ti)
+{
+	if (!ti)
+		return;
+	if (ti->type->dtr)
+		ti->type->dtr(ti);
+	free(ti);
+}
+
+int target_attach(struct target *ti, struct loop *loop)
+{
+	return ti->type->attach ? ti->type->attach(ti, loop) : 0;
+}
+
+void target_detach(struct target *ti, struct loop *loop)
+{
+	if (ti->type->detach)
+		ti->type->detach(ti, loop);
+}
+
+int target_suspend(struct target *ti, struct qc_err *err)
+{
+	return ti->type->suspend ? ti->type->suspend(ti, err) : 0;
+}
+
+void target_status(struct target *ti, json_object *result)
+{
+	if (ti->type->status)
+		ti->type->status(ti, result);
+}
+
+static bool req_is_write(const struct request *req)
+{
+	return req->op == REQ_WRITE || req->op == REQ_DISCARD || req->op == REQ_WRITE_ZEROES;
+}
+
+/* What no target has to look at: bounds, alignment, mode. */
+static int target_check(const struct target *ti, const struct request *req)
+{
+	u64 size = __atomic_load_n(&ti->size_bytes, __ATOMIC_RELAXED);
+	u32 block = ti->limits.logical_block;
+
+	if (req->op == REQ_FLUSH)
+		return 0;
+	if (req_is_write(req) && ti->limits.read_only)
+		return -EPERM;
+	if (!IS_ALIGNED(req->offset | req->len, block) || !req->len)
+		return -EINVAL;
+	if (req->offset > size || req->len > size - req->offset)
+		return req_is_write(req) ? -ENOSPC : -EIO;
+	return 0;
+}
+
+void target_submit(struct target *ti, struct request *req)
+{
+	int error;
+
+	req->target = ti;
+	req->error = 0;
+	error = target_check(ti, req);
+	if (error) {
+		target_end_io(req, error);
+		return;
+	}
+	if (ti->type->map(ti, req) == TARGET_DONE)
+		target_end_io(req, req->error);
+}
+
+void target_end_io(struct request *req, int error)
+{
+	assert_on_loop(req->loop);
+	req->ops->end_io(req, error);
+}
