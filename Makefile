@@ -20,7 +20,7 @@ PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lurcu-common
 
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
 	-Wpointer-arith -Wundef -Wvla -Wno-unused-parameter -Wno-sign-compare \
-	-Wno-missing-field-initializers -Wno-format-truncation
+	-Wno-missing-field-initializers -Wno-unknown-warning-option -Wno-format-truncation
 CFLAGS ?= -O2 -g
 QCFLAGS := -std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Iinclude \
 	-fno-strict-aliasing $(WARN) $(PKG_CFLAGS) -pthread
@@ -40,6 +40,8 @@ dirs-$(1) := $$(addprefix $(1)/,$$(patsubst %/,%,$$(filter %/,$$(obj-y))))
 $$(foreach d,$$(dirs-$(1)),$$(eval $$(call collect,$$(d),$(2))))
 endef
 
+lib-objs :=
+ctl-objs :=
 $(eval $(call collect,ublk-target,lib-objs))
 $(eval $(call collect,ctl,ctl-objs))
 unit-srcs := $(wildcard tests/unit/*-test.c)

@@ -49,6 +49,11 @@ struct verb {
 	int (*run)(const struct verb *verb, int argc, char **argv);
 };
 
+extern const struct verb verb_up;
+extern const struct verb verb_down;
+extern const struct verb verb_list;
+extern const struct verb verb_show_status;
+extern const struct verb verb_tree;
 extern const struct verb verb_create;
 extern const struct verb verb_info;
 extern const struct verb verb_map;
@@ -59,8 +64,7 @@ extern const struct verb verb_compare;
 /*
  * verb_option - getopt_long() for verbs; -1 at the end, '?' after a message
  * Unknown options, missing values and values where none is taken are told to
- * the user together with what is allowed: `if (c == '?') return verb_usage(..)`
- * is not needed, return verb_status(verb).
+ * the user together with what is allowed; the verb then returns verb_status().
  */
 int verb_option(const struct verb *verb, int argc, char **argv, const struct option *options);
 
@@ -119,6 +123,13 @@ int print_error(const struct qc_err *err);
 
 /* "10 GiB", as qemu-img writes sizes. @text has room for 32 characters. */
 const char *print_size(u64 bytes, char *text);
+
+/*
+ * print_clean - text from an image, for a terminal: control characters become
+ * '?'. @out has room for PRINT_CLEAN_BYTES; longer text is cut.
+ */
+#define PRINT_CLEAN_BYTES 1100
+const char *print_clean(const char *text, char *out);
 
 /*
  * struct progress - a bar with rate and time left, on a terminal only

@@ -7,9 +7,16 @@
 #include <string.h>
 
 /* In the order in which --help lists them; a row with only a name is a heading. */
+static const struct verb heading_chains = { .name = "Served chains:" };
 static const struct verb heading_images = { .name = "Images (no daemon needed):" };
 
 static const struct verb *const verbs[] = {
+	&heading_chains,
+	&verb_up,
+	&verb_down,
+	&verb_list,
+	&verb_show_status,
+	&verb_tree,
 	&heading_images,
 	&verb_create,
 	&verb_info,

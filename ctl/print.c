@@ -61,6 +61,16 @@ const char *print_size(u64 bytes, char *text)
 	return text;
 }
 
+const char *print_clean(const char *text, char *out)
+{
+	size_t n;
+
+	for (n = 0; text[n] && n < PRINT_CLEAN_BYTES - 1; n++)
+		out[n] = (unsigned char)text[n] < ' ' || text[n] == 0x7f ? '?' : text[n];
+	out[n] = '\0';
+	return out;
+}
+
 /* ---- progress ---------------------------------------------------------- */
 
 static u64 now_ns(void)

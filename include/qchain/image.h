@@ -78,7 +78,7 @@ struct image {
 	/* active L1; big images are held whole (32 MiB at most) */
 	u64 l1_offset;
 	u32 l1_size; /* entries */
-	u64 *l1; /* host-endian, reserved bits already checked */
+	u64 *l1; /* host-endian, each entry checked (not with IMAGE_OPEN_CHECK) */
 
 	u64 reftable_offset;
 	u32 reftable_clusters;
@@ -95,6 +95,13 @@ struct image {
 
 	u32 nr_extensions;
 	struct image_extension *extensions;
+
+	/* IMAGE_OPEN_CHECK: what was tolerated, one text each, without the path */
+	u32 nr_faults;
+	char **faults;
+
+	/* metadata thread, images open for writing: where no data may lie (B7) */
+	struct overlap *overlap;
 };
 
 static inline u64 image_cluster_bytes(const struct image *img)
@@ -123,19 +130,33 @@ static inline u32 image_l2_coverage_bits(const struct image *img)
  * @dev_owned: taken over, also on failure (closed then).
  * Every malformed field is refused with a message that names image, structure,
  * offset, value and what is allowed. No allocation before its size is checked.
- * IMAGE_OPEN_WRITE refuses: corrupt bit, unknown autoclear bits, external data
- * file, a dirty bit (-EUCLEAN; the caller repairs and opens again), read-only
- * devices. Without it these are served read-only.
  * Refused always: encryption, unknown incompatible bits by name (from the
- * feature name table where there is one), other magic or version.
+ * feature name table where there is one), other magic or version, an external
+ * data file without a name, and L1 entries that cannot lead to an L2 table:
+ * reserved bits, not aligned, beyond the end, inside another table.
+ *
+ * IMAGE_OPEN_WRITE refuses what rules B7 and D7 forbid to write: read-only
+ * devices, the corrupt bit, unknown autoclear bits, external data files. Without
+ * it these are served read-only.
+ *
+ * IMAGE_OPEN_CHECK tolerates, adds to @faults and leaves out of the image: the
+ * refcount table (reftable_clusters is 0 then), the snapshot table from the
+ * first bad entry on, the bitmap directory, tables that overlap. L1 entries are
+ * not looked at. With IMAGE_OPEN_WRITE it tolerates the dirty and corrupt bits
+ * and unknown autoclear bits, which the caller clears before it writes anything.
+ *
+ * -EOPNOTSUPP: valid, but not for us; -EILSEQ, -EFBIG: malformed; -EROFS: fine
+ * without IMAGE_OPEN_WRITE; -EUCLEAN: only the dirty bit forbids to write, the
+ * caller repairs and opens again; others: I/O and memory.
  */
 int image_open(struct io_dev *dev_owned, enum image_format format, u32 flags,
 	       struct image **result, struct qc_err *err);
 void image_close(struct image *img);
 
 /*
- * image_use_snapshot - make a read-only image show the internal snapshot @name
- * (or id): its L1 and its size replace the active ones.
+ * image_use_snapshot - make a read-only image show the internal snapshot with
+ * the id @name, or else (as QEMU) the name @name: its L1 and its size replace
+ * the active ones. -ENOENT: no such snapshot; -EINVAL: the device is writable.
  */
 int image_use_snapshot(struct image *img, const char *name, struct qc_err *err);
 
@@ -155,7 +176,7 @@ enum cluster_kind {
 struct cluster_info {
 	enum cluster_kind kind;
 	bool copied;
-	u64 host; /* byte offset; compressed: of the first byte */
+	u64 host; /* byte offset of the subcluster; compressed: of the first byte */
 	u32 compressed_bytes; /* upper limit of the stored length */
 	const char *bad; /* what is wrong, for messages */
 };
@@ -164,7 +185,9 @@ struct cluster_info {
  * image_decode - decode subcluster @sc (0 without extended L2) of a host-endian
  * entry and bitmap (0 without). Whole-entry violations make every subcluster
  * CLUSTER_BAD, as QEMU does. Offsets are checked for alignment, and against the
- * end of a block device. Thread-safe, no I/O.
+ * end of a block device (a file may be sparse beyond its end; compressed data may
+ * not start there). What only a checker minds is let pass: COPIED or a bitmap
+ * beside a compressed cluster, COPIED without an offset. Thread-safe, no I/O.
  */
 void image_decode(const struct image *img, u64 entry, u64 bitmap, u32 sc,
 		  struct cluster_info *result);
@@ -174,7 +197,10 @@ u64 image_l2_entry(const struct image *img, const void *table, u32 index);
 u64 image_l2_bitmap(const struct image *img, const void *table, u32 index);
 void image_l2_set(const struct image *img, void *table, u32 index, u64 entry, u64 bitmap);
 
-/* A compressed entry for @bytes at host byte @offset. */
+/*
+ * A compressed entry for @bytes (1 .. cluster size) at host byte @offset; 0 when
+ * the offset has no room in it: then the cluster is stored as it is.
+ */
 u64 image_compressed_entry(const struct image *img, u64 offset, u32 bytes);
 
 /* Offset of the L2 table that maps guest @offset; 0: none. */
@@ -191,6 +217,21 @@ static inline u64 image_l2_offset(const struct image *img, u64 offset)
  * the stream may end earlier. -EIO when it is broken or too short. Any thread.
  */
 int image_decompress(const struct image *img, const void *in, u32 in_bytes, void *out);
+
+/* ---- overlap (qcow2-overlap.c, rule B7) ----------------------------------- */
+
+/*
+ * overlap_build - the clusters of @img that hold metadata: header, L1 and L2
+ * tables (the snapshots' too), refcount structures, snapshot and bitmap tables.
+ * Needs the refcount table, read by the caller. image_close() frees it.
+ */
+int overlap_build(struct image *img, const u64 *reftable, u32 nr_reftable,
+		  struct qc_err *err);
+int overlap_add(struct image *img, u64 host, u64 bytes);
+void overlap_remove(struct image *img, u64 host, u64 bytes);
+/* What lies in the cluster of @host: "L1 table", ...; NULL: no metadata. */
+const char *overlap_what(const struct image *img, u64 host);
+void overlap_free(struct overlap *overlap);
 
 /* ---- backing references (qcow2-backing.c) -------------------------------- */
 
@@ -221,6 +262,14 @@ void backing_policy_exit(struct backing_policy *policy);
  */
 int backing_resolve(const struct image *img, const struct backing_policy *policy,
 		    char **path, enum image_format *format, struct qc_err *err);
+
+/*
+ * backing_check - may @img_dev, which is open now, stand below @overlay?
+ * The answer is about the open descriptor, whatever its name points to by now:
+ * to be asked after opening what backing_resolve() returned.
+ */
+int backing_check(const struct backing_policy *policy, const struct io_dev *img_dev,
+		  const char *overlay, struct qc_err *err);
 
 /* ---- making and checking (qcow2-create.c, qcow2-check.c) ------------------ */
 
@@ -289,7 +338,8 @@ int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char
 
 /*
  * image_write_features - write sector 0 with the feature words of @img as they
- * are now (rule B5: one write, one sector), then flush. Synchronous.
+ * are now (rule B5: one write, one sector), then flush. Synchronous. Version 2
+ * has none: -EINVAL if one is set. -EUCLEAN: no header of this image was there.
  */
 int image_write_features(struct image *img);
 

@@ -31,6 +31,7 @@ struct io_dev {
 	u32 mem_align_bytes;
 	bool blockdev;
 	bool writable;
+	bool direct; /* O_DIRECT: the alignments bind synchronous calls too */
 	/* any thread, atomic: grows when the LV grows */
 	u64 size_bytes;
 	/* any thread, atomic: guest data was written since the last flush */

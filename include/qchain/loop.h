@@ -71,10 +71,13 @@ struct loop {
 	u32 epoch; /* parity of the epoch that new I/O enters */
 	u32 epoch_ios[2];
 	struct loop_grace *draining; /* who waits for the other parity, or NULL */
-	void *scratch; /* QC_MAX_REQUEST_BYTES / 512 runs, for the target */
-	/* free io_ops of this loop, for requests of more than one extent */
+
+	/* the target's memory on this loop: set by attach, loop thread only */
+	void *scratch; /* QC_MAX_REQUEST_BYTES / 512 runs */
+	struct io_op *ops; /* for requests of more than one extent */
 	struct cds_list_head free_ops;
-	struct cds_list_head op_waiters;
+	u32 nr_free_ops;
+	struct cds_list_head op_waiters; /* struct request */
 };
 
 /*

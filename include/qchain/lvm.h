@@ -11,6 +11,7 @@ struct lvm_lv {
 	char name[128];
 	char uuid[40];
 	char tags[1024]; /* comma-separated, as lvs prints them */
+	bool tags_cut; /* there are more than fit: never decide by a missing one */
 	u64 size_bytes;
 	bool active;
 	bool open;
@@ -18,12 +19,21 @@ struct lvm_lv {
 
 /*
  * lvm_list - every LV of @vg (NULL: of all VGs), one `lvs` call, no --select
- * *@result is malloc'ed.
+ * *@result is malloc'ed; NULL when there are none. Hidden LVs are left out.
+ * lvm_find - -ENOENT when the VG has no such LV
  */
 int lvm_list(const char *vg, struct lvm_lv **result, u32 *nr, struct qc_err *err);
 int lvm_find(const char *vg, const char *name, struct lvm_lv *result, struct qc_err *err);
 
-/* Rounded up to whole extents; auto-activation off, nothing of it wiped by lvm. */
+/*
+ * lvm_create - @bytes are rounded up to whole extents; @tag may be NULL
+ *
+ * The LV is active afterwards; auto-activation is off, and nothing of it was
+ * wiped: it holds what lay there before (rule B6).
+ * lvm_extend - make it at least @bytes long; 0 when it is already.
+ * lvm_change_tags - @add, @remove: comma-separated or NULL; one change of the
+ * VG's metadata, therefore all or nothing. Both are one run of lvm each.
+ */
 int lvm_create(const char *vg, const char *name, u64 bytes, const char *tag, struct qc_err *err);
 int lvm_remove(const char *vg, const char *name, struct qc_err *err);
 int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err);

@@ -74,7 +74,7 @@ struct request {
 	u32 pending; /* sub-operations under way, plus one while issuing */
 	u32 epoch;
 	int error;
-	bool in_epoch;
+	u8 retries; /* windows that were missing */
 	struct cds_list_head node; /* where it is parked */
 	struct loop_msg msg;
 	struct io_op io;

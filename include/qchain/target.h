@@ -58,6 +58,13 @@ typedef void (*target_status_fn)(struct target *ti, json_object *result);
 /* limits: fill in what differs from the defaults (512, no discard). */
 typedef void (*target_limits_fn)(struct target *ti, struct target_limits *limits);
 
+/*
+ * target_event_fn - something that an administrator wants to know: a QMP event
+ * @name: "BLOCK_IMAGE_CORRUPTED", "BLOCK_IO_ERROR", ...; @data_owned: its data.
+ * Called on the metadata thread; must not block.
+ */
+typedef void (*target_event_fn)(void *arg, const char *name, json_object *data_owned);
+
 /* All callbacks but map may be NULL; the core checks that in one place. */
 struct target_type {
 	const char *name;
@@ -81,6 +88,8 @@ struct target {
 	void *private;
 	u64 size_bytes;
 	struct target_limits limits;
+	target_event_fn event;
+	void *event_arg;
 };
 
 /* Find the type by name and construct; "qcow2-chain", "linear", "zero", "error". */
@@ -99,6 +108,10 @@ void target_status(struct target *ti, json_object *result);
  * read-only target, -EIO beyond the end of a read.
  */
 void target_submit(struct target *ti, struct request *req);
+
+/* Set once, before the first request; and called by targets. */
+void target_set_event(struct target *ti, target_event_fn fn, void *arg);
+void target_event(struct target *ti, const char *name, json_object *data_owned);
 
 /* Called by targets: end @req with @error; thread of req->loop. */
 void target_end_io(struct request *req, int error);

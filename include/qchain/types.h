@@ -19,18 +19,18 @@ typedef int64_t s64;
 #define container_of(ptr, type, member) caa_container_of(ptr, type, member)
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
-#define min(a, b)                                                              \
+#define QC_PASTE_(a, b) a##b
+#define QC_PASTE(a, b) QC_PASTE_(a, b)
+/* Each use has variables of its own, so that they nest without shadowing. */
+#define QC_PICK_(a, b, op, x, y)                                               \
 	({                                                                     \
-		__typeof__(a) min_a_ = (a);                                    \
-		__typeof__(b) min_b_ = (b);                                    \
-		min_a_ < min_b_ ? min_a_ : min_b_;                             \
+		__typeof__(a) x = (a);                                         \
+		__typeof__(b) y = (b);                                         \
+		x op y ? x : y;                                                \
 	})
-#define max(a, b)                                                              \
-	({                                                                     \
-		__typeof__(a) max_a_ = (a);                                    \
-		__typeof__(b) max_b_ = (b);                                    \
-		max_a_ > max_b_ ? max_a_ : max_b_;                             \
-	})
+#define QC_PICK(a, b, op, n) QC_PICK_(a, b, op, QC_PASTE(pick_x_, n), QC_PASTE(pick_y_, n))
+#define min(a, b) QC_PICK(a, b, <, __COUNTER__)
+#define max(a, b) QC_PICK(a, b, >, __COUNTER__)
 
 #define DIV_ROUND_UP(n, d) (((n) + (d) - 1) / (d))
 /* @align is a power of two; computed in u64 so that no mask is cut short. */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,7 +38,8 @@ static void uring_enable(struct uring *u)
 	if (!u->disabled)
 		return;
 	u->disabled = false;
-	io_uring_enable_rings(&u->ring);
+	/* liburing 2.3 declares a helper for it but does not export it */
+	syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 }
 
 static struct io_uring_sqe *uring_sqe(struct uring *u)

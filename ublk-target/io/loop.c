@@ -133,10 +133,11 @@ void loop_call(struct loop *to, void (*fn)(struct loop *loop, void *arg), void *
 
 void loop_timer_set(struct loop *loop, struct loop_timer *timer, u64 delay_ns)
 {
-	struct cds_list_head *pos = loop->timers.prev;
+	struct cds_list_head *pos;
 
 	assert_on_loop(loop);
 	loop_timer_cancel(timer);
+	pos = loop->timers.prev;
 	timer->deadline_ns = loop_now_ns(loop) + delay_ns;
 	while (pos != &loop->timers &&
 	       container_of(pos, struct loop_timer, node)->deadline_ns > timer->deadline_ns)

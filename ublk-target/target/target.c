@@ -8,6 +8,7 @@
 #include <string.h>
 
 static const struct target_type *const target_types[] = {
+	&target_chain,
 	&target_linear,
 	&target_zero,
 	&target_error,
@@ -123,6 +124,7 @@ void target_submit(struct target *ti, struct request *req)
 
 	req->target = ti;
 	req->error = 0;
+	req->retries = 0;
 	error = target_check(ti, req);
 	if (error) {
 		target_end_io(req, error);
@@ -136,4 +138,18 @@ void target_end_io(struct request *req, int error)
 {
 	assert_on_loop(req->loop);
 	req->ops->end_io(req, error);
+}
+
+void target_set_event(struct target *ti, target_event_fn fn, void *arg)
+{
+	ti->event = fn;
+	ti->event_arg = arg;
+}
+
+void target_event(struct target *ti, const char *name, json_object *data_owned)
+{
+	if (ti->event)
+		ti->event(ti->event_arg, name, data_owned);
+	else
+		json_object_put(data_owned);
 }

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Making the logical volumes of a chain active, and inactive again. */
+#include "served.h"
+
+#include <errno.h>
+#include <qchain/image.h>
+#include <qchain/io.h>
+#include <qchain/lvm.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The LVs of one volume group, as they were at the start. */
+struct group {
+	char name[128];
+	struct lvm_lv *lvs;
+	u32 nr;
+};
+
+/* "/dev/VG/LV" taken apart; false for other paths. */
+static bool split_path(const char *path, char *vg, char *lv)
+{
+	const char *slash;
+
+	if (strncmp(path, "/dev/", 5) != 0)
+		return false;
+	path += 5;
+	slash = strchr(path, '/');
+	if (!slash || slash == path || slash - path >= 128 || !slash[1] ||
+	    strlen(slash + 1) >= 128 || strchr(slash + 1, '/'))
+		return false;
+	snprintf(vg, 128, "%.*s", (int)(slash - path), path);
+	snprintf(lv, 128, "%s", slash + 1);
+	return strcmp(vg, "mapper") != 0 && strcmp(vg, "qchain") != 0;
+}
+
+static struct lvm_lv *group_find(struct group *group, const char *lv)
+{
+	for (u32 i = 0; i < group->nr; i++) {
+		if (strcmp(group->lvs[i].name, lv) == 0)
+			return &group->lvs[i];
+	}
+	return NULL;
+}
+
+static int activate_one(struct lvm_lv *lv, json_object *activated, struct qc_err *err)
+{
+	char text[260];
+	int ret;
+
+	if (lv->active)
+		return 0;
+	ret = lvm_activate(lv->vg, lv->name, true, err);
+	if (ret)
+		return ret;
+	lv->active = true;
+	snprintf(text, sizeof(text), "%s/%s", lv->vg, lv->name);
+	json_object_array_add(activated, json_object_new_string(text));
+	return 0;
+}
+
+/*
+ * The backing name of the image on @path, malloc'ed; NULL: none, or the image is
+ * nothing that we can read. Then qchaind will say why.
+ */
+static char *backing_name(const char *path)
+{
+	struct io_dev *dev;
+	struct image *img;
+	char *name;
+
+	if (io_dev_open(path, IO_DEV_NOLOCK, &dev, NULL))
+		return NULL;
+	if (image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_CHECK, &img, NULL))
+		return NULL;
+	name = img->backing_name ? strdup(img->backing_name) : NULL;
+	image_close(img);
+	return name;
+}
+
+/* The LV that @name means, seen from an image of @group; NULL: none of them. */
+static struct lvm_lv *backing_lv(struct group *group, const char *name)
+{
+	char vg[128], lv[128];
+
+	if (!strchr(name, '/'))
+		return group_find(group, name);
+	if (!split_path(name, vg, lv) || strcmp(vg, group->name) != 0)
+		return NULL;
+	return group_find(group, lv);
+}
+
+static int activate_below(struct group *group, struct lvm_lv *lv, json_object *activated,
+			  struct qc_err *err)
+{
+	char path[300], *name;
+	int ret = 0;
+
+	/* A loop of backing names ends here too: each LV is passed once at most. */
+	for (u32 i = 0; lv && ret == 0 && i < group->nr; i++) {
+		ret = activate_one(lv, activated, err);
+		if (ret)
+			break;
+		snprintf(path, sizeof(path), "/dev/%s/%s", lv->vg, lv->name);
+		name = backing_name(path);
+		lv = name ? backing_lv(group, name) : NULL;
+		free(name);
+	}
+	return ret;
+}
+
+int activate_chain(const char *top, json_object *activated, struct qc_err *err)
+{
+	struct group group = { .nr = 0 };
+	char lv_name[128];
+	struct lvm_lv *lv;
+	int ret;
+
+	if (!split_path(top, group.name, lv_name))
+		return 0;
+	ret = lvm_list(group.name, &group.lvs, &group.nr, err);
+	if (ret)
+		return ret;
+	lv = group_find(&group, lv_name);
+	if (lv)
+		ret = activate_below(&group, lv, activated, err);
+	else
+		ret = qc_err_set(err, -ENOENT, "%s/%s: no such LV; see lvs %s", group.name, lv_name,
+				 group.name);
+	free(group.lvs);
+	return ret;
+}
+
+int deactivate_chain(json_object *activated, struct qc_err *err)
+{
+	u32 nr = activated ? json_object_array_length(activated) : 0;
+	int ret = 0, one;
+
+	for (u32 i = 0; i < nr; i++) {
+		const char *text = json_object_get_string(json_object_array_get_idx(activated, i));
+		const char *slash = strchr(text, '/');
+		char vg[128];
+
+		if (!slash)
+			continue;
+		snprintf(vg, sizeof(vg), "%.*s", (int)(slash - text), text);
+		one = lvm_activate(vg, slash + 1, false, err);
+		ret = ret ? ret : one;
+	}
+	return ret;
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qchainctl down: end a chain that nobody uses, and leave nothing behind. */
+#include "served.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct down_options {
+	bool force;
+	bool json;
+};
+
+/* A descriptor that tells the end of process @pid; -1: it has ended. */
+static int watch_process(pid_t pid)
+{
+	return pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+}
+
+static void wait_process(int pidfd)
+{
+	struct pollfd poll_fd = { .fd = pidfd, .events = POLLIN };
+
+	if (pidfd < 0)
+		return;
+	while (poll(&poll_fd, 1, -1) < 0 && errno == EINTR)
+		;
+	close(pidfd);
+}
+
+/* Returns when its process has ended: all images are closed then. */
+static int stop_daemon(const struct served *served, bool force, struct qc_err *err)
+{
+	json_object *arguments = json_object_new_object();
+	int pidfd = watch_process(served->pid);
+	int ret;
+
+	if (force)
+		json_object_object_add(arguments, "force", json_object_new_boolean(true));
+	ret = client_command(served->client, "quit", arguments, true, NULL, err);
+	if (ret == 0)
+		wait_process(pidfd);
+	else if (pidfd >= 0)
+		close(pidfd);
+	return ret;
+}
+
+/*
+ * A device that waits may hold writes that were acknowledged: only a daemon that
+ * takes it over can end it without losing them.
+ */
+static int recover_and_stop(const struct served *dead, bool force, struct qc_err *err)
+{
+	struct served again;
+	u32 nr;
+	json_object *activated = json_list(dead->record, "activated", &nr);
+	int ret = 0;
+
+	if (activated)
+		ret = activate_chain(served_top(dead), activated, err);
+	if (ret == 0)
+		ret = spawn_daemon(dead->record, true, true, err);
+	if (ret == 0)
+		ret = served_find(dead->name, &again, err);
+	if (ret)
+		return ret;
+	ret = again.state == SERVED_LIVE ? stop_daemon(&again, force, err) :
+					   served_not_live(&again, err);
+	served_exit(&again);
+	return ret;
+}
+
+static int stop_chain(const struct served *served, bool force, struct qc_err *err)
+{
+	switch (served->state) {
+	case SERVED_LIVE:
+		return stop_daemon(served, force, err);
+	case SERVED_RECOVERABLE:
+		return recover_and_stop(served, force, err);
+	case SERVED_SILENT:
+		return served_not_live(served, err);
+	case SERVED_DEAD:
+		break;
+	}
+	return 0;
+}
+
+/* What `up` made, in reverse. */
+static int clean_up(struct rundir *dir, const struct served *served, struct qc_err *err)
+{
+	json_object *activated;
+	int ret, removed;
+	u32 nr;
+
+	if (served->dev_id >= 0) {
+		rundir_unlink_device(served->name, served->dev_id);
+		rundir_drop_device(served->dev_id);
+	}
+	activated = json_list(served->record, "activated", &nr);
+	ret = deactivate_chain(activated, err);
+	removed = rundir_remove(dir, err);
+	return ret ? ret : removed;
+}
+
+static int down_chain(const char *name, bool force, enum served_state *before, struct qc_err *err)
+{
+	struct rundir dir = { .lock_fd = -1 };
+	struct served served;
+	int ret = rundir_lock(name, false, &dir, err);
+
+	if (ret)
+		return ret;
+	ret = served_find(name, &served, err);
+	if (ret == 0) {
+		*before = served.state;
+		ret = stop_chain(&served, force, err);
+		if (ret == 0)
+			ret = clean_up(&dir, &served, err);
+		served_exit(&served);
+	}
+	rundir_unlock(&dir);
+	return ret;
+}
+
+static int parse_options(const struct verb *verb, int argc, char **argv, struct down_options *down)
+{
+	static const struct option options[] = {
+		{ "force", no_argument, NULL, 'f' },
+		{ "json", no_argument, NULL, 'j' },
+		{ NULL },
+	};
+	int c;
+
+	while ((c = verb_option(verb, argc, argv, options)) != -1) {
+		if (c == 'f')
+			down->force = true;
+		else if (c == 'j')
+			down->json = true;
+		else
+			return verb_status(verb);
+	}
+	return verb_arguments(verb, argc, argv, 1, 1);
+}
+
+static void print_result(const char *name, enum served_state before, bool json)
+{
+	json_object *object;
+
+	if (json) {
+		object = json_object_new_object();
+		json_object_object_add(object, "name", json_object_new_string(name));
+		json_object_object_add(object, "before",
+				       json_object_new_string(served_state_name(before)));
+		print_json(object);
+	} else if (before != SERVED_LIVE) {
+		fprintf(stderr, "qchainctl: %s: its daemon had ended, %s\n", name,
+			before == SERVED_RECOVERABLE ? "recovered to end it" : "cleaned up");
+	}
+}
+
+static int down_run(const struct verb *verb, int argc, char **argv)
+{
+	struct down_options down = { 0 };
+	enum served_state before = SERVED_LIVE;
+	struct qc_err err = { 0 };
+	int status = parse_options(verb, argc, argv, &down);
+
+	if (status)
+		return status;
+	if (chain_name_check(argv[optind], &err))
+		return verb_usage(verb, "%s", err.msg);
+	if (down_chain(argv[optind], down.force, &before, &err))
+		return print_error(&err);
+	print_result(argv[optind], before, down.json);
+	return CTL_DONE;
+}
+
+const struct verb verb_down = {
+	.name = "down",
+	.summary = "end a chain, flushed and clean; refused while it is in use",
+	.usage = "NAME [--force] [--json]",
+	.options =
+		"  --force    also while it is open or mounted: its users get I/O errors\n"
+		"  --json     one object: name, and before, the state that it was in\n",
+	.examples =
+		"  umount /mnt && qchainctl down vm7\n",
+	.run = down_run,
+};

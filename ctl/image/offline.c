@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Options and opening for the verbs that work on images without a daemon. */
+#include "offline.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int offline_options_init(struct offline_options *options, int argc)
+{
+	*options = (struct offline_options){ .format = IMAGE_QCOW2 };
+	options->allow_dirs = calloc(argc + 1, sizeof(*options->allow_dirs));
+	return options->allow_dirs ? 0 : -ENOMEM;
+}
+
+void offline_options_exit(struct offline_options *options)
+{
+	free(options->allow_dirs);
+	options->allow_dirs = NULL;
+}
+
+static void take_format(const char *what, const char *text, enum image_format *result,
+			struct qc_err *err)
+{
+	if (image_format_parse(text, result))
+		qc_err_set(err, -EINVAL, "%s: format not known (%s), expected qcow2 or raw", what,
+			   text);
+}
+
+bool offline_option(struct offline_options *options, int c, struct qc_err *err)
+{
+	enum image_format format;
+
+	switch (c) {
+	case OPTION_JSON:
+		options->json = true;
+		return true;
+	case OPTION_FORCE_SHARE:
+		options->force_share = true;
+		return true;
+	case OPTION_FORMAT:
+		take_format("--format", optarg, &options->format, err);
+		return true;
+	case OPTION_ALLOW_BACKING:
+		options->allow_dirs[options->nr_allow_dirs++] = optarg;
+		return true;
+	case OPTION_BACKING_FORMAT:
+		take_format("--backing-format", optarg, &format, err);
+		options->backing_format = optarg;
+		return true;
+	default:
+		return false;
+	}
+}
+
+int offline_usage(const struct verb *verb, const struct qc_err *err)
+{
+	return verb_usage(verb, "%s", err->msg);
+}
+
+/* A reader that meets a writer, and the way round it. */
+static int explain(struct qc_err *err, int ret, bool writable)
+{
+	size_t len = strlen(err->msg);
+
+	if (!writable && (ret == -EAGAIN || ret == -EBUSY))
+		snprintf(err->msg + len, sizeof(err->msg) - len,
+			 "; or look at it all the same with --force-share");
+	return ret;
+}
+
+int offline_open_image(const char *name, const struct offline_options *options, bool writable,
+		       u32 image_flags, struct image **result, struct qc_err *err)
+{
+	u32 flags = (writable ? IO_DEV_WRITE : 0) | (options->force_share ? IO_DEV_NOLOCK : 0);
+	struct object_name object;
+	struct io_dev *dev;
+	int ret;
+
+	ret = name_image(name, &object, err);
+	if (!ret)
+		ret = io_dev_open(object.path, flags, &dev, err);
+	if (ret)
+		return explain(err, ret, writable);
+	return image_open(dev, options->format, image_flags | (writable ? IMAGE_OPEN_WRITE : 0),
+			  result, err);
+}
+
+int offline_open_chain(const char *name, const struct offline_options *options,
+		       struct chain **result, struct qc_err *err)
+{
+	struct chain_open_options open = {
+		.top_format = options->format,
+		.read_only = true,
+		.no_lock = options->force_share,
+		.policy.allow_dirs = options->allow_dirs,
+		.policy.backing_format = options->backing_format,
+	};
+	struct object_name object;
+	int ret;
+
+	ret = name_image(name, &object, err);
+	if (!ret)
+		ret = chain_open(object.path, &open, result, err);
+	return explain(err, ret, false);
+}
+
+void json_add_u64(json_object *object, const char *key, u64 value)
+{
+	json_object_object_add(object, key, json_object_new_uint64(value));
+}
+
+void json_add_string(json_object *object, const char *key, const char *value)
+{
+	json_object_object_add(object, key, json_object_new_string(value));
+}
+
+void json_add_bool(json_object *object, const char *key, bool value)
+{
+	json_object_object_add(object, key, json_object_new_boolean(value));
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the verbs that work on images without a daemon have in common. */
+#ifndef CTL_IMAGE_OFFLINE_H
+#define CTL_IMAGE_OFFLINE_H
+
+#include "../ctl.h"
+
+#include <qchain/chain.h>
+#include <qchain/image.h>
+
+/* struct offline_options - how images are opened; options that all verbs share */
+struct offline_options {
+	enum image_format format;
+	bool json;
+	bool force_share;
+	const char *backing_format;
+	char **allow_dirs; /* NULL-terminated, room for one per argument */
+	u32 nr_allow_dirs;
+};
+
+/* Values that these options have in a verb's own switch; others are the verb's. */
+enum offline_option_value {
+	OPTION_JSON = 'j',
+	OPTION_FORMAT = 'f',
+	OPTION_FORCE_SHARE = 'U',
+	OPTION_ALLOW_BACKING = 'A',
+	OPTION_BACKING_FORMAT = 'F',
+};
+
+/* Rows of a verb's struct option table, and their help. */
+#define OFFLINE_JSON_ROW { "json", no_argument, NULL, OPTION_JSON }
+#define OFFLINE_IMAGE_ROWS                                                             \
+	OFFLINE_JSON_ROW, { "format", required_argument, NULL, OPTION_FORMAT },        \
+	{ "force-share", no_argument, NULL, OPTION_FORCE_SHARE }
+#define OFFLINE_CHAIN_ROWS                                                             \
+	OFFLINE_IMAGE_ROWS, { "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING }, \
+	{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT }
+
+#define OFFLINE_JSON_HELP "  --json                 one JSON value on standard output\n"
+#define OFFLINE_IMAGE_HELP                                                             \
+	OFFLINE_JSON_HELP                                                              \
+	"  --format FORMAT        format of the image, qcow2 (default) or raw\n"      \
+	"  --force-share          take and heed no image locks: what is in use may\n" \
+	"                         change while it is read\n"
+#define OFFLINE_CHAIN_HELP                                                             \
+	OFFLINE_IMAGE_HELP                                                             \
+	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"   \
+	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
+
+/* @argc bounds the number of --allow-backing. -ENOMEM. */
+int offline_options_init(struct offline_options *options, int argc);
+void offline_options_exit(struct offline_options *options);
+
+/* Take option @c; true: it was one of ours. A wrong value sets @err. */
+bool offline_option(struct offline_options *options, int c, struct qc_err *err);
+
+/* One image, not its backing; @writable: for repairs. */
+int offline_open_image(const char *name, const struct offline_options *options, bool writable,
+		       u32 image_flags, struct image **result, struct qc_err *err);
+
+/* The image and all below it, read-only. */
+int offline_open_chain(const char *name, const struct offline_options *options,
+		       struct chain **result, struct qc_err *err);
+
+/* The command line was wrong in a way that @err tells; returns verb_status(). */
+int offline_usage(const struct verb *verb, const struct qc_err *err);
+
+/* Add @key to a JSON object; sizes and counts are unsigned. */
+void json_add_u64(json_object *object, const char *key, u64 value);
+void json_add_string(json_object *object, const char *key, const char *value);
+void json_add_bool(json_object *object, const char *key, bool value);
+
+#endif

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qchainctl tree: the layers of a chain, from the active layer down. */
+#include "served.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Layers have nodes, and with some servers their files have nodes too. */
+static bool is_layer(json_object *node)
+{
+	const char *driver = json_text(node, "drv");
+
+	return !driver || strcmp(driver, "qcow2") == 0 || strcmp(driver, "raw") == 0;
+}
+
+static json_object *text_or_null(const char *text)
+{
+	return text ? json_object_new_string(text) : NULL;
+}
+
+static json_object *number_or_null(json_object *object, const char *key)
+{
+	s64 number = json_number(object, key, -1);
+
+	return number >= 0 ? json_object_new_int64(number) : NULL;
+}
+
+static json_object *make_layer(json_object *node, u32 depth)
+{
+	json_object *layer = json_object_new_object(), *image = NULL;
+
+	json_object_object_get_ex(node, "image", &image);
+	json_object_object_add(layer, "node-name", text_or_null(json_text(node, "node-name")));
+	json_object_object_add(layer, "file", text_or_null(json_text(node, "file")));
+	json_object_object_add(layer, "snapshot", text_or_null(json_text(node, "snapshot")));
+	json_object_object_add(layer, "state",
+			       json_object_new_string(depth ? "sealed" : "active"));
+	json_object_object_add(layer, "virtual-size", number_or_null(image, "virtual-size"));
+	json_object_object_add(layer, "actual-size", number_or_null(image, "actual-size"));
+	json_object_object_add(layer, "depth", json_object_new_int(depth));
+	return layer;
+}
+
+static int read_layers(const struct served *served, json_object **result, struct qc_err *err)
+{
+	json_object *nodes, *node;
+	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	if (ret)
+		return ret;
+	*result = json_object_new_array();
+	for (u32 i = 0; i < json_object_array_length(nodes); i++) {
+		node = json_object_array_get_idx(nodes, i);
+		if (is_layer(node))
+			json_object_array_add(*result,
+					      make_layer(node, json_object_array_length(*result)));
+	}
+	json_object_put(nodes);
+	return 0;
+}
+
+static const char *size_text(json_object *layer, const char *key, char *text)
+{
+	s64 size = json_number(layer, key, -1);
+
+	return size >= 0 ? print_size(size, text) : "-";
+}
+
+/*
+ *	vm7  /dev/ublkb0
+ *	*  vm-7-disk-0   active   20 GiB   1.2 GiB  /dev/vg/vm-7-disk-0
+ *	|
+ *	o  base          sealed   20 GiB   4.1 GiB  /dev/vg/base
+ */
+static void print_layer(json_object *layer, int width)
+{
+	bool active = json_number(layer, "depth", 0) == 0;
+	const char *name = json_text(layer, "node-name"), *file = json_text(layer, "file");
+	char virtual_size[32], actual_size[32];
+
+	printf("%s%s%s  %-*s  %-6s  %9s  %9s  %s%s%s\n", active ? "" : "|\n",
+	       print_colour(stdout, active ? COLOUR_GOOD : COLOUR_NONE), active ? "*" : "o", width,
+	       name ? name : "-", json_text(layer, "state"),
+	       size_text(layer, "virtual-size", virtual_size),
+	       size_text(layer, "actual-size", actual_size), print_colour(stdout, COLOUR_FAINT),
+	       file ? file : "", print_colour(stdout, COLOUR_NONE));
+}
+
+static void print_tree(const struct served *served, json_object *layers)
+{
+	u32 nr = json_object_array_length(layers);
+	size_t width = 0;
+	char device[256];
+
+	for (u32 i = 0; i < nr; i++) {
+		const char *name = json_text(json_object_array_get_idx(layers, i), "node-name");
+
+		width = max(width, name ? strlen(name) : 1);
+	}
+	printf("%s%s%s  %s\n", print_colour(stdout, COLOUR_STRONG), served->name,
+	       print_colour(stdout, COLOUR_NONE), served_device(served, device));
+	for (u32 i = 0; i < nr; i++)
+		print_layer(json_object_array_get_idx(layers, i), width);
+}
+
+static void print_tree_json(const struct served *served, json_object *layers_owned)
+{
+	json_object *object = json_object_new_object();
+
+	json_object_object_add(object, "name", json_object_new_string(served->name));
+	json_object_object_add(object, "layers", layers_owned);
+	print_json(object);
+}
+
+static int tree_chain(const char *name, bool json, struct qc_err *err)
+{
+	struct served served;
+	json_object *layers = NULL;
+	int ret = served_find(name, &served, err);
+
+	if (ret)
+		return ret;
+	ret = served.state == SERVED_LIVE ? read_layers(&served, &layers, err) :
+					    served_not_live(&served, err);
+	if (ret == 0 && json) {
+		print_tree_json(&served, layers);
+	} else if (ret == 0) {
+		print_tree(&served, layers);
+		json_object_put(layers);
+	}
+	served_exit(&served);
+	return ret;
+}
+
+static int tree_run(const struct verb *verb, int argc, char **argv)
+{
+	struct qc_err err = { 0 };
+	bool json;
+	int status = served_arguments(verb, argc, argv, 1, 1, &json);
+
+	if (status)
+		return status;
+	return tree_chain(argv[optind], json, &err) ? print_error(&err) : CTL_DONE;
+}
+
+const struct verb verb_tree = {
+	.name = "tree",
+	.summary = "the layers of a chain, from the active layer down to the base",
+	.usage = "NAME [--json]",
+	.options =
+		"  --json     one object: name, and layers, a list of {node-name, file, snapshot,\n"
+		"             state, virtual-size, actual-size, depth}\n",
+	.examples =
+		"  qchainctl tree vm7\n",
+	.run = tree_run,
+};

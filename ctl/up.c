@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qchainctl up: serve a chain, or take over where its daemon died. */
+#include "served.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+/* The command line of `up`. @top: absolute, "" when not given. */
+struct up_options {
+	const char *name;
+	char top[PATH_MAX];
+	char nbd[PATH_MAX];
+	bool no_ublk;
+	bool scan;
+	bool json;
+	json_object *words; /* for qchaind, as they stand in the record */
+};
+
+/* In the order of long_options. */
+enum {
+	OPT_FIRST = 256,
+	OPT_NBD = OPT_FIRST,
+	OPT_NO_UBLK,
+	OPT_SCAN,
+	OPT_JSON,
+	OPT_ALLOW_BACKING,
+	OPT_PASSED_ON, /* and all behind it: qchaind has them under the same name */
+};
+
+static const struct option long_options[] = {
+	{ "nbd", required_argument, NULL, OPT_NBD },
+	{ "no-ublk", no_argument, NULL, OPT_NO_UBLK },
+	{ "scan", no_argument, NULL, OPT_SCAN },
+	{ "json", no_argument, NULL, OPT_JSON },
+	{ "allow-backing", required_argument, NULL, OPT_ALLOW_BACKING },
+	{ "read-only", no_argument, NULL, OPT_PASSED_ON },
+	{ "allow-data-file", no_argument, NULL, OPT_PASSED_ON + 1 },
+	{ "wait", no_argument, NULL, OPT_PASSED_ON + 2 },
+	{ "snapshot", required_argument, NULL, OPT_PASSED_ON + 3 },
+	{ "format", required_argument, NULL, OPT_PASSED_ON + 4 },
+	{ "backing-format", required_argument, NULL, OPT_PASSED_ON + 5 },
+	{ "cache-size", required_argument, NULL, OPT_PASSED_ON + 6 },
+	{ "on-full", required_argument, NULL, OPT_PASSED_ON + 7 },
+	{ NULL },
+};
+
+/* ---- command line ------------------------------------------------------------- */
+
+/* @path as it is from every folder, links kept: backing names count from there. */
+static int absolute_path(const char *path, char *result, struct qc_err *err)
+{
+	char cwd[PATH_MAX];
+	int n;
+
+	if (*path == '/') {
+		n = snprintf(result, PATH_MAX, "%s", path);
+	} else {
+		if (!getcwd(cwd, sizeof(cwd)))
+			return qc_err_set(err, -errno, "%s: this folder has no path (%m)", path);
+		n = snprintf(result, PATH_MAX, "%s/%s", cwd,
+			     strncmp(path, "./", 2) == 0 ? path + 2 : path);
+	}
+	if (n < PATH_MAX)
+		return 0;
+	return qc_err_set(err, -ENAMETOOLONG, "%.80s...: path too long (%d bytes), must be below "
+			  "%d", path, n, PATH_MAX);
+}
+
+/* Two words for qchaind, or one when there is no value. */
+static void keep_option(struct up_options *up, const char *key, const char *value)
+{
+	char word[64];
+
+	snprintf(word, sizeof(word), "--%s", key);
+	json_object_array_add(up->words, json_object_new_string(word));
+	if (value)
+		json_object_array_add(up->words, json_object_new_string(value));
+}
+
+static int take_option(struct up_options *up, int c, struct qc_err *err)
+{
+	char path[PATH_MAX];
+	int ret;
+
+	switch (c) {
+	case OPT_NBD:
+		return absolute_path(optarg, up->nbd, err);
+	case OPT_NO_UBLK:
+		up->no_ublk = true;
+		return 0;
+	case OPT_SCAN:
+		up->scan = true;
+		return 0;
+	case OPT_JSON:
+		up->json = true;
+		return 0;
+	case OPT_ALLOW_BACKING:
+		ret = absolute_path(optarg, path, err);
+		if (ret == 0)
+			keep_option(up, long_options[c - OPT_FIRST].name, path);
+		return ret;
+	default:
+		keep_option(up, long_options[c - OPT_FIRST].name,
+			    long_options[c - OPT_FIRST].has_arg ? optarg : NULL);
+		return 0;
+	}
+}
+
+static int take_top(struct up_options *up, const char *text, struct qc_err *err)
+{
+	struct object_name name;
+	int ret = name_parse(text, &name, err);
+
+	if (ret)
+		return ret;
+	if (name.kind == NAME_CHAIN)
+		return qc_err_set(err, -EINVAL, "%s: is a served chain, expected VG/LV or the path "
+				  "of an image; for a file write ./%s", text, text);
+	return absolute_path(name.path, up->top, err);
+}
+
+/* 0, or the exit status of a wrong command line. */
+static int up_parse(const struct verb *verb, int argc, char **argv, struct up_options *up)
+{
+	struct qc_err err = { 0 };
+	int c, ret = 0, status;
+
+	while (ret == 0 && (c = verb_option(verb, argc, argv, long_options)) != -1) {
+		if (c == '?')
+			return verb_status(verb);
+		ret = take_option(up, c, &err);
+	}
+	if (ret)
+		return verb_usage(verb, "%s", err.msg);
+	status = verb_arguments(verb, argc, argv, 1, 2);
+	if (status)
+		return status;
+	up->name = argv[optind];
+	ret = chain_name_check(up->name, &err);
+	if (ret == 0 && optind + 1 < argc)
+		ret = take_top(up, argv[optind + 1], &err);
+	if (ret)
+		return verb_usage(verb, "%s", err.msg);
+	if (up->no_ublk && !up->nbd[0])
+		return verb_usage(verb, "--no-ublk: nothing is left to be served, expected --nbd "
+					"SOCK too");
+	return 0;
+}
+
+/* ---- the record ------------------------------------------------------------------ */
+
+/* Which life of which device: opaque, never 0. */
+static u64 random_tag(void)
+{
+	u64 tag = 0;
+
+	while (tag == 0) {
+		if (getrandom(&tag, sizeof(tag), 0) != sizeof(tag))
+			tag = 0;
+	}
+	return tag;
+}
+
+static json_object *make_record(const struct up_options *up)
+{
+	json_object *record = json_object_new_object();
+
+	json_object_object_add(record, "name", json_object_new_string(up->name));
+	json_object_object_add(record, "top", json_object_new_string(up->top));
+	json_object_object_add(record, "options", json_object_get(up->words));
+	json_object_object_add(record, "scan", json_object_new_boolean(up->scan));
+	json_object_object_add(record, "ublk", json_object_new_boolean(!up->no_ublk));
+	if (up->nbd[0])
+		json_object_object_add(record, "nbd", json_object_new_string(up->nbd));
+	json_object_object_add(record, "activated", json_object_new_array());
+	return record;
+}
+
+static bool record_flag(json_object *record, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(record, key, &value) && json_object_get_boolean(value);
+}
+
+/* A new device, and with it a new life, for a chain that shall have one. */
+static int record_device(json_object *record, struct qc_err *err)
+{
+	char text[24];
+	s32 dev_id;
+	int ret;
+
+	if (!record_flag(record, "ublk"))
+		return 0;
+	ret = rundir_take_device(json_text(record, "name"), record_flag(record, "scan"), &dev_id,
+				 err);
+	if (ret)
+		return ret;
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)random_tag());
+	json_object_object_add(record, "dev-id", json_object_new_int(dev_id));
+	json_object_object_add(record, "tag", json_object_new_string(text));
+	return 0;
+}
+
+static void forget_device(json_object *record)
+{
+	s32 dev_id = json_number(record, "dev-id", -1);
+
+	if (dev_id < 0)
+		return;
+	rundir_unlink_device(json_text(record, "name"), dev_id);
+	rundir_drop_device(dev_id);
+	json_object_object_del(record, "dev-id");
+}
+
+static json_object *record_activated(json_object *record)
+{
+	json_object *list;
+	u32 nr;
+
+	list = json_list(record, "activated", &nr);
+	if (list)
+		return list;
+	list = json_object_new_array();
+	json_object_object_add(record, "activated", list);
+	return list;
+}
+
+/* ---- starting --------------------------------------------------------------------- */
+
+/* What the daemon has become; the record learns its process. */
+static int finish_start(struct rundir *dir, json_object *record, struct served *result,
+			struct qc_err *err)
+{
+	int ret = served_find(dir->name, result, err);
+
+	if (ret)
+		return ret;
+	if (result->state != SERVED_LIVE) {
+		ret = served_not_live(result, err);
+		served_exit(result);
+		return ret;
+	}
+	json_object_object_add(record, "pid", json_object_new_int(result->pid));
+	ret = rundir_save(dir, record, err);
+	if (ret == 0 && result->dev_id >= 0)
+		ret = rundir_link_device(dir->name, result->dev_id, err);
+	if (ret)
+		served_exit(result);
+	return ret;
+}
+
+/* Start a chain that has no device; leaves nothing behind when that fails. */
+static int start_new(struct rundir *dir, json_object *record, bool wait, struct served *result,
+		     struct qc_err *err)
+{
+	int ret = activate_chain(json_text(record, "top"), record_activated(record), err);
+
+	if (ret == 0)
+		ret = record_device(record, err);
+	if (ret == 0)
+		ret = rundir_save(dir, record, err);
+	if (ret == 0)
+		ret = spawn_daemon(record, wait, false, err);
+	if (ret) {
+		forget_device(record);
+		deactivate_chain(record_activated(record), NULL);
+		rundir_remove(dir, NULL);
+		return ret;
+	}
+	return finish_start(dir, record, result, err);
+}
+
+/* Take the device over; it keeps waiting when that fails. */
+static int start_recovery(struct rundir *dir, json_object *record, struct served *result,
+			  struct qc_err *err)
+{
+	int ret = activate_chain(json_text(record, "top"), record_activated(record), err);
+
+	if (ret == 0)
+		ret = spawn_daemon(record, true, true, err);
+	return ret ? ret : finish_start(dir, record, result, err);
+}
+
+static int already_served(const struct served *served, struct qc_err *err)
+{
+	char device[256];
+
+	return qc_err_set(err, -EEXIST,
+			  "%s: served already by process %d%s%s; see qchainctl status %s, or take "
+			  "another name", served->name, (int)served->pid,
+			  served_device(served, device)[0] ? " on " : "", device, served->name);
+}
+
+static int check_same_top(const struct up_options *up, const struct served *dead,
+			  struct qc_err *err)
+{
+	if (!up->top[0] || strcmp(up->top, served_top(dead)) == 0)
+		return 0;
+	return qc_err_set(err, -EEXIST,
+			  "%s: is the name of a chain whose daemon has died (top %s), which must be "
+			  "ended first; start it again with qchainctl up %s, or end it with qchainctl "
+			  "down %s", dead->name, served_top(dead), dead->name, dead->name);
+}
+
+/*
+ * After a death. A device that waits is taken over with the options of its
+ * start; without one it is a new start, with new options where there are any.
+ */
+static int up_again(const struct up_options *up, struct rundir *dir, struct served *dead,
+		    struct served *result, struct qc_err *err)
+{
+	json_object *record;
+	int ret = check_same_top(up, dead, err);
+
+	if (ret)
+		return ret;
+	if (!dead->record)
+		return qc_err_set(err, -ENOENT, "%s: its daemon has ended and was not started by "
+				  "qchainctl; remove %s and start it as before", dead->name,
+				  dir->path);
+	if (dead->state == SERVED_RECOVERABLE)
+		return start_recovery(dir, dead->record, result, err);
+	forget_device(dead->record);
+	if (!up->top[0])
+		return start_new(dir, dead->record, true, result, err);
+	record = make_record(up);
+	json_object_object_add(record, "activated",
+			       json_object_get(record_activated(dead->record)));
+	ret = start_new(dir, record, true, result, err);
+	json_object_put(record);
+	return ret;
+}
+
+static int up_fresh(const struct up_options *up, struct rundir *dir, struct served *result,
+		    struct qc_err *err)
+{
+	json_object *record;
+	int ret;
+
+	if (!up->top[0]) {
+		rundir_remove(dir, NULL);
+		return qc_err_set(err, -ENOENT, "%s: was not served before, expected its TOP too: "
+				  "qchainctl up %s TOP", up->name, up->name);
+	}
+	record = make_record(up);
+	ret = start_new(dir, record, false, result, err);
+	json_object_put(record);
+	return ret;
+}
+
+/* *@how: what became of a chain whose daemon had died, else NULL */
+static int up_locked(const struct up_options *up, struct rundir *dir, struct served *result,
+		     const char **how, struct qc_err *err)
+{
+	struct qc_err missing = { 0 };
+	struct served before;
+	int ret = served_find(up->name, &before, &missing);
+
+	if (ret == -ENOENT)
+		return up_fresh(up, dir, result, err);
+	if (ret)
+		return qc_err_set(err, ret, "%s", missing.msg);
+	if (before.state == SERVED_LIVE || before.state == SERVED_SILENT) {
+		ret = already_served(&before, err);
+	} else {
+		*how = before.state == SERVED_RECOVERABLE ? "recovered" : "started again";
+		ret = up_again(up, dir, &before, result, err);
+	}
+	served_exit(&before);
+	return ret;
+}
+
+/* ---- the verb ------------------------------------------------------------------------ */
+
+static void print_result(const struct up_options *up, const struct served *served, const char *how)
+{
+	json_object *object;
+	char device[256];
+
+	if (up->json) {
+		object = served_json(served);
+		json_object_object_add(object, "recovered", json_object_new_boolean(how != NULL));
+		print_json(object);
+		return;
+	}
+	if (how)
+		fprintf(stderr, "qchainctl: %s: its daemon had ended, %s\n", served->name, how);
+	printf("%s\n", served_device(served, device));
+}
+
+static int up_run(const struct verb *verb, int argc, char **argv)
+{
+	struct up_options up = { .words = json_object_new_array() };
+	struct qc_err err = { 0 };
+	struct served served = { .dev_id = -1 };
+	struct rundir dir = { .lock_fd = -1 };
+	const char *how = NULL;
+	int status = up_parse(verb, argc, argv, &up);
+
+	if (status)
+		goto out;
+	if (rundir_lock(up.name, true, &dir, &err) ||
+	    up_locked(&up, &dir, &served, &how, &err))
+		status = print_error(&err);
+	else
+		print_result(&up, &served, how);
+	rundir_unlock(&dir);
+	served_exit(&served);
+out:
+	json_object_put(up.words);
+	return status;
+}
+
+const struct verb verb_up = {
+	.name = "up",
+	.summary = "serve a chain as a block device, or recover it after a crash",
+	.usage = "NAME [TOP] [OPTION]...",
+	.options =
+		"  --read-only            serve it for reading only\n"
+		"  --nbd SOCK             serve it on this NBD socket too\n"
+		"  --no-ublk              no block device, only --nbd\n"
+		"  --scan                 let the host read what is on it: partitions, LVM, md\n"
+		"  --allow-backing DIR    follow backing references into DIR too, repeatable\n"
+		"  --allow-data-file      follow a reference to an external data file\n"
+		"  --snapshot SNAP        show an internal snapshot of TOP, read-only\n"
+		"  --format FORMAT        of TOP: qcow2 (default) or raw\n"
+		"  --backing-format F     where an image does not say that of its backing\n"
+		"  --cache-size SIZE      memory for the map\n"
+		"  --on-full wait|fail    when the volume is full: writes wait (default) or fail\n"
+		"  --wait                 wait while a dead process's I/O holds an image\n"
+		"  --json                 one object: name, device, state, top, size, exports,\n"
+		"                         recovered\n",
+	.examples =
+		"  qchainctl up vm7 vg/vm-7-disk-0.qcow2      then use /dev/qchain/vm7\n"
+		"  qchainctl up vm7                           after its daemon has ended\n"
+		"  qchainctl up old ./disk.qcow2 --read-only --no-ublk --nbd /run/old.sock\n",
+	.run = up_run,
+};

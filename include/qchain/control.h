@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* The daemon as an administrator sees it: what it serves, QMP, how it ends. */
+#ifndef QCHAIN_CONTROL_H
+#define QCHAIN_CONTROL_H
+
+#include <json-c/json.h>
+#include <qchain/err.h>
+#include <qchain/loop.h>
+#include <qchain/target.h>
+#include <qchain/transport.h>
+#include <qchain/types.h>
+
+#ifndef QCHAIN_VERSION
+#define QCHAIN_VERSION "0.1"
+#endif
+
+/* Exports of one daemon, NBD and ublk together. */
+#define QC_MAX_EXPORTS 16u
+/* Characters of a chain's name. */
+#define QC_MAX_CHAIN_NAME 63u
+/* QMP connections at one time; the next one is closed at once. */
+#define QC_MAX_QMP_CLIENTS 16u
+/* Bytes of one QMP command; a longer one is answered with an error. */
+#define QC_MAX_QMP_MESSAGE (1024u * 1024u)
+/* Bytes of events that wait for a client that does not read; then it is closed. */
+#define QC_MAX_QMP_BACKLOG (4u * 1024u * 1024u)
+
+/* ---- names and places (chain-name.c); shared with qchainctl ------------------ */
+
+/*
+ * chain_name_check - may a chain be called @name? Letters, digits, "_", "-", "+"
+ * and ".", not beginning with "-" or ".": it becomes the name of a folder, of a
+ * link in /dev/qchain and of an NBD export.
+ */
+int chain_name_check(const char *name, struct qc_err *err);
+
+/* "/run/qchain", or what the environment variable QCHAIN_RUN_DIR says. */
+const char *chain_run_root(void);
+
+/* Path of @file in the folder of chain @name; @file NULL: the folder itself. */
+int chain_run_path(const char *name, const char *file, char *path, size_t bytes,
+		   struct qc_err *err);
+
+/* Make the folder of chain @name (0700), and the root above it, where missing. */
+int chain_run_create(const char *name, struct qc_err *err);
+
+/* ---- the process (process.c) -------------------------------------------------- */
+
+/*
+ * process_protect - what a storage server must be: locked in memory, marked as
+ * an I/O flusher, last in line for the OOM killer, in a mount namespace of its
+ * own (facts of deadlocks: docs/design.md). Call before there are threads.
+ * What is not permitted is left out and said in one warning.
+ */
+void process_protect(void);
+
+/*
+ * process_daemonize - go to the background; returns in the child only
+ * @log_path: standard error of the child, created 0600, appended to
+ *
+ * The parent waits for process_ready() and exits 0, or for process_failed(),
+ * prints its text and exits 1. Before threads.
+ */
+int process_daemonize(const char *log_path, struct qc_err *err);
+void process_ready(void);
+/* The one line of a start that failed: to the waiting parent or standard error. */
+void process_failed(const struct qc_err *err);
+
+/* ---- what is served (daemon.c) ------------------------------------------------- */
+
+enum export_kind { EXPORT_NBD, EXPORT_UBLK };
+
+/* One `--export`: filled by export_parse(), strings live in @text. */
+struct export_options {
+	enum export_kind kind;
+	char *text;
+	struct nbd_options nbd;
+	struct ublk_options ublk;
+};
+
+/*
+ * export_parse - "nbd,socket=PATH,..." or "ublk,id=N,..." as on the command line
+ * A comma inside a value is written twice. export_options_exit() frees.
+ */
+int export_parse(const char *text, struct export_options *result, struct qc_err *err);
+void export_options_exit(struct export_options *options);
+
+/* Who may be cut off when the daemon stops. */
+enum stop_mode {
+	STOP_UNUSED, /* nobody: refuse while an export is in use */
+	STOP_SIGNAL, /* NBD clients; refuse while a ublk device is in use */
+	STOP_FORCE, /* everybody */
+};
+
+/*
+ * struct daemon - one target and its exports. Control thread only.
+ */
+struct daemon {
+	/* set once */
+	const char *name; /* NULL without --name */
+	const char *top; /* as named on the command line */
+	struct loop *loop; /* the control thread's */
+	struct target *target;
+	struct qmp_server *qmp; /* NULL without QMP */
+
+	u32 nr_exports;
+	struct transport *exports[QC_MAX_EXPORTS];
+	bool stopped; /* daemon_stop() has ended all exports */
+	const char *reason; /* why, in QMP's words */
+	int exit_status;
+};
+
+/* Create and start one export; it is usable when this returns 0. */
+int daemon_add_export(struct daemon *daemon, const struct export_options *options,
+		      struct qc_err *err);
+
+/*
+ * daemon_stop - end the exports, write everything back, make loop_run() return
+ *
+ * -EBUSY: somebody uses an export and @mode protects him; @err names him, the
+ * daemon goes on serving. Any other error: the exports are gone but the images
+ * may not be clean; the daemon ends with exit status 1. @reason: a constant, for
+ * the event SHUTDOWN, in QMP's words.
+ */
+int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,
+		struct qc_err *err);
+
+/*
+ * Stop what runs, whoever uses it, and free everything but the loop, QMP last:
+ * a client that finds its connection closed knows that all images are closed.
+ */
+void daemon_exit(struct daemon *daemon);
+
+/* ---- QMP (qmp-*.c) ---------------------------------------------------------------- */
+
+struct qmp_server;
+
+/*
+ * qmp_server_create - listen on unix socket @path (mode 0600), for root and the
+ * daemon's own user. A socket that a dead daemon left is replaced, that of a
+ * living one is refused. Commands run on @daemon->loop, which must be running
+ * or be run later by this thread.
+ */
+int qmp_server_create(struct daemon *daemon, const char *path, struct qmp_server **result,
+		      struct qc_err *err);
+/* Close all connections and the socket. Control thread, the loop stands still. */
+void qmp_server_destroy(struct qmp_server *server);
+
+/*
+ * qmp_event - send event @name to every client that has negotiated
+ * @data_owned: may be NULL; must not be shared with anybody
+ *
+ * Any thread; never blocks. Nothing happens where no server runs. On the
+ * control thread it is sent at once, before a reply that is under way.
+ */
+void qmp_event(const char *name, json_object *data_owned);
+
+#endif

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* Metadata of one image that is being written: blocks, and THE write order. */
+#ifndef QCHAIN_META_H
+#define QCHAIN_META_H
+
+#include <qchain/io.h>
+#include <qchain/loop.h>
+#include <qchain/types.h>
+#include <urcu/list.h>
+
+/*
+ * This room knows no qcow2. It knows blocks (pieces of tables, cached), and a
+ * transaction with the four steps of rule B1:
+ *
+ *   1. in any order: fresh tables, whole; dirty blocks (refcounts, which may
+ *      run ahead of what uses them). Guest data was written before its
+ *      operation joined the transaction.
+ *   2. flush
+ *   3. sets: entries in sectors that are already reachable. The cached block
+ *      keeps its old content until the sector has been written: what the cache
+ *      says, the disk says.
+ *   --- linked: published and acknowledged (promise A1) ---
+ *   4. flush: the guest's own, or that of step 2 of the next transaction.
+ *
+ * One transaction is open and collects, one at most is committing. All calls
+ * on the metadata loop; nothing blocks.
+ */
+
+struct meta;
+struct meta_txn;
+
+/* What meta_get() waits for: @fn once, then the caller asks again. */
+struct meta_wait {
+	struct cds_list_head node;
+	void (*fn)(struct meta_wait *wait);
+};
+
+/*
+ * struct meta_block - a cached piece of a table, meta_block_bytes() long
+ * @data: big-endian, as on disk. Changed only through meta_txn_set(), or in
+ *        place together with meta_mark_dirty().
+ * @pins: keeps it in memory; meta_pin() / meta_unpin()
+ */
+struct meta_block {
+	u64 offset;
+	void *data;
+	u32 pins;
+	u32 dirty; /* a bit per device block: step 1 of the next transaction writes it */
+	u8 state;
+	struct cds_list_head hash;
+	struct cds_list_head lru;
+	struct cds_list_head dirty_node;
+	struct cds_list_head waiters;
+	struct meta *meta;
+	struct io_op io;
+};
+
+/*
+ * An operation that joined a transaction. @fn: step 3 is on disk (@error 0), or
+ * the transaction failed and none of its entries counts.
+ */
+struct meta_join {
+	struct cds_list_head node;
+	void (*fn)(struct meta_join *join, int error);
+};
+
+/* A place that the transaction unmaps. @durable: the unmapping survives a cut. */
+struct meta_unmap {
+	struct cds_list_head node;
+	u64 host;
+	u64 bytes;
+	void (*durable)(struct meta_unmap *unmap);
+};
+
+/*
+ * struct meta_ops
+ * @linked: after all join callbacks of a transaction: publish, then acknowledge.
+ * @failed: step 3 broke in the middle: what the disk holds is unknown, nothing
+ *          is written any more. Called once, before the joins hear of it.
+ */
+struct meta_ops {
+	void (*linked)(void *arg);
+	void (*failed)(void *arg, int error);
+};
+
+/*
+ * meta_create - @block_bytes: the smaller of the cluster and 4096; @max_blocks:
+ * blocks that are neither pinned nor dirty are dropped beyond it.
+ */
+int meta_create(struct loop *loop, struct io_dev *dev, u32 block_bytes, u32 max_blocks,
+		const struct meta_ops *ops, void *arg, struct meta **result);
+/* Nothing may be joined, loading or committing. */
+void meta_destroy(struct meta *meta);
+
+u32 meta_block_bytes(const struct meta *meta);
+
+/*
+ * meta_get - the block that holds byte @offset of the image
+ * 0; -EAGAIN: @wait->fn will be called when it is worth asking again; -EIO.
+ * The block stays until the caller's event ends, longer only when pinned.
+ */
+int meta_get(struct meta *meta, u64 offset, struct meta_wait *wait, struct meta_block **result);
+void meta_pin(struct meta_block *block);
+void meta_unpin(struct meta_block *block);
+/* Bytes [@at, @at + @bytes) of the block's data were changed in place. */
+void meta_mark_dirty(struct meta_block *block, u32 at, u32 bytes);
+
+/* Drop a cached block that became invalid (its cluster was freed or rewritten). */
+void meta_forget(struct meta *meta, u64 offset, u64 bytes);
+
+/* ---- the open transaction --------------------------------------------------- */
+
+/* Changes from one to the next: what was added under it is committed together. */
+u64 meta_open_seq(const struct meta *meta);
+
+/* Step 3: put @bytes of @data at @at of @block (pinned meanwhile, data copied). */
+int meta_txn_set(struct meta *meta, struct meta_block *block, u32 at, const void *data,
+		 u32 bytes);
+/* Step 1: write @data_owned (io_alloc) whole to @host; may be filled until the commit. */
+int meta_txn_fresh(struct meta *meta, u64 host, void *data_owned, u32 bytes);
+/* Unmapped by a set of this transaction. */
+void meta_txn_unmap(struct meta *meta, struct meta_unmap *unmap);
+void meta_txn_join(struct meta *meta, struct meta_join *join);
+
+/* Commit what is open as soon as the one before is linked. */
+void meta_kick(struct meta *meta);
+
+/*
+ * Make every unmap of linked transactions durable and write every dirty block,
+ * even if nobody asks for a flush. Runs by itself half a second after the last
+ * change. meta_idle(): nothing of this is left to do.
+ */
+void meta_housekeep(struct meta *meta);
+bool meta_idle(struct meta *meta);
+
+struct meta_stats {
+	u64 commits;
+	u64 flushes;
+	u64 block_reads;
+	u64 block_writes;
+};
+
+void meta_get_stats(const struct meta *meta, struct meta_stats *stats);
+
+#endif

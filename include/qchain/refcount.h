@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* Refcounts and the allocator of an image that is being written. Room qcow2/. */
+#ifndef QCHAIN_REFCOUNT_H
+#define QCHAIN_REFCOUNT_H
+
+#include <qchain/image.h>
+#include <qchain/meta.h>
+
+/*
+ * Refcounts are exact in every image (rule A3). An allocation counts in memory
+ * at once and on disk with step 1 of the next transaction; a decrement follows
+ * the durable unmapping (rule B1, backwards). All calls on the metadata loop.
+ */
+
+struct refcounts;
+
+/* Reads the refcount table (synchronously) and builds the overlap check. */
+int refcounts_open(struct image *img, struct meta *meta, struct refcounts **result,
+		   struct qc_err *err);
+void refcounts_close(struct refcounts *rc);
+
+/*
+ * refcounts_alloc - up to @want adjacent clusters, at least one
+ * 0 and *@host, *@got; -EAGAIN: @wait->fn runs when it is worth asking again;
+ * -ENOSPC: the device is full (ask again after growth or a release); -EIO.
+ */
+int refcounts_alloc(struct refcounts *rc, u32 want, struct meta_wait *wait, u64 *host,
+		    u32 *got);
+
+/*
+ * refcounts_release - one reference less to each cluster that [@host, +@bytes)
+ * touches. Only when nothing durable names them any more and nobody reads them.
+ * 0; -EAGAIN; -EUCLEAN: a count was zero already.
+ */
+int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wait *wait);
+
+/* Clusters that the device can hold; changes when the device grows. */
+u64 refcounts_limit(const struct refcounts *rc);
+/* A growth of the refcount structures is under way. */
+bool refcounts_busy(const struct refcounts *rc);
+
+#endif

@@ -1,0 +1,109 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Proves that the differential tester can fail: each fault of mutant.py must be noticed.
+
+Exit status: 0 every fault was noticed, 1 one was missed, 77 QEMU's tools are missing.
+"""
+
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+EXIT_SKIP = 77
+SEED = 4711
+LIMIT_S = 300
+
+
+@dataclass
+class Check:
+    """One fault, what the tester must say about it, and special arguments."""
+    fault: str
+    expected: str
+    arguments: tuple = ()
+    count: int = 6
+
+
+CHECKS = (
+    Check("none", ""),
+    Check("drop-write", r"read|at end"),
+    Check("move-write", r"differs"),
+    Check("short-write", r"protocol|closed|ended|differs|not answered"),
+    Check("move-read", r"outside of its request|differs"),
+    Check("drop-zero", r"differs", count=10),
+    Check("short-zero", r"differs", count=10),
+    Check("trim-shows-foreign-data", r"neither old nor new: found foreign bytes", count=10),
+    Check("false-status", r"block status|extents|allocation depth", count=10),
+    Check("exit-early", r"server closed the connection", ("--timeout", "30")),
+    Check("hang", r"not answered in time", ("--timeout", "6"), 2),
+    Check("slow-start", r"deadline of the case exceeded", ("--timeout", "3"), 2),
+    Check("bad-exit", r"ended with status 3"),
+    Check("sanitizer", r"sanitizer: .*AddressSanitizer"),
+    Check("leak", r"finds 1 leaks, 0 expected"),
+    Check("broken-refcount", r"finds \d+ errors"),
+    Check("spoilt-after-stop", r"qemu-img convert: .* differs|qemu-img check finds"),
+    Check("changed-backing", r"a backing image was changed"),
+    Check("wrong-base", r"differs", count=10),
+    Check("spoilt-backing", r"differs", count=10),
+    Check("read-only-changes-top", r"active layer was changed by a read-only server|read-only"),
+    Check("read-only-spoilt", r"read-only: sector \d+ differs"),
+    Check("forgetful", ""),
+    Check("forgetful", r"at start: sector \d+ differs|neither old nor new", ("--kill",), 10),
+)
+
+
+def run_check(check, folder):
+    """Return (check, problem or None)."""
+    command = [os.path.join(HERE, "diff.py"), "--qchaind", os.path.join(HERE, "mutant.py"),
+               "--seed", str(SEED), "--count", str(check.count), "--jobs", "1", "--ops", "80",
+               *check.arguments]
+    environment = dict(os.environ, MUTANT=check.fault, TMPDIR=folder)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S)
+    return check, judge(check, done.returncode, done.stdout)
+
+
+def judge(check, status, output):
+    if not check.expected:
+        return None if status == 0 else f"a faultless server failed: {output.strip()}"
+    failures = [line for line in output.splitlines() if line.startswith("FAIL")]
+    if status != 1 or not failures:
+        return f"not noticed (status {status}): {output.strip()}"
+    if not any(re.search(check.expected, line) for line in failures):
+        return f"noticed for another reason: {failures[0]}"
+    return None
+
+
+def run_all(folder):
+    """Run all checks; returns the number of those that went wrong."""
+    wrong = 0
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for check, problem in pool.map(lambda check: run_check(check, folder), CHECKS):
+            name = " ".join((check.fault, *check.arguments))
+            print(f"not ok {name}: {problem}" if problem else f"ok {name}", flush=True)
+            wrong += problem is not None
+    return wrong
+
+
+def main():
+    missing = [tool for tool in ("qemu-img", "qemu-io", "qemu-nbd") if not shutil.which(tool)]
+    if missing:
+        print(f"selftest: skipped: {', '.join(missing)} not found")
+        return EXIT_SKIP
+    place = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
+    folder = tempfile.mkdtemp(prefix="qself-", dir=place)
+    try:
+        wrong = run_all(folder)
+    finally:
+        shutil.rmtree(folder)
+    print(f"selftest: {len(CHECKS) - wrong} passed, {wrong} failed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

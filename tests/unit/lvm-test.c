@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Logical volumes: the real lvm on a loop device, and a false one that misbehaves. */
+#include "../../ublk-target/lvm/lvm-private.h"
+#include "unit.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <qchain/lvm.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define VG "qchain-unit-test"
+
+static char dir[] = "/tmp/qchain-lvm-XXXXXX";
+static char real_path[4096];
+static int loop_fd = -1; /* keeps the PV's loop device */
+
+static void write_file(const char *name, mode_t mode, const char *text)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, mode);
+	CU_ASSERT_FATAL(fd >= 0);
+	CU_ASSERT(write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+	close(fd);
+}
+
+/* From now on `lvm` is a shell script with this body. */
+static void use_false_lvm(const char *body)
+{
+	char script[4096], path[4200];
+
+	snprintf(script, sizeof(script), "#!/bin/sh\n%s\n", body);
+	write_file("lvm", 0700, script);
+	snprintf(path, sizeof(path), "%s:%s", dir, real_path);
+	setenv("PATH", path, 1);
+}
+
+static void use_real_lvm(void)
+{
+	setenv("PATH", real_path, 1);
+}
+
+static void has_words(const struct qc_err *err, int code, const char *words)
+{
+	CU_ASSERT(err->code == code);
+	if (err->code != code || !strstr(err->msg, words)) {
+		printf("\n%d, expected \"%s\" in: %s\n", err->code, words, err->msg);
+		CU_FAIL("wrong text");
+	}
+}
+
+/* ---- a false lvm ------------------------------------------------------- */
+
+static void list_fails(const char *body, int code, const char *words)
+{
+	struct qc_err err = { 0 };
+	struct lvm_lv *lvs;
+	u32 nr;
+
+	use_false_lvm(body);
+	CU_ASSERT(lvm_list("vg", &lvs, &nr, &err) == code);
+	has_words(&err, code, words);
+	use_real_lvm();
+}
+
+static void test_failures(void)
+{
+	list_fails("echo '  WARNING: x' >&2; echo '  Volume group \"vg\" not found' >&2; exit 5",
+		   -EIO, "vg: lvs failed (exit 5: Volume group \"vg\" not found)");
+	list_fails("exit 3", -EIO, "exit 3: no message");
+	list_fails("kill -9 $$", -EIO, "signal 9");
+	list_fails("echo '{'", -EPROTO, "not understood");
+	list_fails("", -EPROTO, "not understood");
+	list_fails("echo '{\"report\":{}}'", -EPROTO, "not understood");
+	list_fails("echo '{\"report\":[]}'", -EPROTO, "not understood");
+	list_fails("echo '{\"report\":[{\"lv\":[{\"vg_name\":\"v\"}]}]}'", -EPROTO,
+		   "a field is missing");
+	list_fails("echo '{\"report\":[{\"lv\":[5]}]}'", -EPROTO, "a field is missing");
+}
+
+#define ONE_LV(size, tags)                                                                    \
+	"{\\\"vg_name\\\":\\\"vg\\\",\\\"lv_name\\\":\\\"a\\\",\\\"lv_uuid\\\":\\\"u\\\","     \
+	"\\\"lv_size\\\":\\\"" size "\\\",\\\"lv_tags\\\":\\\"" tags "\\\","                    \
+	"\\\"lv_active\\\":\\\"active\\\",\\\"lv_device_open\\\":\\\"open\\\"}"
+
+static void test_report(void)
+{
+	struct qc_err err = { 0 };
+	struct lvm_lv *lvs;
+	u32 nr;
+
+	list_fails("printf \"{\\\"report\\\":[{\\\"lv\\\":[" ONE_LV("5k", "") "]}]}\"", -EPROTO,
+		   "5k");
+	use_false_lvm("[ $# = 8 ] && [ $8 = vg ] && [ $LC_ALL = C ] && "
+		      "printf \"{\\\"report\\\":[{\\\"lv\\\":[" ONE_LV("4096", "a,b") ","
+		      ONE_LV("18446744073709551615", "$(printf 'tag-%04d,' $(seq 300))") "]}]}\"");
+	CU_ASSERT_FATAL(lvm_list("vg", &lvs, &nr, &err) == 0);
+	CU_ASSERT_FATAL(nr == 2);
+	CU_ASSERT(lvs[0].size_bytes == 4096 && lvs[0].active && lvs[0].open);
+	CU_ASSERT(!strcmp(lvs[0].tags, "a,b") && !lvs[0].tags_cut);
+	CU_ASSERT(lvs[1].size_bytes == UINT64_MAX && lvs[1].tags_cut);
+	CU_ASSERT(!strcmp(lvs[1].tags + strlen(lvs[1].tags) - 9, ",tag-0113"));
+	free(lvs);
+	use_real_lvm();
+}
+
+/* More than a pipe holds, on both streams, from a writer that blocks. */
+static void test_much_output(void)
+{
+	list_fails("dd if=/dev/zero bs=1M count=3 2>/dev/null | tr '\\0' 'e' >&2; "
+		   "dd if=/dev/zero bs=1M count=3 2>/dev/null | tr '\\0' ' '; exit 1", -EIO,
+		   "exit 1: eeee");
+}
+
+static void test_timeout(void)
+{
+	const char *args[] = { "lvs", NULL };
+	struct qc_err err = { 0 };
+
+	use_false_lvm("exec sleep 20");
+	CU_ASSERT(lvm_run("vg", args, 100, NULL, &err) == -ETIMEDOUT);
+	has_words(&err, -ETIMEDOUT, "was stopped");
+	err.code = 0;
+	/* It closed its output and runs on. */
+	use_false_lvm("exec >&- 2>&-; exec sleep 20");
+	CU_ASSERT(lvm_run("vg", args, 100, NULL, &err) == -ETIMEDOUT);
+	has_words(&err, -ETIMEDOUT, "look with lvs");
+	use_real_lvm();
+}
+
+static void test_arguments(void)
+{
+	struct qc_err err = { 0 };
+	char seen[512] = "";
+	int fd;
+
+	use_false_lvm("echo \"$*\" >> $(dirname $0)/seen");
+	CU_ASSERT(lvm_create("vg", "a-b", 1000000, "t=1", &err) == 0);
+	CU_ASSERT(lvm_remove("vg", "a-b", &err) == 0);
+	CU_ASSERT(lvm_activate("vg", "a-b", false, &err) == 0);
+	CU_ASSERT(lvm_change_tags("vg", "a", "n1,n2", "old", &err) == 0);
+	CU_ASSERT(lvm_change_tags("vg", "a", NULL, "", &err) == 0);
+	use_real_lvm();
+	CU_ASSERT_FATAL(chdir(dir) == 0);
+	fd = open("seen", O_RDONLY);
+	CU_ASSERT(fd >= 0 && read(fd, seen, sizeof(seen) - 1) > 0);
+	close(fd);
+	CU_ASSERT(!strcmp(seen,
+		"lvcreate --yes --autobackup n --activate y --setautoactivation n "
+		"--wipesignatures n --zero n --size 1000448b --name a-b vg --addtag t=1\n"
+		"lvremove --yes --autobackup n vg/a-b\n"
+		"lvchange --yes --autobackup n --activate n vg/a-b\n"
+		"lvchange --yes --autobackup n --deltag old --addtag n1 --addtag n2 vg/a\n"));
+}
+
+static void bad_name(const char *vg, const char *name, const char *words)
+{
+	struct qc_err err = { 0 };
+
+	CU_ASSERT(lvm_remove(vg, name, &err) == -EINVAL);
+	has_words(&err, -EINVAL, words);
+}
+
+static void test_names(void)
+{
+	struct qc_err err = { 0 };
+	char name[140];
+
+	bad_name("--config", "a", "VG name not valid (--config)");
+	bad_name("vg", "-f", "LV name not valid (-f)");
+	bad_name("vg", "", "LV name");
+	bad_name("vg", "a b", "LV name");
+	bad_name("vg", "a/b", "LV name");
+	bad_name("..", "a", "VG name");
+	memset(name, 'x', sizeof(name));
+	name[128] = 0;
+	bad_name("vg", name, "1..127");
+	CU_ASSERT(lvm_change_tags("vg", "a", "ok,--x", NULL, &err) == -EINVAL);
+	has_words(&err, -EINVAL, "tag not valid (--x)");
+}
+
+/* ---- the real one ------------------------------------------------------ */
+
+static bool run(const char *fmt, const char *arg)
+{
+	char command[512];
+
+	snprintf(command, sizeof(command), fmt, arg);
+	return system(command) == 0;
+}
+
+/* QCHAIN_TEST_DM=1, in the VM: with a kernel that has device-mapper. */
+static bool with_dm(void)
+{
+	const char *value = getenv("QCHAIN_TEST_DM");
+
+	return value && !strcmp(value, "1");
+}
+
+/* A VG on a loop device that lvm sees alone. */
+static bool make_vg(void)
+{
+	char command[256], name[64], conf[512];
+	FILE *f;
+
+	snprintf(command, sizeof(command), "truncate -s 64M %s/pv && losetup -f --show %s/pv "
+		 "2>/dev/null", dir, dir);
+	f = popen(command, "r");
+	if (!f || !fgets(name, sizeof(name), f)) {
+		if (f)
+			pclose(f);
+		return false;
+	}
+	pclose(f);
+	name[strcspn(name, "\n")] = 0;
+	loop_fd = open(name, O_RDONLY | O_CLOEXEC);
+	snprintf(conf, sizeof(conf), "devices { filter = [ \"a|^%s$|\", \"r|.*|\" ]\n"
+		 "use_devicesfile = 0 }\nglobal { activation = %d }\n"
+		 "backup { backup = 0\narchive = 0 }\n", name, with_dm());
+	write_file("lvm.conf", 0600, conf);
+	setenv("LVM_SYSTEM_DIR", dir, 1);
+	setenv("LVM_SUPPRESS_FD_WARNINGS", "1", 1);
+	return loop_fd >= 0 && run("losetup -d %s", name) &&
+	       run("lvm vgcreate -qq " VG " %s >/dev/null 2>&1", name);
+}
+
+static u32 seqno(void)
+{
+	unsigned int n = 0;
+	FILE *f = popen("lvm vgs --noheadings -o vg_seqno " VG " 2>/dev/null", "r");
+
+	CU_ASSERT(f && fscanf(f, "%u", &n) == 1);
+	pclose(f);
+	return n;
+}
+
+/* The LV @name is active: what device-mapper knows of it, and what is refused. */
+static void check_active(const char *name)
+{
+	struct qc_err err = { 0 };
+	char path[128], uuid[129];
+	struct lvm_lv lv;
+	struct stat st;
+	int fd;
+
+	CU_ASSERT(lvm_find(VG, name, &lv, &err) == 0 && lv.active && !lv.open);
+	snprintf(path, sizeof(path), "/dev/" VG "/%s", name);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	CU_ASSERT_FATAL(fd >= 0 && fstat(fd, &st) == 0);
+	CU_ASSERT(lvm_dm_uuid(major(st.st_rdev), minor(st.st_rdev), uuid, &err) == 0);
+	CU_ASSERT(!strncmp(uuid, "LVM-", 4) && strlen(uuid) == 68);
+	CU_ASSERT(lvm_find(VG, name, &lv, &err) == 0 && lv.open);
+	CU_ASSERT(lvm_activate(VG, name, false, &err) == -EIO);
+	has_words(&err, -EIO, "in use");
+	err.code = 0;
+	close(fd);
+	CU_ASSERT(lvm_activate(VG, name, false, &err) == 0);
+	CU_ASSERT(lvm_find(VG, name, &lv, &err) == 0 && !lv.active);
+	CU_ASSERT(lvm_activate(VG, name, true, &err) == 0);
+	CU_ASSERT(lvm_find(VG, name, &lv, &err) == 0 && lv.active);
+}
+
+static void test_real(void)
+{
+	struct qc_err err = { 0 };
+	struct lvm_lv lv, *lvs;
+	u32 nr, before;
+
+	if (!make_vg()) {
+		printf(" (skipped: no loop devices or no lvm) ");
+		return;
+	}
+	CU_ASSERT(lvm_list(VG, &lvs, &nr, &err) == 0 && nr == 0 && !lvs);
+	CU_ASSERT_FATAL(lvm_create(VG, "a-b", 5000000, "t0", &err) == 0);
+	CU_ASSERT(lvm_find(VG, "a-b", &lv, &err) == 0);
+	CU_ASSERT(!strcmp(lv.vg, VG) && !strcmp(lv.name, "a-b") && strlen(lv.uuid) == 38);
+	CU_ASSERT(lv.size_bytes == 8 * MiB && !lv.open && !strcmp(lv.tags, "t0"));
+	if (with_dm())
+		check_active("a-b");
+	before = seqno();
+	CU_ASSERT(lvm_change_tags(VG, "a-b", "t1,t2=/x:y", "t0", &err) == 0);
+	CU_ASSERT(seqno() == before + 1); /* one write of the metadata */
+	CU_ASSERT(lvm_find(VG, "a-b", &lv, &err) == 0 && !strcmp(lv.tags, "t1,t2=/x:y"));
+	CU_ASSERT(lvm_extend(VG, "a-b", 9 * MiB, &err) == 0);
+	CU_ASSERT(lvm_extend(VG, "a-b", 10 * MiB, &err) == 0);
+	CU_ASSERT(lvm_find(VG, "a-b", &lv, &err) == 0 && lv.size_bytes == 12 * MiB);
+	CU_ASSERT(lvm_list(NULL, &lvs, &nr, &err) == 0 && nr == 1);
+	free(lvs);
+	CU_ASSERT(err.code == 0);
+	CU_ASSERT(lvm_extend(VG, "a-b", 1 * GiB, &err) == -EIO);
+	has_words(&err, -EIO, "nsufficient free space");
+	err.code = 0;
+	CU_ASSERT(lvm_find(VG, "b", &lv, &err) == -ENOENT);
+	err.code = 0;
+	CU_ASSERT(lvm_create(VG, "a-b", 4096, NULL, &err) == -EIO);
+	has_words(&err, -EIO, "already exists");
+	err.code = 0;
+	CU_ASSERT(lvm_remove(VG, "a-b", &err) == 0);
+	CU_ASSERT(lvm_remove(VG, "a-b", &err) == -EIO);
+	has_words(&err, -EIO, VG "/a-b: lvremove failed");
+	close(loop_fd);
+}
+
+static void test_dm_uuid(void)
+{
+	struct qc_err err = { 0 };
+	char uuid[129] = "x";
+
+	CU_ASSERT(lvm_dm_uuid(7, 0, uuid, &err) == 0 && !uuid[0]);
+}
+
+static const struct unit_test tests[] = {
+	{ "failures", test_failures },
+	{ "report", test_report },
+	{ "much output", test_much_output },
+	{ "time limit", test_timeout },
+	{ "arguments", test_arguments },
+	{ "names and tags", test_names },
+	{ "the real lvm", test_real },
+	{ "dm uuid", test_dm_uuid },
+	{ NULL, NULL },
+};
+
+int main(void)
+{
+	char command[64];
+	int ret;
+
+	snprintf(real_path, sizeof(real_path), "%s:/usr/sbin:/sbin",
+		 getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin");
+	setenv("PATH", real_path, 1);
+	if (!mkdtemp(dir))
+		return 2;
+	ret = unit_main("lvm", tests);
+	snprintf(command, sizeof(command), "rm -rf %s", dir);
+	return system(command) ? 2 : ret;
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Serves one target as a ublk device, for the system tests of the ublk transport alone. */
+#include "ublk-mixed.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <qchain/transport.h>
+
+/*
+ * Signals: TERM stops if nobody uses the device, INT stops by force, USR1
+ * prints the status. Lines on standard output: "ready DEVICE", "status JSON",
+ * "busy TEXT", "stopped"; "error TEXT" and status 1 when it cannot start.
+ */
+
+static int usage(void)
+{
+	fprintf(stderr, "usage: ublk-bringup [--id N] [--recover N] [--copy] [--queues N] "
+			"[--depth N] [--tag N] TYPE [WORD]...\n");
+	return 2;
+}
+
+static int parse(int argc, char **argv, struct ublk_options *o)
+{
+	static const struct option options[] = {
+		{ "id", required_argument, NULL, 'i' },
+		{ "recover", required_argument, NULL, 'r' },
+		{ "copy", no_argument, NULL, 'c' },
+		{ "queues", required_argument, NULL, 'q' },
+		{ "depth", required_argument, NULL, 'd' },
+		{ "tag", required_argument, NULL, 't' },
+		{ "scan", no_argument, NULL, 's' },
+		{ NULL },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "+", options, NULL)) != -1) {
+		if (c == 'i' || c == 'r')
+			o->dev_id = atoi(optarg);
+		if (c == 'r')
+			o->recover = true;
+		else if (c == 'c')
+			o->no_zero_copy = true;
+		else if (c == 'q')
+			o->nr_queues = atoi(optarg);
+		else if (c == 'd')
+			o->queue_depth = atoi(optarg);
+		else if (c == 't')
+			o->tag = strtoull(optarg, NULL, 0);
+		else if (c == 's')
+			o->scan_partitions = true;
+		else if (c == '?')
+			return -EINVAL;
+	}
+	return optind < argc ? 0 : -EINVAL;
+}
+
+static void print_status(struct transport *t)
+{
+	json_object *status = json_object_new_object();
+
+	t->ops->status(t, status);
+	printf("status %s\n", json_object_to_json_string_ext(status, JSON_C_TO_STRING_PLAIN));
+	json_object_put(status);
+}
+
+/* Until it is stopped. */
+static void serve(struct transport *t, const sigset_t *signals)
+{
+	for (;;) {
+		struct qc_err err = { 0 };
+		int sig = 0;
+
+		fflush(stdout);
+		if (sigwait(signals, &sig))
+			continue;
+		if (sig == SIGUSR1)
+			print_status(t);
+		else if (t->ops->stop(t, sig == SIGINT, &err))
+			printf("busy %s\n", err.msg);
+		else
+			return;
+	}
+}
+
+static int make_target(int argc, char **argv, struct target **ti, struct qc_err *err)
+{
+	if (!strcmp(argv[0], "mixed") && argc == 2)
+		return mixed_create(argv[1], ti, err);
+	return target_create(argv[0], argc - 1, argv + 1, ti, err);
+}
+
+static void free_target(struct target *ti)
+{
+	if (!strcmp(ti->type->name, "mixed"))
+		mixed_destroy(ti);
+	else
+		target_destroy(ti);
+}
+
+static int fail(const struct qc_err *err)
+{
+	printf("error %s\n", err->msg);
+	return 1;
+}
+
+int main(int argc, char **argv)
+{
+	struct ublk_options options = { .dev_id = -1 };
+	struct qc_err err = { 0 };
+	struct transport *t;
+	struct target *ti;
+	sigset_t signals;
+
+	if (parse(argc, argv, &options))
+		return usage();
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	mlockall(MCL_CURRENT | MCL_FUTURE);
+	if (make_target(argc - optind, argv + optind, &ti, &err))
+		return fail(&err);
+	if (ublk_create(ti, &options, &t, &err) || t->ops->start(t, &err))
+		return fail(&err);
+	printf("ready /dev/ublkb%d\n", ublk_dev_id(t));
+	print_status(t);
+	serve(t, &signals);
+	t->ops->destroy(t);
+	free_target(ti);
+	printf("stopped\n");
+	return 0;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Inside QMP: commands, their parameters, what the server offers the rest. */
+#ifndef CONTROL_PRIVATE_H
+#define CONTROL_PRIVATE_H
+
+#include <qchain/control.h>
+
+/*
+ * qmp-server.c    socket, connections, bytes in and out
+ * qmp-dispatch.c  one request to one reply; the table of commands
+ * qmp-query.c     commands that look
+ * qmp-event.c     events from any thread to the connections
+ *
+ * All of it runs on the control thread; only qmp_event() is called by others.
+ */
+
+/* The error classes of QMP. */
+#define QMP_GENERIC_ERROR "GenericError"
+#define QMP_COMMAND_NOT_FOUND "CommandNotFound"
+
+/*
+ * struct qmp_call - one command under way
+ * @arguments: checked against the command's parameters; never NULL
+ * @result: what "return" will hold; NULL: {}. Taken over by the dispatcher.
+ * @error_class: of a failure; QMP_GENERIC_ERROR unless changed
+ */
+struct qmp_call {
+	struct daemon *daemon;
+	json_object *arguments;
+	json_object *result;
+	const char *error_class;
+};
+
+/* One parameter; lists end with a NULL name. */
+struct qmp_param {
+	const char *name;
+	enum json_type type;
+	bool required;
+};
+
+/* @params NULL: none. @run: 0, or -errno with @err set. */
+struct qmp_command {
+	const char *name;
+	const struct qmp_param *params;
+	int (*run)(struct qmp_call *call, struct qc_err *err);
+};
+
+/* ---- qmp-dispatch.c ------------------------------------------------------------ */
+
+/*
+ * qmp_dispatch - answer one request
+ * @negotiated: of the connection; set by qmp_capabilities
+ *
+ * Returns the reply, whatever @request is; the caller puts it. @request NULL
+ * stands for the JSON value null.
+ */
+json_object *qmp_dispatch(struct daemon *daemon, json_object *request, bool *negotiated);
+/* One line of the protocol, without its end; valid as long as @object. */
+const char *qmp_text(json_object *object);
+/* {"error": ...} for input that is no request at all. */
+json_object *qmp_error_reply(const char *error_class, const char *text);
+/* {"QMP": ...}, the first line of a connection. */
+json_object *qmp_greeting(void);
+/* [{"name": ...}, ...] */
+json_object *qmp_command_list(void);
+
+/* ---- qmp-query.c ----------------------------------------------------------------- */
+
+json_object *qmp_version(void);
+int qmp_query_version(struct qmp_call *call, struct qc_err *err);
+int qmp_query_commands(struct qmp_call *call, struct qc_err *err);
+int qmp_query_status(struct qmp_call *call, struct qc_err *err);
+int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err);
+int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err);
+int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err);
+
+/* ---- qmp-server.c ------------------------------------------------------------------ */
+
+/* Queue @line on every connection that has negotiated. Control thread. */
+void qmp_server_broadcast(struct qmp_server *server, const char *line);
+
+/* ---- qmp-event.c --------------------------------------------------------------------- */
+
+/* Where events go from now on; NULL: nowhere. Control thread. */
+void qmp_event_connect(struct qmp_server *server, struct loop *loop);
+
+#endif

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What one daemon serves: a target, its exports, and the way they end. */
+#include <errno.h>
+#include <qchain/control.h>
+#include <qchain/log.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/*
+ * The order of the end: exports that may refuse (ublk), the others (NBD), then
+ * the target writes back and leaves its images clean. Only then does
+ * the process go, and with it the connections of QMP: who sees them closed
+ * knows that all images are closed.
+ */
+
+static bool export_is_ublk(const struct transport *t)
+{
+	return strcmp(t->ops->name, "ublk") == 0;
+}
+
+static void name_export(struct daemon *daemon, struct transport *t)
+{
+	u32 same = 0;
+
+	for (u32 i = 0; i < daemon->nr_exports; i++)
+		same += strcmp(daemon->exports[i]->ops->name, t->ops->name) == 0;
+	snprintf(t->id, sizeof(t->id), "%s%u", t->ops->name, same);
+}
+
+static int create_export(struct daemon *daemon, const struct export_options *options,
+			 struct transport **result, struct qc_err *err)
+{
+	struct nbd_options nbd = options->nbd;
+
+	if (options->kind == EXPORT_UBLK)
+		return ublk_create(daemon->target, &options->ublk, result, err);
+	if (!nbd.name)
+		nbd.name = daemon->name;
+	return nbd_create(daemon->target, &nbd, result, err);
+}
+
+int daemon_add_export(struct daemon *daemon, const struct export_options *options,
+		      struct qc_err *err)
+{
+	struct transport *t;
+	int ret;
+
+	if (daemon->nr_exports == QC_MAX_EXPORTS)
+		return qc_err_set(err, -ENOSPC, "--export: too many exports (%u), at most %u",
+				  daemon->nr_exports + 1, QC_MAX_EXPORTS);
+	ret = create_export(daemon, options, &t, err);
+	if (ret)
+		return ret;
+	name_export(daemon, t);
+	ret = t->ops->start(t, err);
+	if (ret) {
+		t->ops->destroy(t);
+		return ret;
+	}
+	daemon->exports[daemon->nr_exports++] = t;
+	return 0;
+}
+
+/* ---- the end -------------------------------------------------------------- */
+
+static void event_export_deleted(const struct transport *t)
+{
+	json_object *data = json_object_new_object();
+
+	json_object_object_add(data, "id", json_object_new_string(t->id));
+	qmp_event("BLOCK_EXPORT_DELETED", data);
+}
+
+static void event_shutdown(const char *reason)
+{
+	json_object *data = json_object_new_object();
+
+	json_object_object_add(data, "guest", json_object_new_boolean(false));
+	json_object_object_add(data, "reason", json_object_new_string(reason));
+	qmp_event("SHUTDOWN", data);
+}
+
+static void forget_export(struct daemon *daemon, u32 index)
+{
+	struct transport *t = daemon->exports[index];
+
+	event_export_deleted(t);
+	t->ops->destroy(t);
+	daemon->nr_exports--;
+	memmove(daemon->exports + index, daemon->exports + index + 1,
+		(daemon->nr_exports - index) * sizeof(daemon->exports[0]));
+}
+
+static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, struct qc_err *err)
+{
+	bool force = mode == STOP_FORCE || (mode == STOP_SIGNAL && !ublk);
+	struct transport *t;
+	int ret;
+
+	for (u32 i = 0; i < daemon->nr_exports;) {
+		t = daemon->exports[i];
+		if (export_is_ublk(t) != ublk) {
+			i++;
+			continue;
+		}
+		ret = t->ops->stop(t, force, err);
+		if (ret)
+			return ret;
+		forget_export(daemon, i);
+	}
+	return 0;
+}
+
+int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,
+		struct qc_err *err)
+{
+	int ret;
+
+	if (daemon->stopped)
+		return 0;
+	ret = stop_exports(daemon, mode, true, err);
+	if (ret == 0)
+		ret = stop_exports(daemon, mode, false, err);
+	if (ret == -EBUSY)
+		return ret;
+	daemon->stopped = true;
+	if (ret == 0)
+		ret = target_suspend(daemon->target, err);
+	if (ret)
+		daemon->exit_status = EXIT_FAILURE;
+	daemon->reason = reason;
+	loop_quit(daemon->loop);
+	return ret;
+}
+
+/*
+ * Requests that do not end hold memory of the target. As after a crash, nothing
+ * that was acknowledged is lost (rule A1) when the process just goes.
+ */
+static void give_up(const struct daemon *daemon)
+{
+	log_error("%s: export %s does not end, giving up; the images are as after a crash",
+		  daemon->top, daemon->exports[0]->id);
+	_exit(EXIT_FAILURE);
+}
+
+void daemon_exit(struct daemon *daemon)
+{
+	struct qc_err err = { 0 };
+
+	if (daemon->target && daemon_stop(daemon, STOP_FORCE, "host-error", &err))
+		log_error("%s", err.msg);
+	if (daemon->nr_exports)
+		give_up(daemon);
+	if (daemon->reason)
+		event_shutdown(daemon->reason);
+	target_destroy(daemon->target);
+	daemon->target = NULL;
+	if (daemon->qmp)
+		qmp_server_destroy(daemon->qmp);
+	daemon->qmp = NULL;
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* QMP commands that look: version, commands, status, nodes, exports, statistics. */
+#include "control-private.h"
+
+#include <string.h>
+#include <unistd.h>
+
+/* The QMP dialect: the release of QEMU whose names and shapes we speak. */
+#define DIALECT_MAJOR 7
+#define DIALECT_MINOR 2
+#define DIALECT_MICRO 0
+
+json_object *qmp_version(void)
+{
+	json_object *version = json_object_new_object();
+	json_object *dialect = json_object_new_object();
+
+	json_object_object_add(dialect, "micro", json_object_new_int(DIALECT_MICRO));
+	json_object_object_add(dialect, "minor", json_object_new_int(DIALECT_MINOR));
+	json_object_object_add(dialect, "major", json_object_new_int(DIALECT_MAJOR));
+	json_object_object_add(version, "qemu", dialect);
+	json_object_object_add(version, "package",
+			       json_object_new_string("qchain " QCHAIN_VERSION));
+	return version;
+}
+
+int qmp_query_version(struct qmp_call *call, struct qc_err *err)
+{
+	call->result = qmp_version();
+	return 0;
+}
+
+int qmp_query_commands(struct qmp_call *call, struct qc_err *err)
+{
+	call->result = qmp_command_list();
+	return 0;
+}
+
+static json_object *status_of_target(struct daemon *daemon)
+{
+	json_object *status = json_object_new_object();
+
+	target_status(daemon->target, status);
+	return status;
+}
+
+/* The member @key of the target's status, an empty list where there is none. */
+static json_object *list_of_target(struct daemon *daemon, const char *key)
+{
+	json_object *status = status_of_target(daemon), *list;
+
+	if (json_object_object_get_ex(status, key, &list))
+		json_object_get(list);
+	else
+		list = json_object_new_array();
+	json_object_put(status);
+	return list;
+}
+
+static void add_default(json_object *object, const char *key, json_object *value_owned)
+{
+	if (json_object_object_get_ex(object, key, NULL))
+		json_object_put(value_owned);
+	else
+		json_object_object_add(object, key, value_owned);
+}
+
+/* QEMU's keys, and beside them what the target says and what is served. */
+int qmp_query_status(struct qmp_call *call, struct qc_err *err)
+{
+	struct daemon *daemon = call->daemon;
+	json_object *status = status_of_target(daemon);
+
+	json_object_object_del(status, "nodes");
+	json_object_object_del(status, "blockstats");
+	add_default(status, "status", json_object_new_string("running"));
+	add_default(status, "running", json_object_new_boolean(true));
+	add_default(status, "singlestep", json_object_new_boolean(false));
+	if (daemon->name)
+		add_default(status, "name", json_object_new_string(daemon->name));
+	add_default(status, "top", json_object_new_string(daemon->top));
+	add_default(status, "virtual-size", json_object_new_int64(daemon->target->size_bytes));
+	add_default(status, "read-only",
+		    json_object_new_boolean(daemon->target->limits.read_only));
+	add_default(status, "pid", json_object_new_int(getpid()));
+	call->result = status;
+	return 0;
+}
+
+int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err)
+{
+	call->result = list_of_target(call->daemon, "nodes");
+	return 0;
+}
+
+int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err)
+{
+	call->result = list_of_target(call->daemon, "blockstats");
+	return 0;
+}
+
+/* The name of the node that the exports show: the first, the active layer's. */
+static json_object *top_node_name(json_object *nodes)
+{
+	json_object *name = NULL;
+
+	if (json_object_array_length(nodes) > 0)
+		json_object_object_get_ex(json_object_array_get_idx(nodes, 0), "node-name",
+					  &name);
+	return name ? json_object_get(name) : NULL;
+}
+
+int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err)
+{
+	json_object *nodes = list_of_target(call->daemon, "nodes");
+	json_object *name = top_node_name(nodes);
+	json_object *export;
+
+	call->result = json_object_new_array();
+	for (u32 i = 0; i < call->daemon->nr_exports; i++) {
+		struct transport *t = call->daemon->exports[i];
+
+		export = json_object_new_object();
+		t->ops->status(t, export);
+		if (name)
+			json_object_object_add(export, "node-name", json_object_get(name));
+		json_object_array_add(call->result, export);
+	}
+	json_object_put(name);
+	json_object_put(nodes);
+	return 0;
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Reads the JSON that `lvs` reports. */
+#include "lvm-private.h"
+
+#include <errno.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Numbers are strings in this format; sizes in bytes without a unit. */
+const char *const lvm_report_args[] = {
+	"lvs", "--reportformat", "json", "--units", "b", "--nosuffix",
+	"-ovg_name,lv_name,lv_uuid,lv_size,lv_tags,lv_active,lv_device_open",
+};
+
+_Static_assert(ARRAY_SIZE(lvm_report_args) == LVM_NR_REPORT_ARGS, "lvs arguments");
+
+static int malformed(const char *object, const char *what, struct qc_err *err)
+{
+	return qc_err_set(err, -EPROTO, "%s: report of lvs not understood (%s), expected the JSON "
+			  "of LVM 2.02.158 or later", object, what);
+}
+
+/* The text of @key; NULL when it is missing. */
+static const char *text_of(json_object *lv, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(lv, key, &value) ? json_object_get_string(value) : NULL;
+}
+
+/* Returns whether all of it fitted. */
+static bool copy_text(char *to, size_t len, const char *from)
+{
+	return (size_t)snprintf(to, len, "%s", from) < len;
+}
+
+/* Tags are kept whole: what does not fit is left out, and said. */
+static void copy_tags(struct lvm_lv *lv, const char *tags)
+{
+	char *comma;
+
+	lv->tags_cut = !copy_text(lv->tags, sizeof(lv->tags), tags);
+	if (!lv->tags_cut || tags[sizeof(lv->tags) - 1] == ',')
+		return;
+	comma = strrchr(lv->tags, ',');
+	*(comma ? comma : lv->tags) = 0;
+}
+
+static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, struct qc_err *err)
+{
+	const char *vg = text_of(json, "vg_name"), *name = text_of(json, "lv_name");
+	const char *uuid = text_of(json, "lv_uuid"), *size = text_of(json, "lv_size");
+	const char *tags = text_of(json, "lv_tags"), *active = text_of(json, "lv_active");
+	const char *open = text_of(json, "lv_device_open");
+	char *end;
+
+	if (!vg || !name || !uuid || !size || !tags || !active || !open)
+		return malformed(object, "a field is missing", err);
+	if (!copy_text(lv->vg, sizeof(lv->vg), vg) ||
+	    !copy_text(lv->name, sizeof(lv->name), name) ||
+	    !copy_text(lv->uuid, sizeof(lv->uuid), uuid))
+		return malformed(object, "a name is too long", err);
+	errno = 0;
+	lv->size_bytes = strtoull(size, &end, 10);
+	if (errno || end == size || *end)
+		return malformed(object, size, err);
+	copy_tags(lv, tags);
+	/* "active", "local exclusive".. or nothing; "unknown" without a driver */
+	lv->active = active[0] && strcmp(active, "unknown");
+	lv->open = !strcmp(open, "open");
+	return 0;
+}
+
+/* {"report": [{"lv": [{..}, ..]}]} */
+static json_object *find_lvs(json_object *root)
+{
+	json_object *report, *lvs;
+
+	if (!json_object_object_get_ex(root, "report", &report) ||
+	    !json_object_is_type(report, json_type_array) ||
+	    !json_object_object_get_ex(json_object_array_get_idx(report, 0), "lv", &lvs) ||
+	    !json_object_is_type(lvs, json_type_array))
+		return NULL;
+	return lvs;
+}
+
+static int parse_lvs(const char *object, json_object *lvs, struct lvm_lv **result, u32 *nr,
+		     struct qc_err *err)
+{
+	size_t n = json_object_array_length(lvs);
+	struct lvm_lv *array;
+	int ret = 0;
+
+	*result = NULL;
+	*nr = 0;
+	if (!n)
+		return 0;
+	array = calloc(n, sizeof(*array));
+	if (!array)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", object);
+	for (size_t i = 0; !ret && i < n; i++)
+		ret = parse_lv(object, json_object_array_get_idx(lvs, i), &array[i], err);
+	if (ret) {
+		free(array);
+		return ret;
+	}
+	*result = array;
+	*nr = n;
+	return 0;
+}
+
+int lvm_report_parse(const char *object, const char *json, struct lvm_lv **result, u32 *nr,
+		     struct qc_err *err)
+{
+	json_object *root, *lvs;
+	int ret;
+
+	root = json_tokener_parse(json);
+	lvs = root ? find_lvs(root) : NULL;
+	ret = lvs ? parse_lvs(object, lvs, result, nr, err) : malformed(object, "no list", err);
+	json_object_put(root);
+	return ret;
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Logical volumes: list, create, remove, extend, activate, tag. */
+#include "lvm-private.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Design of this room: each function is one run of lvm (lvm-run.c), read from
+ * JSON where there is something to read (lvm-report.c). Names and tags are
+ * checked first, so that none can be taken for an option or for two arguments.
+ * LVs are always named, never selected: with lvmlockd a selection takes the
+ * global lock. No command leaves a copy of the metadata in /etc (rule E1).
+ */
+#define MAX_LV_NAME 127u
+#define MAX_TAG 1024u
+#define MAX_TAGS 8u
+#define MAX_TAG_LIST_BYTES 4096u
+#define NO_BACKUP "--autobackup", "n"
+
+/* As they stand in messages and arguments: "VG/LV". */
+struct lv_name {
+	char text[2 * MAX_LV_NAME + 2];
+};
+
+/* ---- names ------------------------------------------------------------- */
+
+static bool all_of(const char *text, const char *others)
+{
+	for (; *text; text++)
+		if (!isalnum((unsigned char)*text) && !strchr(others, *text))
+			return false;
+	return true;
+}
+
+static int check_name(const char *what, const char *name, struct qc_err *err)
+{
+	if (name[0] && name[0] != '-' && strlen(name) <= MAX_LV_NAME && strcmp(name, ".") &&
+	    strcmp(name, "..") && all_of(name, "+_.-"))
+		return 0;
+	return qc_err_set(err, -EINVAL, "%s: %s name not valid (%s), must be 1..%u of "
+			  "a-z A-Z 0-9 + _ . - without a hyphen first", name, what, name,
+			  MAX_LV_NAME);
+}
+
+static int make_name(const char *vg, const char *name, struct lv_name *result,
+		     struct qc_err *err)
+{
+	int ret = check_name("VG", vg, err);
+
+	if (!ret)
+		ret = check_name("LV", name, err);
+	if (!ret)
+		snprintf(result->text, sizeof(result->text), "%.*s/%.*s", MAX_LV_NAME, vg,
+			 MAX_LV_NAME, name);
+	return ret;
+}
+
+static int check_tag(const char *object, const char *tag, struct qc_err *err)
+{
+	if (tag[0] && tag[0] != '-' && strlen(tag) <= MAX_TAG && all_of(tag, "_+.-/=!:#&"))
+		return 0;
+	return qc_err_set(err, -EINVAL, "%s: tag not valid (%s), must be 1..%u of "
+			  "a-z A-Z 0-9 _ + . - / = ! : # & without a hyphen first", object, tag,
+			  MAX_TAG);
+}
+
+/* ---- reports ----------------------------------------------------------- */
+
+int lvm_list(const char *vg, struct lvm_lv **result, u32 *nr, struct qc_err *err)
+{
+	const char *args[LVM_NR_REPORT_ARGS + 2] = { NULL };
+	const char *object = vg ? vg : "lvs";
+	char *json;
+	int ret;
+
+	if (vg && check_name("VG", vg, err))
+		return -EINVAL;
+	memcpy(args, lvm_report_args, LVM_NR_REPORT_ARGS * sizeof(args[0]));
+	args[LVM_NR_REPORT_ARGS] = vg;
+	ret = lvm_run(object, args, LVM_REPORT_TIMEOUT_MS, &json, err);
+	if (ret)
+		return ret;
+	ret = lvm_report_parse(object, json, result, nr, err);
+	free(json);
+	return ret;
+}
+
+int lvm_find(const char *vg, const char *name, struct lvm_lv *result, struct qc_err *err)
+{
+	struct lv_name lv;
+	struct lvm_lv *lvs;
+	bool found = false;
+	u32 nr;
+	int ret;
+
+	ret = make_name(vg, name, &lv, err);
+	if (!ret)
+		ret = lvm_list(vg, &lvs, &nr, err);
+	if (ret)
+		return ret;
+	for (u32 i = 0; i < nr && !found; i++) {
+		found = !strcmp(lvs[i].name, name);
+		if (found)
+			*result = lvs[i];
+	}
+	free(lvs);
+	if (!found)
+		return qc_err_set(err, -ENOENT, "%s: no such LV, VG %s has %u others; see lvs %s",
+				  lv.text, vg, nr, vg);
+	return 0;
+}
+
+/* ---- changes ----------------------------------------------------------- */
+
+static int change(const struct lv_name *lv, const char *const *args, struct qc_err *err)
+{
+	return lvm_run(lv->text, args, LVM_CHANGE_TIMEOUT_MS, NULL, err);
+}
+
+/* lvm takes multiples of 512 only, and rounds up to extents itself. */
+static void size_arg(u64 bytes, char *text, size_t len)
+{
+	snprintf(text, len, "%llub", (unsigned long long)ALIGN_UP(bytes, SECTOR_SIZE));
+}
+
+int lvm_create(const char *vg, const char *name, u64 bytes, const char *tag, struct qc_err *err)
+{
+	char size[32];
+	const char *args[] = {
+		"lvcreate", "--yes", NO_BACKUP, "--activate", "y", "--setautoactivation", "n",
+		"--wipesignatures", "n", "--zero", "n", "--size", size, "--name", name, vg,
+		tag ? "--addtag" : NULL, tag, NULL,
+	};
+	struct lv_name lv;
+	int ret;
+
+	ret = make_name(vg, name, &lv, err);
+	if (!ret && tag)
+		ret = check_tag(lv.text, tag, err);
+	if (ret)
+		return ret;
+	size_arg(bytes, size, sizeof(size));
+	return change(&lv, args, err);
+}
+
+int lvm_remove(const char *vg, const char *name, struct qc_err *err)
+{
+	struct lv_name lv;
+	const char *args[] = { "lvremove", "--yes", NO_BACKUP, lv.text, NULL };
+	int ret = make_name(vg, name, &lv, err);
+
+	return ret ? ret : change(&lv, args, err);
+}
+
+int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err)
+{
+	char size[32];
+	struct lv_name lv;
+	const char *args[] = { "lvextend", "--yes", NO_BACKUP, "--size", size, lv.text, NULL };
+	struct lvm_lv now;
+	int ret;
+
+	ret = make_name(vg, name, &lv, err);
+	if (!ret)
+		ret = lvm_find(vg, name, &now, err);
+	if (ret || now.size_bytes >= bytes)
+		return ret;
+	size_arg(bytes, size, sizeof(size));
+	return change(&lv, args, err);
+}
+
+int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err)
+{
+	struct lv_name lv;
+	const char *args[] = {
+		"lvchange", "--yes", NO_BACKUP, "--activate", active ? "y" : "n", lv.text, NULL,
+	};
+	int ret = make_name(vg, name, &lv, err);
+
+	return ret ? ret : change(&lv, args, err);
+}
+
+/* Append @option and each tag of the list @tags, which is cut up in place. */
+static int add_tag_args(const char *object, const char *option, char *tags, const char **args,
+			u32 *nr, struct qc_err *err)
+{
+	char *tag, *save;
+	int ret = 0;
+
+	for (tag = strtok_r(tags, ",", &save); tag && !ret; tag = strtok_r(NULL, ",", &save)) {
+		if (*nr + 2 > 2 * MAX_TAGS)
+			return qc_err_set(err, -E2BIG, "%s: too many tags for one change (%s), at "
+					  "most %u", object, tag, MAX_TAGS);
+		ret = check_tag(object, tag, err);
+		args[(*nr)++] = option;
+		args[(*nr)++] = tag;
+	}
+	return ret;
+}
+
+int lvm_change_tags(const char *vg, const char *name, const char *add, const char *remove,
+		    struct qc_err *err)
+{
+	char adds[MAX_TAG_LIST_BYTES] = "", removes[MAX_TAG_LIST_BYTES] = "";
+	const char *args[6 + 2 * MAX_TAGS] = { "lvchange", "--yes", NO_BACKUP };
+	struct lv_name lv;
+	u32 nr = 0;
+	int ret;
+
+	ret = make_name(vg, name, &lv, err);
+	if (ret)
+		return ret;
+	if (snprintf(adds, sizeof(adds), "%s", add ? add : "") >= (int)sizeof(adds) ||
+	    snprintf(removes, sizeof(removes), "%s", remove ? remove : "") >= (int)sizeof(removes))
+		return qc_err_set(err, -E2BIG, "%s: list of tags too long, at most %u bytes",
+				  lv.text, MAX_TAG_LIST_BYTES - 1);
+	ret = add_tag_args(lv.text, "--deltag", removes, args + 4, &nr, err);
+	if (!ret)
+		ret = add_tag_args(lv.text, "--addtag", adds, args + 4, &nr, err);
+	if (ret || nr == 0)
+		return ret;
+	args[4 + nr] = lv.text;
+	return change(&lv, args, err);
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Opens the images of a chain, from the active layer down to the base. */
+#include <errno.h>
+#include <qchain/chain.h>
+#include <qchain/limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <urcu/uatomic.h>
+
+/*
+ * Each layer costs a handful of system calls and the reads of image_open(), so
+ * that a thousand of them open at once. A layer is the same image as another
+ * when both are one block device or one inode, whatever their names. That is
+ * looked up by name before a layer is opened, because its locks would collide
+ * with our own, and compared again with what was opened.
+ */
+struct chain_ident {
+	dev_t dev; /* of a block device: its number, @ino is 0 */
+	ino_t ino;
+	bool blockdev;
+};
+
+struct chain_builder {
+	const struct chain_open_options *options;
+	struct backing_policy policy;
+	struct chain *chain;
+	struct chain_ident *idents; /* of the chain's layers */
+	u32 space; /* layers that fit */
+};
+
+static struct chain_ident ident_of(const struct stat *st)
+{
+	struct chain_ident ident = { .blockdev = S_ISBLK(st->st_mode) };
+
+	ident.dev = ident.blockdev ? st->st_rdev : st->st_dev;
+	ident.ino = ident.blockdev ? 0 : st->st_ino;
+	return ident;
+}
+
+static bool same_ident(const struct chain_ident *a, const struct chain_ident *b)
+{
+	return a->dev == b->dev && a->ino == b->ino && a->blockdev == b->blockdev;
+}
+
+static int check_loop(const struct chain_builder *b, const char *path,
+		      const struct chain_ident *ident, struct qc_err *err)
+{
+	const struct chain_layer *layers = b->chain->layers;
+	u32 nr = b->chain->nr_layers;
+
+	for (u32 i = 0; i < nr; i++)
+		if (same_ident(&b->idents[i], ident))
+			return qc_err_set(err, -ELOOP, "%s: is already in the chain (layer %u, "
+					  "%s), each image may be there once; rebase %s", path, i,
+					  layers[i].path, layers[nr - 1].path);
+	return 0;
+}
+
+/* ---- node names -------------------------------------------------------- */
+
+static bool name_taken(const struct chain *chain, const char *name)
+{
+	for (u32 i = 0; i < chain->nr_layers; i++)
+		if (!strcmp(chain->layers[i].node_name, name))
+			return true;
+	return false;
+}
+
+/* What a QMP client need not quote; others become '_', also halves of UTF-8. */
+static bool name_char(char c)
+{
+	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+	       strchr("-._+", c);
+}
+
+/* The last part of @path cut to 31 characters, ".N" in layer N where that is taken. */
+static void choose_node_name(const struct chain *chain, const char *path, char *name)
+{
+	const char *slash = strrchr(path, '/');
+	char base[QC_MAX_NODE_NAME + 1], suffix[16];
+	int len;
+
+	len = snprintf(base, sizeof(base), "%.*s", QC_MAX_NODE_NAME, slash ? slash + 1 : path);
+	len = min(len, (int)QC_MAX_NODE_NAME);
+	for (int i = 0; i < len; i++)
+		if (!name_char(base[i]))
+			base[i] = '_';
+	memcpy(name, base, sizeof(base));
+	for (u32 n = chain->nr_layers; name_taken(chain, name); n++) {
+		int tail = snprintf(suffix, sizeof(suffix), ".%u", n);
+
+		snprintf(name, sizeof(base), "%.*s%s",
+			 min(len, (int)QC_MAX_NODE_NAME - tail), base, suffix);
+	}
+}
+
+/* ---- layers ------------------------------------------------------------ */
+
+static int make_room(struct chain_builder *b, const char *path, struct qc_err *err)
+{
+	struct chain_layer *layers;
+	struct chain_ident *idents;
+	u32 space = b->space ? b->space * 2 : 16;
+
+	if (b->chain->nr_layers >= QC_MAX_CHAIN_DEPTH)
+		return qc_err_set(err, -EMLINK, "%s: chain too deep (more than %u layers), at most "
+				  "%u can be opened; merge some", path, QC_MAX_CHAIN_DEPTH,
+				  QC_MAX_CHAIN_DEPTH);
+	if (b->chain->nr_layers < b->space)
+		return 0;
+	layers = realloc(b->chain->layers, space * sizeof(*layers));
+	if (layers)
+		b->chain->layers = layers;
+	idents = realloc(b->idents, space * sizeof(*idents));
+	if (idents)
+		b->idents = idents;
+	if (!layers || !idents)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
+	b->space = space;
+	return 0;
+}
+
+/* What was opened must be what was looked up, and allowed. */
+static int check_opened(const struct chain_builder *b, const struct io_dev *dev,
+			struct chain_ident *ident, struct qc_err *err)
+{
+	const struct chain *chain = b->chain;
+	struct stat st;
+	int ret;
+
+	if (fstat(dev->fd, &st))
+		return qc_err_set(err, -errno, "%s: fstat failed (%s)", dev->path, strerror(errno));
+	*ident = ident_of(&st);
+	ret = check_loop(b, dev->path, ident, err);
+	if (!ret && chain->nr_layers)
+		ret = backing_check(&b->policy, dev, chain->layers[chain->nr_layers - 1].path, err);
+	return ret;
+}
+
+static int open_dev(struct chain_builder *b, const char *path, struct io_dev **result,
+		    struct qc_err *err)
+{
+	bool writes = !b->options->read_only && b->chain->nr_layers == 0;
+	struct chain_ident ident;
+	struct stat st;
+	int ret = 0;
+
+	if (!stat(path, &st)) { /* else io_dev_open() finds the words */
+		ident = ident_of(&st);
+		ret = check_loop(b, path, &ident, err);
+	}
+	if (ret)
+		return ret;
+	ret = io_dev_open(path, (writes ? IO_DEV_WRITE : 0) |
+			  (b->options->no_lock ? IO_DEV_NOLOCK : 0) |
+			  (b->options->wait ? IO_DEV_WAIT : 0), result, err);
+	if (ret)
+		return ret;
+	ret = check_opened(b, *result, &b->idents[b->chain->nr_layers], err);
+	if (ret)
+		io_dev_close(*result);
+	return ret;
+}
+
+/* Rule D7: its guest data is in another file, which nobody here reads yet. */
+static int check_data_file(const struct image *img, struct qc_err *err)
+{
+	if (!img->data_file_name)
+		return 0;
+	return qc_err_set(err, -EOPNOTSUPP, "%s: external data file not supported (%s), guest data "
+			  "must be in the image; convert it with qemu-img", img->dev->path,
+			  img->data_file_name);
+}
+
+static int add_layer(struct chain_builder *b, const char *path, enum image_format format,
+		     struct qc_err *err)
+{
+	struct chain *chain = b->chain;
+	bool writes = !b->options->read_only && chain->nr_layers == 0;
+	struct chain_layer *layer;
+	struct io_dev *dev;
+	int ret;
+
+	ret = make_room(b, path, err);
+	if (!ret)
+		ret = open_dev(b, path, &dev, err);
+	if (ret)
+		return ret;
+	layer = &chain->layers[chain->nr_layers];
+	memset(layer, 0, sizeof(*layer));
+	ret = image_open(dev, format, writes ? IMAGE_OPEN_WRITE : 0, &layer->img, err);
+	if (ret)
+		return ret;
+	ret = check_data_file(layer->img, err);
+	layer->path = ret ? NULL : strdup(path);
+	if (!ret && !layer->path)
+		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", path);
+	if (ret) {
+		image_close(layer->img);
+		return ret;
+	}
+	choose_node_name(chain, path, layer->node_name);
+	chain->nr_layers++;
+	return 0;
+}
+
+/* Say where in the chain @err happened: "top -> .. -> overlay, layer 3: ..." */
+static int name_layer(const struct chain *chain, int ret, struct qc_err *err)
+{
+	const struct chain_layer *layers = chain->layers;
+	u32 n = chain->nr_layers;
+
+	if (n == 0)
+		return ret;
+	if (n == 1)
+		qc_err_prefix(err, "below %s, layer 1", layers[0].node_name);
+	else if (n == 2)
+		qc_err_prefix(err, "below %s -> %s, layer 2", layers[0].node_name,
+			      layers[1].node_name);
+	else
+		qc_err_prefix(err, "below %s -> .. -> %s, layer %u", layers[0].node_name,
+			      layers[n - 1].node_name, n);
+	return ret;
+}
+
+static int add_layers(struct chain_builder *b, const char *top, struct qc_err *err)
+{
+	enum image_format format = b->options->top_format;
+	struct chain *chain = b->chain;
+	char *path = strdup(top);
+	int ret = 0;
+
+	if (!path)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", top);
+	while (!ret && path) {
+		ret = add_layer(b, path, format, err);
+		free(path);
+		path = NULL;
+		if (!ret)
+			ret = backing_resolve(chain->layers[chain->nr_layers - 1].img, &b->policy,
+					      &path, &format, err);
+	}
+	return name_layer(chain, ret, err);
+}
+
+static int show_snapshot(struct chain *chain, const struct chain_open_options *options,
+			 struct qc_err *err)
+{
+	struct image *img = chain->layers[0].img;
+
+	if (!options->snapshot)
+		return 0;
+	if (!options->read_only)
+		return qc_err_set(err, -EINVAL, "%s: internal snapshot \"%s\" cannot be written, "
+				  "must be opened read-only", img->dev->path, options->snapshot);
+	return image_use_snapshot(img, options->snapshot, err);
+}
+
+static int build_chain(struct chain_builder *b, const char *top, struct qc_err *err)
+{
+	int ret;
+
+	/* Only what start sets belongs to the copy. */
+	b->policy = b->options->policy;
+	b->policy.top_dir = NULL;
+	b->policy.top_vg_uuid = NULL;
+	ret = backing_policy_start(&b->policy, top, err);
+	if (ret)
+		return ret;
+	ret = add_layers(b, top, err);
+	if (!ret)
+		ret = show_snapshot(b->chain, b->options, err);
+	backing_policy_exit(&b->policy);
+	return ret;
+}
+
+int chain_open(const char *top, const struct chain_open_options *options,
+	       struct chain **result, struct qc_err *err)
+{
+	struct chain_builder b = { .options = options };
+	int ret;
+
+	b.chain = calloc(1, sizeof(*b.chain));
+	if (!b.chain)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", top);
+	b.chain->read_only = options->read_only;
+	ret = build_chain(&b, top, err);
+	free(b.idents);
+	if (ret) {
+		chain_close(b.chain);
+		return ret;
+	}
+	b.chain->virtual_size = b.chain->layers[0].img->virtual_size;
+	*result = b.chain;
+	return 0;
+}
+
+void chain_close(struct chain *chain)
+{
+	if (!chain)
+		return;
+	for (u32 i = 0; i < chain->nr_layers; i++) {
+		image_close(chain->layers[i].img);
+		free(chain->layers[i].path);
+	}
+	free(chain->layers);
+	free(chain);
+}
+
+u32 chain_block_bytes(const struct chain *chain)
+{
+	u32 bytes = SECTOR_SIZE;
+
+	for (u32 i = 0; i < chain->nr_layers; i++)
+		bytes = max(bytes, chain->layers[i].img->dev->block_bytes);
+	return bytes;
+}

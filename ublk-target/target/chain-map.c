@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The fast path: resolve a request in the map, submit it to the layers, or defer it. */
+#include "chain-private.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Runs on every loop that has requests. Whatever the map answers is issued from
+ * here; all else (a window that is not loaded, a change of mapping, compressed
+ * data) goes to the metadata thread as a message.
+ */
+
+static const u8 zeroes[QC_MAX_REQUEST_BYTES];
+
+static struct chain_target *chain_of(const struct request *req)
+{
+	return req->target->private;
+}
+
+static enum target_map_result defer(struct request *req)
+{
+	loop_send(chain_of(req)->loop, &req->msg, chain_deferred);
+	return TARGET_SUBMITTED;
+}
+
+/* ---- completion ---------------------------------------------------------------- */
+
+static void fua_done(struct io_op *op, int error)
+{
+	struct request *req = container_of(op, struct request, io);
+
+	target_end_io(req, error);
+}
+
+static void submit_flush(struct request *req)
+{
+	struct chain_target *ct = chain_of(req);
+
+	req->io = (struct io_op){ .dev = ct->chain->layers[0].img->dev, .type = IO_FLUSH,
+				  .done = fua_done };
+	io_submit(req->loop, &req->io);
+}
+
+/* One part of @req has ended; the last one ends the request. */
+static void put_part(struct request *req, int error)
+{
+	if (error && !req->error)
+		req->error = error;
+	if (--req->pending)
+		return;
+	loop_epoch_exit(req->loop, req->epoch);
+	if (req->error == -ENODATA) { /* a kernel buffer beyond a file's end */
+		req->retries = CHAIN_MAX_RETRIES;
+		req->error = 0;
+		defer(req);
+	} else if (!req->error && req->op == REQ_WRITE && req->flags & REQ_FUA) {
+		submit_flush(req);
+	} else {
+		target_end_io(req, req->error);
+	}
+}
+
+static void single_done(struct io_op *op, int error)
+{
+	put_part(container_of(op, struct request, io), error);
+}
+
+static void wake_op_waiter(struct loop *loop)
+{
+	struct request *req;
+
+	if (cds_list_empty(&loop->op_waiters))
+		return;
+	req = cds_list_first_entry(&loop->op_waiters, struct request, node);
+	cds_list_del(&req->node);
+	if (chain_map(req->target, req) == TARGET_DONE)
+		target_end_io(req, req->error);
+}
+
+static void part_done(struct io_op *op, int error)
+{
+	struct request *req = op->owner;
+	struct loop *loop = req->loop;
+
+	cds_list_add(&op->node, &loop->free_ops);
+	loop->nr_free_ops++;
+	put_part(req, error);
+	wake_op_waiter(loop);
+}
+
+/* ---- issuing ---------------------------------------------------------------------- */
+
+static void fill_zeroes(struct request *req, const struct run *run)
+{
+	int ret = 0;
+
+	if (req->base)
+		memset((char *)req->base + run->offset, 0, run->len);
+	else
+		ret = req->ops->copy_to(req, run->offset, zeroes, run->len);
+	if (ret && !req->error)
+		req->error = ret;
+}
+
+static void submit_run(struct request *req, const struct run *run, struct io_dev *dev,
+		       struct io_op *op, void (*done)(struct io_op *op, int error))
+{
+	op->dev = dev;
+	op->type = req->op == REQ_READ ? IO_READ : IO_WRITE;
+	op->offset = run->host;
+	op->len = run->len;
+	op->base = req->base ? (char *)req->base + run->offset : NULL;
+	op->buf_offset = run->offset;
+	op->fixed_index = req->fixed_index;
+	op->owner = req;
+	op->done = done;
+	req->pending++;
+	io_submit(req->loop, op);
+}
+
+static struct io_op *take_op(struct loop *loop)
+{
+	struct io_op *op = cds_list_first_entry(&loop->free_ops, struct io_op, node);
+
+	cds_list_del(&op->node);
+	loop->nr_free_ops--;
+	return op;
+}
+
+static void issue(struct request *req, const struct layer_table *table, const struct run *runs,
+		  int nr)
+{
+	int i;
+
+	req->epoch = loop_epoch_enter(req->loop);
+	req->pending = 1;
+	for (i = 0; i < nr; i++) {
+		struct io_dev *dev = table->by_id[runs[i].layer]->img->dev;
+
+		if (runs[i].kind != EXTENT_DATA)
+			fill_zeroes(req, &runs[i]);
+		else if (nr == 1)
+			submit_run(req, &runs[i], dev, &req->io, single_done);
+		else
+			submit_run(req, &runs[i], dev, take_op(req->loop), part_done);
+	}
+	put_part(req, 0);
+}
+
+/* ---- deciding ------------------------------------------------------------------------ */
+
+/* May @run be served without the metadata thread? (rule B3 for writes) */
+static bool is_direct(const struct request *req, const struct layer_table *table,
+		      const struct run *run)
+{
+	if (run->kind == EXTENT_NONE || run->kind == EXTENT_ZERO)
+		return req->op == REQ_READ;
+	if (run->kind != EXTENT_DATA)
+		return false;
+	if ((run->host | run->len) & (table->by_id[run->layer]->img->dev->block_bytes - 1))
+		return false;
+	return req->op == REQ_READ ||
+	       (run->layer == table->write_layer && run->flags & EXTENT_COPIED);
+}
+
+static enum target_map_result map_data(struct chain_target *ct, struct request *req)
+{
+	const struct layer_table *table = __atomic_load_n(&ct->map.table, __ATOMIC_ACQUIRE);
+	struct run *runs = req->loop->scratch;
+	int nr = map_resolve(&ct->map, req->offset, req->len, runs);
+	int i;
+
+	if (nr < 0)
+		return defer(req);
+	if (req->op == REQ_WRITE && table->read_only) {
+		req->error = -EROFS;
+		return TARGET_DONE;
+	}
+	for (i = 0; i < nr; i++)
+		if (!is_direct(req, table, &runs[i]))
+			return defer(req);
+	if (nr > 1 && req->loop->nr_free_ops < (u32)nr) {
+		cds_list_add_tail(&req->node, &req->loop->op_waiters);
+		return TARGET_SUBMITTED;
+	}
+	issue(req, table, runs, nr);
+	return TARGET_SUBMITTED;
+}
+
+static void status_of_run(const struct layer_table *table, const struct run *run,
+			  struct block_status *st)
+{
+	*st = (struct block_status){
+		.len = run->len,
+		.zero = run->kind == EXTENT_NONE || run->kind == EXTENT_ZERO,
+		.allocated = run->kind != EXTENT_NONE && run->kind != EXTENT_ZERO,
+		.compressed = run->kind == EXTENT_COMPRESSED,
+		.depth = run->kind == EXTENT_NONE ? 0 : table->depth_of[run->layer] + 1,
+		.has_offset = run->kind == EXTENT_DATA,
+		.host_offset = run->host,
+		.layer = run->layer,
+	};
+}
+
+/* As far as the first window reaches; the transport asks again for the rest. */
+static enum target_map_result map_status(struct chain_target *ct, struct request *req)
+{
+	const struct layer_table *table = __atomic_load_n(&ct->map.table, __ATOMIC_ACQUIRE);
+	u64 window = 1ull << ct->map.window_bits;
+	u64 end = ALIGN_DOWN(req->offset, window) + window;
+	u32 len = min(min((u64)req->len, end - req->offset), (u64)QC_MAX_REQUEST_BYTES);
+	struct run *runs = req->loop->scratch;
+	int nr = map_resolve(&ct->map, req->offset, len, runs);
+	int i;
+
+	if (nr < 0)
+		return defer(req);
+	req->status_nr = min((u32)nr, req->status_max);
+	for (i = 0; i < (int)req->status_nr; i++)
+		status_of_run(table, &runs[i], &req->status[i]);
+	return TARGET_DONE;
+}
+
+/*
+ * Every acknowledged mapping has been written before it was acknowledged
+ * (promise 4), so a flush of the one image that takes writes makes all of it
+ * durable: nothing waits for the metadata thread.
+ */
+static enum target_map_result map_flush(struct chain_target *ct, struct request *req)
+{
+	if (ct->ti->limits.read_only) {
+		req->error = 0;
+		return TARGET_DONE;
+	}
+	submit_flush(req);
+	return TARGET_SUBMITTED;
+}
+
+enum target_map_result chain_map(struct target *ti, struct request *req)
+{
+	struct chain_target *ct = ti->private;
+
+	switch (req->op) {
+	case REQ_READ:
+	case REQ_WRITE:
+		return map_data(ct, req);
+	case REQ_FLUSH:
+		return map_flush(ct, req);
+	case REQ_BLOCK_STATUS:
+		return map_status(ct, req);
+	default:
+		return defer(req);
+	}
+}
+
+/* ---- back from the metadata thread ------------------------------------------------------ */
+
+static void retry_run(struct loop *loop, struct loop_msg *msg)
+{
+	struct request *req = container_of(msg, struct request, msg);
+
+	if (chain_map(req->target, req) == TARGET_DONE)
+		target_end_io(req, req->error);
+}
+
+static void finish_run(struct loop *loop, struct loop_msg *msg)
+{
+	struct request *req = container_of(msg, struct request, msg);
+
+	target_end_io(req, req->error);
+}
+
+void chain_retry(struct request *req)
+{
+	loop_send(req->loop, &req->msg, retry_run);
+}
+
+void chain_finish(struct request *req, int error)
+{
+	req->error = error;
+	loop_send(req->loop, &req->msg, finish_run);
+}
+
+/* ---- a loop's memory ------------------------------------------------------------------- */
+
+int chain_loop_init(struct loop *loop)
+{
+	struct io_op *ops = calloc(CHAIN_LOOP_OPS, sizeof(*ops));
+	u32 i;
+
+	loop->scratch = malloc(QC_MAX_REQUEST_BYTES / SECTOR_SIZE * sizeof(struct run));
+	if (!ops || !loop->scratch) {
+		free(ops);
+		free(loop->scratch);
+		loop->scratch = NULL;
+		return -ENOMEM;
+	}
+	loop->ops = ops;
+	for (i = 0; i < CHAIN_LOOP_OPS; i++)
+		cds_list_add_tail(&ops[i].node, &loop->free_ops);
+	loop->nr_free_ops = CHAIN_LOOP_OPS;
+	return 0;
+}
+
+void chain_loop_exit(struct loop *loop)
+{
+	free(loop->scratch);
+	free(loop->ops);
+	loop->scratch = NULL;
+	loop->ops = NULL;
+	loop->nr_free_ops = 0;
+	CDS_INIT_LIST_HEAD(&loop->free_ops);
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The metadata thread's door: what the fast path deferred, memory, bad news. */
+#include "chain-private.h"
+
+#include <errno.h>
+#include <qchain/log.h>
+#include <stdlib.h>
+
+/* ---- deferred requests ------------------------------------------------------- */
+
+struct request_load {
+	struct load_wait wait;
+	struct request *req;
+};
+
+static void request_loaded(struct load_wait *wait, int error)
+{
+	struct request_load *rl = container_of(wait, struct request_load, wait);
+	struct request *req = rl->req;
+
+	free(rl);
+	if (error)
+		chain_finish(req, error);
+	else
+		chain_retry(req);
+}
+
+/* The first window of @req that is not loaded; false: all are. */
+static bool missing_window(const struct chain_target *ct, const struct request *req, u64 *index)
+{
+	u64 last = map_window_of(&ct->map, req->offset + req->len - 1);
+
+	for (*index = map_window_of(&ct->map, req->offset); *index <= last; (*index)++)
+		if (!map_loaded(&ct->map, *index))
+			return true;
+	return false;
+}
+
+static void load_for(struct chain_target *ct, struct request *req, u64 index)
+{
+	struct request_load *rl = malloc(sizeof(*rl));
+
+	if (!rl) {
+		chain_finish(req, -ENOMEM);
+		return;
+	}
+	rl->req = req;
+	rl->wait.fn = request_loaded;
+	chain_load(ct, index, &rl->wait);
+}
+
+void chain_deferred(struct loop *loop, struct loop_msg *msg)
+{
+	struct request *req = container_of(msg, struct request, msg);
+	struct chain_target *ct = req->target->private;
+	bool by_map = req->op == REQ_READ || req->op == REQ_WRITE || req->op == REQ_BLOCK_STATUS;
+	u64 index;
+
+	ct->stat_deferred++;
+	if (by_map && req->retries < CHAIN_MAX_RETRIES && missing_window(ct, req, &index)) {
+		req->retries++;
+		load_for(ct, req, index);
+		return;
+	}
+	if (req->op == REQ_READ)
+		chain_slow_read(ct, req);
+	else if (req->op == REQ_BLOCK_STATUS)
+		chain_finish(req, -EIO); /* one window, four folds, and still not there */
+	else
+		chain_write(ct, req);
+}
+
+/* ---- memory that was unpublished ------------------------------------------------ */
+
+struct retired {
+	struct grace_waiter waiter;
+	struct cds_list_head pieces;
+	struct cds_list_head windows;
+};
+
+static void retired_quiescent(struct grace_waiter *waiter)
+{
+	struct retired *r = container_of(waiter, struct retired, waiter);
+
+	map_free_retired(&r->pieces, &r->windows);
+}
+
+static void retired_drained(struct grace_waiter *waiter)
+{
+	free(container_of(waiter, struct retired, waiter));
+}
+
+void chain_retire(struct chain_target *ct)
+{
+	struct retired *r;
+
+	if (cds_list_empty(&ct->map.retired_pieces) && cds_list_empty(&ct->map.retired_windows))
+		return;
+	r = malloc(sizeof(*r));
+	if (!r)
+		return; /* stays retired until the next call */
+	r->waiter.quiescent = retired_quiescent;
+	r->waiter.drained = retired_drained;
+	CDS_INIT_LIST_HEAD(&r->pieces);
+	CDS_INIT_LIST_HEAD(&r->windows);
+	map_take_retired(&ct->map, &r->pieces, &r->windows);
+	grace_wait(&ct->grace, &r->waiter);
+}
+
+/* ---- workers ----------------------------------------------------------------------- */
+
+static void work_done(struct loop *loop, struct loop_msg *msg)
+{
+	struct chain_work *work = container_of(msg, struct chain_work, msg);
+
+	work->done(work);
+}
+
+static void work_run(struct loop *loop, struct loop_msg *msg)
+{
+	struct chain_work *work = container_of(msg, struct chain_work, msg);
+
+	work->run(work);
+	loop_send(work->ct->loop, &work->msg, work_done);
+}
+
+void chain_work(struct chain_target *ct, struct chain_work *work)
+{
+	struct loop *worker = ct->workers[ct->next_worker++ % CHAIN_WORKERS];
+
+	work->ct = ct;
+	loop_send(worker, &work->msg, work_run);
+}
+
+/* ---- bounce memory -------------------------------------------------------------------- */
+
+int chain_bounce_get(struct chain_target *ct, u32 bytes, struct meta_wait *wait, void **result)
+{
+	if (ct->bounce_bytes && ct->bounce_bytes + bytes > CHAIN_BOUNCE_BYTES) {
+		cds_list_add_tail(&wait->node, &ct->bounce_waiters);
+		return -EAGAIN;
+	}
+	*result = io_alloc(bytes);
+	if (!*result)
+		return -ENOMEM;
+	ct->bounce_bytes += bytes;
+	return 0;
+}
+
+void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem)
+{
+	struct meta_wait *w;
+
+	if (!mem)
+		return;
+	free(mem);
+	ct->bounce_bytes -= bytes;
+	if (cds_list_empty(&ct->bounce_waiters))
+		return;
+	w = cds_list_first_entry(&ct->bounce_waiters, struct meta_wait, node);
+	cds_list_del(&w->node);
+	w->fn(w);
+}
+
+/* ---- bad news --------------------------------------------------------------------------- */
+
+/* No request that starts from here on changes anything (one pointer, rule C3). */
+static void make_read_only(struct chain_target *ct)
+{
+	ct->failed = true;
+	__atomic_store_n(&ct->map.table->read_only, true, __ATOMIC_RELEASE);
+}
+
+void chain_failed(void *arg, int error)
+{
+	struct chain_target *ct = arg;
+	json_object *data = json_object_new_object();
+
+	log_error("%s: metadata could not be written (error %d): the device is read-only now; "
+		  "check the volume below, then take the device down and up again",
+		  ct->chain->layers[0].path, -error);
+	json_object_object_add(data, "node-name",
+			       json_object_new_string(ct->chain->layers[0].node_name));
+	json_object_object_add(data, "operation", json_object_new_string("write"));
+	json_object_object_add(data, "action", json_object_new_string("report"));
+	make_read_only(ct);
+	target_event(ct->ti, "BLOCK_IO_ERROR", data);
+}
+
+/*
+ * The corrupt bit, as QEMU sets it: the next opener refuses to write before a
+ * repair. One set in the header's sector, by the common write order.
+ */
+static void mark_corrupt(struct chain_target *ct)
+{
+	__be64 word;
+
+	if (!ct->header || ct->img->version < 3 || ct->img->incompatible & QCOW2_INCOMPAT_CORRUPT)
+		return;
+	ct->img->incompatible |= QCOW2_INCOMPAT_CORRUPT;
+	word = __builtin_bswap64(ct->img->incompatible);
+	if (!meta_txn_set(ct->meta, ct->header,
+			  offsetof(struct qcow2_disk_header, incompatible_features), &word,
+			  sizeof(word)))
+		meta_kick(ct->meta);
+}
+
+void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what)
+{
+	const struct layer *l = ct->map.table->by_id[layer];
+	bool active = l->img == ct->img;
+	json_object *data;
+
+	if (ct->corrupt_layers[layer])
+		return;
+	ct->corrupt_layers[layer] = true;
+	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s; "
+		  "run qchainctl check on it",
+		  l->path, (unsigned long long)guest, (unsigned long long)host, what,
+		  active ? ", the device is read-only now" : "");
+	data = json_object_new_object();
+	json_object_object_add(data, "node-name", json_object_new_string(l->node_name));
+	json_object_object_add(data, "msg", json_object_new_string(what));
+	json_object_object_add(data, "offset", json_object_new_int64(host));
+	json_object_object_add(data, "fatal", json_object_new_boolean(active));
+	if (active) {
+		mark_corrupt(ct);
+		make_read_only(ct);
+	}
+	target_event(ct->ti, "BLOCK_IMAGE_CORRUPTED", data);
+}

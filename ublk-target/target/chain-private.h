@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The qcow2-chain target: what its fast path and its metadata thread share. */
+#ifndef CHAIN_PRIVATE_H
+#define CHAIN_PRIVATE_H
+
+#include <qchain/chain.h>
+#include <qchain/map.h>
+#include <qchain/meta.h>
+#include <qchain/refcount.h>
+#include <qchain/target.h>
+#include <uapi/qcow2.h>
+
+#define CHAIN_WORKERS 2u
+/* L2 windows that are being folded at the same time. */
+#define CHAIN_MAX_LOADS 8u
+/* Operations of one request that run at the same time. */
+#define CHAIN_MAX_SPLIT 16u
+/* Memory for copy on write and slow reads; others wait (C8). */
+#define CHAIN_BOUNCE_BYTES (64u * 1024u * 1024u)
+/* A request that met a missing window so often is served by the slow path. */
+#define CHAIN_MAX_RETRIES 4u
+/* io_ops of one loop: one request may need QC_MAX_REQUEST_BYTES / 512. */
+#define CHAIN_LOOP_OPS (QC_MAX_REQUEST_BYTES / SECTOR_SIZE + 256u)
+
+enum chain_on_full { ON_FULL_WAIT, ON_FULL_FAIL };
+
+/* Metadata thread only, except where it says otherwise. */
+struct chain_target {
+	/* set once */
+	struct target *ti;
+	struct chain *chain;
+	struct layer *layers;
+	struct loop *loop; /* the metadata thread's */
+	struct loop *workers[CHAIN_WORKERS];
+	u32 next_worker;
+	enum chain_on_full on_full;
+	bool below; /* something lies below the active layer */
+
+	/* any loop reads it */
+	struct map map;
+
+	struct grace grace;
+	struct cds_list_head loads; /* struct window_load */
+	struct cds_list_head load_queue; /* beyond CHAIN_MAX_LOADS */
+	u32 nr_loads;
+
+	/* the active layer, when it is written */
+	struct image *img;
+	struct meta *meta;
+	struct refcounts *rc;
+	struct meta_block *header; /* pinned: the corrupt bit must never wait for a read */
+	struct meta_wait header_wait;
+	struct cds_list_head *cells; /* hash of struct write_op by L2 block */
+	struct cds_list_head new_tables; /* struct new_table */
+	struct cds_list_head linked; /* struct write_op: publish, then release */
+	struct map_update *updates;
+	u32 nr_updates;
+	u32 room_updates;
+	struct cds_list_head parked; /* struct write_op: the device is full */
+	struct loop_timer full_timer;
+	u32 nr_reclaims; /* unmapped, not yet released */
+	u32 nr_ops;
+	u64 bounce_bytes;
+	struct cds_list_head bounce_waiters; /* struct bounce_wait */
+	bool *corrupt_layers; /* by id: reported already */
+	bool failed; /* metadata could not be written: read-only from here */
+	bool full;
+	bool stopping; /* nothing waits for space any more */
+
+	/* counters, for status */
+	u64 stat_loads;
+	u64 stat_deferred;
+	u64 stat_slow_reads;
+	u64 stat_allocated;
+};
+
+/* ---- chain-map.c: the fast path, on every loop -------------------------------- */
+
+enum target_map_result chain_map(struct target *ti, struct request *req);
+/* From the metadata thread: run it through the map again / end it, on its loop. */
+void chain_retry(struct request *req);
+void chain_finish(struct request *req, int error);
+int chain_loop_init(struct loop *loop);
+void chain_loop_exit(struct loop *loop);
+
+/* ---- chain-status.c ---------------------------------------------------------------- */
+
+void chain_status(struct target *ti, json_object *result);
+
+/* ---- chain-meta.c: the metadata thread's door ---------------------------------- */
+
+void chain_deferred(struct loop *loop, struct loop_msg *msg);
+/* Free what was unpublished, when nobody can see it any more. */
+void chain_retire(struct chain_target *ct);
+/* Run @work on a worker, then @work->done back on the metadata loop. */
+struct chain_work {
+	struct loop_msg msg;
+	struct chain_target *ct;
+	void (*run)(struct chain_work *work);
+	void (*done)(struct chain_work *work);
+};
+void chain_work(struct chain_target *ct, struct chain_work *work);
+/* Memory of the bounce budget: 0, -EAGAIN (@wait->fn runs later), -ENOMEM. */
+int chain_bounce_get(struct chain_target *ct, u32 bytes, struct meta_wait *wait, void **result);
+void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem);
+/* A violation was found; in the active layer it ends writing. */
+void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what);
+void chain_failed(void *arg, int error);
+
+/* ---- chain-load.c: folding windows ----------------------------------------------- */
+
+struct load_wait {
+	struct cds_list_head node;
+	void (*fn)(struct load_wait *wait, int error);
+};
+
+/* Call @wait->fn when window @index is loaded (it stays until @fn returns) or failed. */
+void chain_load(struct chain_target *ct, u64 index, struct load_wait *wait);
+
+/* ---- chain-read.c: reads that need the CPU ------------------------------------------ */
+
+void chain_slow_read(struct chain_target *ct, struct request *req);
+
+/* ---- chain-write.c, chain-plan.c: changes of mapping --------------------------------- */
+
+enum write_op_type { OP_WRITE, OP_ZERO, OP_DISCARD };
+
+/* What becomes of one cluster. */
+struct cluster_plan {
+	u64 host; /* where data goes; 0: nowhere */
+	u64 entry; /* new L2 entry and bitmap */
+	u64 bitmap;
+	u64 valid_start; /* guest bytes that are written */
+	u64 valid_end;
+	u64 unmap_host; /* given up; 0: nothing */
+	u64 unmap_bytes;
+	bool changed; /* the entry */
+	bool alloc; /* @host is not, or was not, allocated yet */
+	u8 kind; /* enum extent_kind of the valid range afterwards */
+	u8 flags; /* of that extent */
+};
+
+enum new_table_state { TABLE_BUILDING, TABLE_READY, TABLE_JOINED, TABLE_LINKED, TABLE_FAILED };
+
+/*
+ * struct new_table - an L2 table that does not exist yet, or is shared with an
+ * internal snapshot and must be copied
+ *
+ *   BUILDING -> READY -> JOINED -> LINKED     the operations that need it drive
+ *                             \-> FAILED      it: see write_op_table()
+ */
+struct new_table {
+	struct cds_list_head node;
+	struct chain_target *ct;
+	u32 refs; /* operations that use it, and its transaction */
+	u32 l1_index;
+	enum new_table_state state;
+	u64 host; /* 0: not allocated yet */
+	u64 old_host; /* the shared table it replaces; 0: none */
+	u32 copied_bytes; /* of the old table */
+	u8 *data; /* whole table, big-endian; the transaction's after JOINED */
+	struct meta_block *l1_block; /* pinned */
+	u64 seq; /* of the transaction that it joined */
+	struct meta_join join;
+	struct cds_list_head waiters; /* struct write_op: until LINKED or FAILED */
+};
+
+/* A request, cut into operations. */
+struct slow_request {
+	struct chain_target *ct;
+	struct request *req;
+	u64 pos;
+	u64 end;
+	u32 active;
+	int error;
+	bool cutting; /* split_run() is on the stack */
+	struct io_op flush; /* FUA; a raw layer's data */
+	void *mem;
+};
+
+/*
+ * struct write_op - one change of a guest range within one block of L2 entries
+ * Holds the cell of its clusters: operations that overlap wait (rule B4).
+ */
+struct write_op {
+	struct chain_target *ct;
+	struct slow_request *parent;
+	u8 type; /* enum write_op_type */
+	u8 stage;
+	bool nounmap;
+	bool zero_data; /* OP_WRITE: zeroes instead of the request's data */
+	bool in_cell;
+	bool running; /* write_op_run() is on the stack */
+	bool again; /* ... and was called once more meanwhile */
+	int error;
+	u64 start; /* guest bytes */
+	u64 len;
+	struct cds_list_head cell; /* in its hash bucket */
+	struct cds_list_head node; /* where it waits, or ct->linked */
+	struct cds_list_head cell_waiters; /* struct write_op */
+	struct meta_wait wait;
+	/* the entries: one of the two */
+	struct meta_block *block; /* pinned */
+	struct new_table *table;
+	/* plan */
+	u64 first_cluster;
+	u32 nr_clusters;
+	bool planned;
+	u32 nr_allocated; /* plans that have their place */
+	struct cluster_plan *plans;
+	/* fill and data */
+	void *bounce;
+	u32 bounce_bytes;
+	u64 fill_pos;
+	struct request fill;
+	u32 ios;
+	struct io_op *data;
+	bool data_done;
+	struct meta_join join;
+};
+
+void chain_write(struct chain_target *ct, struct request *req);
+void write_op_run(struct write_op *op);
+void chain_raw_write(struct slow_request *s);
+extern const struct meta_ops chain_meta_ops;
+
+/* Big-endian memory of the entry of the op's first cluster. */
+void *write_op_entries(const struct write_op *op);
+/* Decide what becomes of the clusters of @op; no I/O. 0 or -EIO. */
+int write_op_decide(struct write_op *op);
+
+/* ---- chain-space.c: giving back, running full ------------------------------------------ */
+
+/* @host is unmapped by the open transaction: release it when that is safe. */
+int chain_unmap(struct chain_target *ct, u64 host, u64 bytes);
+/* Never named on disk: give it back at once. */
+void chain_release_now(struct chain_target *ct, u64 host, u64 bytes);
+void chain_park(struct write_op *op);
+void chain_unpark(struct chain_target *ct);
+void chain_full_timer(struct loop *loop, struct loop_timer *timer);
+
+#endif

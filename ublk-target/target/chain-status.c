@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What `status` and the QMP queries show of a chain. */
+#include "chain-private.h"
+
+/*
+ * Keys of the result: "nodes" (query-named-block-nodes), "blockstats"
+ * (query-blockstats) and "metadata", our own counters.
+ */
+
+static json_object *str(const char *s)
+{
+	return json_object_new_string(s);
+}
+
+static json_object *num(u64 n)
+{
+	return json_object_new_int64(n);
+}
+
+static json_object *image_json(const struct chain_layer *l)
+{
+	json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "filename", str(l->path));
+	json_object_object_add(o, "format", str(image_format_name(l->img->format)));
+	json_object_object_add(o, "virtual-size", num(l->img->virtual_size));
+	json_object_object_add(o, "actual-size",
+			       num(__atomic_load_n(&l->img->dev->size_bytes, __ATOMIC_RELAXED)));
+	if (l->img->format == IMAGE_QCOW2)
+		json_object_object_add(o, "cluster-size", num(image_cluster_bytes(l->img)));
+	json_object_object_add(o, "dirty-flag", json_object_new_boolean(false));
+	if (l->img->backing_name)
+		json_object_object_add(o, "backing-filename", str(l->img->backing_name));
+	if (l->img->backing_format)
+		json_object_object_add(o, "backing-filename-format", str(l->img->backing_format));
+	return o;
+}
+
+static json_object *node_json(const struct chain_target *ct, u32 depth)
+{
+	const struct chain_layer *l = &ct->chain->layers[depth];
+	json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "node-name", str(l->node_name));
+	json_object_object_add(o, "drv", str(image_format_name(l->img->format)));
+	json_object_object_add(o, "file", str(l->path));
+	json_object_object_add(o, "ro", json_object_new_boolean(depth || ct->chain->read_only));
+	json_object_object_add(o, "backing_file_depth", num(ct->chain->nr_layers - 1 - depth));
+	if (depth + 1 < ct->chain->nr_layers)
+		json_object_object_add(o, "backing_file", str(ct->chain->layers[depth + 1].path));
+	json_object_object_add(o, "image", image_json(l));
+	return o;
+}
+
+struct status_call {
+	struct chain_target *ct;
+	json_object *result;
+};
+
+static json_object *metadata_json(struct chain_target *ct)
+{
+	json_object *o = json_object_new_object();
+	struct meta_stats stats = { 0 };
+
+	if (ct->meta)
+		meta_get_stats(ct->meta, &stats);
+	json_object_object_add(o, "map-bytes", num(ct->map.used_bytes));
+	json_object_object_add(o, "map-budget-bytes", num(ct->map.budget_bytes));
+	json_object_object_add(o, "windows-loaded", num(ct->map.nr_loaded));
+	json_object_object_add(o, "extents", num(ct->map.nr_extents));
+	json_object_object_add(o, "layers", num(ct->chain->nr_layers));
+	json_object_object_add(o, "folds", num(ct->stat_loads));
+	json_object_object_add(o, "deferred", num(ct->stat_deferred));
+	json_object_object_add(o, "slow-reads", num(ct->stat_slow_reads));
+	json_object_object_add(o, "clusters-allocated", num(ct->stat_allocated));
+	json_object_object_add(o, "commits", num(stats.commits));
+	json_object_object_add(o, "metadata-flushes", num(stats.flushes));
+	json_object_object_add(o, "metadata-writes", num(stats.block_writes));
+	json_object_object_add(o, "to-reclaim", num(ct->nr_reclaims));
+	json_object_object_add(o, "operations", num(ct->nr_ops));
+	json_object_object_add(o, "full", json_object_new_boolean(ct->full));
+	json_object_object_add(o, "failed", json_object_new_boolean(ct->failed));
+	json_object_object_add(o, "waiting-for-grace",
+			       json_object_new_boolean(ct->grace.running));
+	return o;
+}
+
+static void status_run(struct loop *loop, void *arg)
+{
+	struct status_call *call = arg;
+	struct chain_target *ct = call->ct;
+	json_object *nodes = json_object_new_array();
+	u32 i;
+
+	for (i = 0; i < ct->chain->nr_layers; i++)
+		json_object_array_add(nodes, node_json(ct, i));
+	json_object_object_add(call->result, "nodes", nodes);
+	json_object_object_add(call->result, "metadata", metadata_json(ct));
+	json_object_object_add(call->result, "status", str(ct->full ? "io-error" : "running"));
+}
+
+void chain_status(struct target *ti, json_object *result)
+{
+	struct status_call call = { ti->private, result };
+
+	loop_call(call.ct->loop, status_run, &call);
+}

@@ -1,0 +1,612 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qcow2-chain: the target that matters. Built here; its work is in chain-*.c. */
+#include "chain-private.h"
+#include "target-private.h"
+
+#include <errno.h>
+#include <qchain/log.h>
+#include <qchain/parse.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ *   queue loops --chain_map()--> map --> layers          chain-map.c
+ *        | deferred (a message)
+ *        v
+ *   metadata loop: chain_deferred()                       chain-meta.c
+ *        | window missing: read, fold, publish            chain-load.c
+ *        | needs the CPU: decompress                      chain-read.c
+ *        | mapping changes: stages, transaction, publish  chain-write.c, chain-plan.c
+ *        ' space: reclaim, park                           chain-space.c
+ */
+
+#define META_RING_ENTRIES 1024u
+#define WORKER_RING_ENTRIES 8u
+#define META_CACHE_BLOCKS 4096u
+#define MIN_WINDOW_BITS 18u
+#define MAX_WINDOW_BITS 30u
+#define DEFAULT_CACHE_BYTES (48u * 1024u * 1024u)
+
+/* ---- words ---------------------------------------------------------------------- */
+
+struct chain_words {
+	struct chain_open_options open;
+	u64 cache_bytes;
+	enum chain_on_full on_full;
+	u32 nr_allow;
+};
+
+static int word_bool(const char *value, bool *result)
+{
+	*result = !strcmp(value, "on");
+	return *result || !strcmp(value, "off") ? 0 : -EINVAL;
+}
+
+static int word_allow(struct chain_words *w, const char *value)
+{
+	char **larger = realloc(w->open.policy.allow_dirs, (w->nr_allow + 2) * sizeof(*larger));
+
+	if (!larger)
+		return -ENOMEM;
+	larger[w->nr_allow++] = (char *)value;
+	larger[w->nr_allow] = NULL;
+	w->open.policy.allow_dirs = larger;
+	return 0;
+}
+
+static int word_apply(struct chain_words *w, const char *key, const char *value)
+{
+	if (!strcmp(key, "format"))
+		return image_format_parse(value, &w->open.top_format);
+	if (!strcmp(key, "read-only"))
+		return word_bool(value, &w->open.read_only);
+	if (!strcmp(key, "wait"))
+		return word_bool(value, &w->open.wait);
+	if (!strcmp(key, "allow-data-file"))
+		return word_bool(value, &w->open.policy.allow_data_file);
+	if (!strcmp(key, "allow-backing"))
+		return word_allow(w, value);
+	if (!strcmp(key, "snapshot"))
+		w->open.snapshot = value;
+	else if (!strcmp(key, "backing-format"))
+		w->open.policy.backing_format = value;
+	else if (!strcmp(key, "cache-size"))
+		return parse_size("cache-size", value, &w->cache_bytes, NULL);
+	else if (!strcmp(key, "on-full") && (!strcmp(value, "wait") || !strcmp(value, "fail")))
+		w->on_full = value[0] == 'f' ? ON_FULL_FAIL : ON_FULL_WAIT;
+	else
+		return -EINVAL;
+	return 0;
+}
+
+static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_err *err)
+{
+	char key[32];
+	int i;
+
+	for (i = 1; i < argc; i++) {
+		const char *eq = strchr(argv[i], '=');
+		size_t len = eq ? (size_t)(eq - argv[i]) : 0;
+
+		if (!len || len >= sizeof(key))
+			return qc_err_set(err, -EINVAL, "qcow2-chain: word \"%s\", expected key=value",
+					  argv[i]);
+		memcpy(key, argv[i], len);
+		key[len] = 0;
+		if (word_apply(w, key, eq + 1))
+			return qc_err_set(err, -EINVAL,
+					  "qcow2-chain: \"%s\" not understood, keys are format, "
+					  "read-only, snapshot, allow-backing, allow-data-file, "
+					  "backing-format, cache-size, wait, on-full",
+					  argv[i]);
+	}
+	return 0;
+}
+
+/* ---- opening ------------------------------------------------------------------------- */
+
+static void say_finding(void *arg, const char *line)
+{
+	log_warn("%s: %s", (const char *)arg, line);
+}
+
+/* The active layer was not closed cleanly: make its refcounts exact first (A3, A4). */
+static int repair_top(const char *top, u32 fix, struct qc_err *err)
+{
+	struct check_result result;
+	struct io_dev *dev;
+	struct image *img;
+	int ret;
+
+	ret = io_dev_open(top, IO_DEV_WRITE | IO_DEV_WAIT, &dev, err);
+	if (ret)
+		return ret;
+	ret = image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_CHECK | IMAGE_OPEN_BITMAPS, &img, err);
+	if (ret)
+		return ret;
+	ret = image_check(img, fix, say_finding, (void *)top, &result, err);
+	image_close(img);
+	if (!ret && result.corruptions > result.corruptions_fixed)
+		ret = qc_err_set(err, -EUCLEAN,
+				 "%s: not closed cleanly and cannot be repaired (%llu errors "
+				 "left), serve it with --read-only or run qchainctl check --repair",
+				 top, (unsigned long long)(result.corruptions -
+							   result.corruptions_fixed));
+	return ret;
+}
+
+static bool was_unclean(const struct chain *chain)
+{
+	const struct image *img = chain->layers[0].img;
+
+	return !chain->read_only && img->format == IMAGE_QCOW2 &&
+	       img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+}
+
+static int open_chain(struct chain_target *ct, const char *top, struct chain_words *w,
+		      struct qc_err *err)
+{
+	struct qc_err first = { 0 };
+	int ret = chain_open(top, &w->open, &ct->chain, &first);
+
+	if (ret == -EUCLEAN && !w->open.read_only && w->open.top_format == IMAGE_QCOW2) {
+		ret = repair_top(top, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS, err);
+		if (!ret)
+			ret = chain_open(top, &w->open, &ct->chain, err);
+		return ret;
+	}
+	if (ret) {
+		*err = first;
+		return ret;
+	}
+	if (!was_unclean(ct->chain))
+		return 0;
+	chain_close(ct->chain);
+	ct->chain = NULL;
+	ret = repair_top(top, CHECK_FIX_LEAKS, err);
+	return ret ? ret : chain_open(top, &w->open, &ct->chain, err);
+}
+
+/* Rule A5: what cannot be written sector-atomically on these devices is not written. */
+static void check_block_size(struct chain_target *ct)
+{
+	const struct image *img = ct->chain->layers[0].img;
+	u32 block = chain_block_bytes(ct->chain);
+
+	if (ct->chain->read_only || img->format == IMAGE_RAW ||
+	    1ull << img->subcluster_bits >= block)
+		return;
+	log_warn("%s: (sub)clusters of %llu bytes are smaller than the logical block of its "
+		 "devices (%u), served read-only",
+		 ct->chain->layers[0].path, 1ull << img->subcluster_bits, block);
+	ct->chain->read_only = true;
+}
+
+static int make_layers(struct chain_target *ct)
+{
+	u32 i, n = ct->chain->nr_layers;
+	struct layer_table *t = calloc(1, sizeof(*t));
+
+	ct->layers = calloc(n, sizeof(*ct->layers));
+	ct->corrupt_layers = calloc(n, sizeof(bool));
+	ct->map.table = t;
+	if (!t || !ct->layers || !ct->corrupt_layers)
+		return -ENOMEM;
+	t->nr = n;
+	t->order = calloc(n, sizeof(*t->order));
+	t->by_id = calloc(n, sizeof(*t->by_id));
+	t->depth_of = calloc(n, sizeof(*t->depth_of));
+	if (!t->order || !t->by_id || !t->depth_of)
+		return -ENOMEM;
+	for (i = 0; i < n; i++) { /* ids grow upwards: the base is 0 */
+		u16 id = n - 1 - i;
+
+		ct->layers[i].img = ct->chain->layers[i].img;
+		ct->layers[i].path = ct->chain->layers[i].path;
+		memcpy(ct->layers[i].node_name, ct->chain->layers[i].node_name,
+		       sizeof(ct->layers[i].node_name));
+		t->order[i] = id;
+		t->by_id[id] = &ct->layers[i];
+		t->depth_of[id] = i;
+	}
+	t->write_layer = n - 1;
+	t->read_only = ct->chain->read_only;
+	return 0;
+}
+
+static u32 four_kib_coverage_bits(const struct image *img)
+{
+	return 12 - (image_has_extl2(img) ? 4 : 3) + img->cluster_bits;
+}
+
+/* Windows: what 4 KiB of the active layer's L2 map; bounded for fine layers (C7). */
+static u32 window_bits(const struct chain *chain)
+{
+	u32 bits = four_kib_coverage_bits(chain->layers[0].img);
+	u32 finest = MAX_WINDOW_BITS;
+	u32 i;
+
+	for (i = 0; i < chain->nr_layers; i++)
+		if (chain->layers[i].img->format == IMAGE_QCOW2)
+			finest = min(finest, four_kib_coverage_bits(chain->layers[i].img));
+	bits = min(bits, finest + 4);
+	return min(max(bits, MIN_WINDOW_BITS), MAX_WINDOW_BITS);
+}
+
+/* ---- the metadata of the active layer ----------------------------------------------------- */
+
+/*
+ * Before the first other write (rule B5): bits that others set and we do not
+ * keep up are cleared, ours is set; the dirty bit with lazy refcounts (A3).
+ */
+static int mark_open(struct image *img, struct qc_err *err)
+{
+	if (img->version < 3)
+		return 0;
+	img->autoclear = QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+	if (img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS)
+		img->incompatible |= QCOW2_INCOMPAT_DIRTY;
+	if (image_write_features(img))
+		return qc_err_set(err, -EIO, "%s: cannot write the header", img->dev->path);
+	return 0;
+}
+
+static void mark_closed(struct image *img)
+{
+	if (img->version < 3)
+		return;
+	img->autoclear &= ~QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+	img->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	if (image_write_features(img))
+		log_error("%s: cannot write the header; the next open will look for leaks",
+			  img->dev->path);
+}
+
+static int open_writer(struct chain_target *ct, struct qc_err *err)
+{
+	struct image *img = ct->chain->layers[0].img;
+	u32 i;
+	int ret;
+
+	if (ct->chain->read_only)
+		return 0;
+	ct->img = img;
+	if (img->format == IMAGE_RAW)
+		return 0;
+	ret = meta_create(ct->loop, img->dev, min(4096u, (u32)image_cluster_bytes(img)),
+			  META_CACHE_BLOCKS, &chain_meta_ops, ct, &ct->meta);
+	if (ret)
+		return qc_err_set(err, ret, "%s: out of memory", img->dev->path);
+	ret = refcounts_open(img, ct->meta, &ct->rc, err);
+	if (ret)
+		return ret;
+	ct->cells = calloc(256, sizeof(*ct->cells));
+	if (!ct->cells)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", img->dev->path);
+	for (i = 0; i < 256; i++)
+		CDS_INIT_LIST_HEAD(&ct->cells[i]);
+	return mark_open(img, err);
+}
+
+static void pin_header(struct meta_wait *wait)
+{
+	struct chain_target *ct = container_of(wait, struct chain_target, header_wait);
+
+	if (!meta_get(ct->meta, 0, wait, &ct->header))
+		meta_pin(ct->header);
+}
+
+/* ---- loops ----------------------------------------------------------------------------------- */
+
+static int make_loop(const char *name, u32 entries, struct loop **result)
+{
+	struct io_engine *io;
+	int ret = io_uring_engine_create(entries, &io);
+
+	return ret ? ret : loop_create(name, io, result);
+}
+
+static int make_loops(struct chain_target *ct, struct qc_err *err)
+{
+	u32 i;
+	int ret = make_loop("qc-meta", META_RING_ENTRIES, &ct->loop);
+
+	for (i = 0; i < CHAIN_WORKERS && !ret; i++)
+		ret = make_loop("qc-worker", WORKER_RING_ENTRIES, &ct->workers[i]);
+	if (!ret)
+		ret = chain_loop_init(ct->loop);
+	if (ret)
+		return qc_err_set(err, ret, "qcow2-chain: cannot set up io_uring: %s",
+				  strerror(-ret));
+	grace_init(&ct->grace, ct->loop);
+	return 0;
+}
+
+static void first_run(struct loop *loop, void *arg)
+{
+	struct chain_target *ct = arg;
+
+	grace_add_loop(&ct->grace, loop);
+	ct->header_wait.fn = pin_header;
+	if (ct->meta && ct->img->version >= 3)
+		pin_header(&ct->header_wait);
+}
+
+static int start_loops(struct chain_target *ct, struct qc_err *err)
+{
+	u32 i;
+	int ret = loop_start(ct->loop, -1);
+
+	for (i = 0; i < CHAIN_WORKERS && !ret; i++)
+		ret = loop_start(ct->workers[i], -1);
+	if (ret)
+		return qc_err_set(err, ret, "qcow2-chain: cannot start threads: %s",
+				  strerror(-ret));
+	loop_call(ct->loop, first_run, ct);
+	return 0;
+}
+
+struct attach {
+	struct chain_target *ct;
+	struct loop *loop;
+	struct grace_waiter waiter;
+	sem_t done;
+	int ret;
+};
+
+static void attach_run(struct loop *loop, void *arg)
+{
+	struct attach *a = arg;
+
+	a->ret = grace_add_loop(&a->ct->grace, a->loop);
+}
+
+static int chain_attach(struct target *ti, struct loop *loop)
+{
+	struct attach a = { .ct = ti->private, .loop = loop };
+	int ret = chain_loop_init(loop);
+
+	if (ret)
+		return ret;
+	loop_call(a.ct->loop, attach_run, &a);
+	return a.ret;
+}
+
+/* After a round of grace none runs: the loop owes no answer. */
+static void detach_drained(struct grace_waiter *waiter)
+{
+	struct attach *a = container_of(waiter, struct attach, waiter);
+
+	grace_remove_loop(&a->ct->grace, a->loop);
+	sem_post(&a->done);
+}
+
+static void detach_run(struct loop *loop, void *arg)
+{
+	struct attach *a = arg;
+
+	a->waiter.drained = detach_drained;
+	grace_wait(&a->ct->grace, &a->waiter);
+}
+
+static void chain_detach(struct target *ti, struct loop *loop)
+{
+	struct attach a = { .ct = ti->private, .loop = loop };
+
+	sem_init(&a.done, 0, 0);
+	loop_call(a.ct->loop, detach_run, &a);
+	while (sem_wait(&a.done) < 0)
+		;
+	sem_destroy(&a.done);
+	chain_loop_exit(loop);
+}
+
+/* ---- stopping ------------------------------------------------------------------------------------ */
+
+struct drain {
+	struct chain_target *ct;
+	struct loop_timer timer;
+	sem_t done;
+};
+
+#define DRAIN_POLL_NS 1000000ull
+
+static bool is_idle(struct chain_target *ct)
+{
+	if (ct->nr_ops || ct->nr_loads)
+		return false;
+	if (!ct->meta || ct->failed)
+		return true;
+	return !ct->nr_reclaims && !refcounts_busy(ct->rc) && meta_idle(ct->meta);
+}
+
+static void drain_check(struct loop *loop, struct loop_timer *timer)
+{
+	struct drain *d = container_of(timer, struct drain, timer);
+
+	if (is_idle(d->ct)) {
+		d->ct->stopping = false;
+		sem_post(&d->done);
+		return;
+	}
+	d->ct->stopping = true;
+	if (d->ct->meta)
+		meta_housekeep(d->ct->meta);
+	loop_timer_set(loop, timer, DRAIN_POLL_NS);
+}
+
+static void drain_run(struct loop *loop, void *arg)
+{
+	struct drain *d = arg;
+
+	drain_check(loop, &d->timer);
+}
+
+/* Everything that was acknowledged is durable, everything freed is free. */
+static int chain_suspend(struct target *ti, struct qc_err *err)
+{
+	struct drain d = { .ct = ti->private, .timer = { .fn = drain_check } };
+
+	sem_init(&d.done, 0, 0);
+	loop_call(d.ct->loop, drain_run, &d);
+	while (sem_wait(&d.done) < 0)
+		;
+	sem_destroy(&d.done);
+	if (d.ct->img && io_dev_flush(d.ct->img->dev))
+		return qc_err_set(err, -EIO, "%s: flush failed", d.ct->img->dev->path);
+	return 0;
+}
+
+static void chain_free(struct chain_target *ct)
+{
+	struct layer_table *t = ct->map.table;
+	u32 i;
+
+	refcounts_close(ct->rc);
+	meta_destroy(ct->meta);
+	for (i = 0; i < CHAIN_WORKERS; i++)
+		loop_destroy(ct->workers[i]);
+	map_exit(&ct->map);
+	if (ct->loop)
+		chain_loop_exit(ct->loop);
+	loop_destroy(ct->loop);
+	if (t) {
+		free(t->order);
+		free(t->by_id);
+		free(t->depth_of);
+	}
+	free(t);
+	free(ct->layers);
+	free(ct->corrupt_layers);
+	free(ct->cells);
+	free(ct->updates);
+	chain_close(ct->chain);
+	free(ct);
+}
+
+static void stop_loops(struct chain_target *ct)
+{
+	u32 i;
+
+	for (i = 0; i < CHAIN_WORKERS; i++)
+		loop_stop(ct->workers[i]);
+	if (ct->loop->has_thread)
+		chain_detach(ct->ti, ct->loop);
+	loop_stop(ct->loop);
+}
+
+static void chain_dtr(struct target *ti)
+{
+	struct chain_target *ct = ti->private;
+	struct qc_err err = { 0 };
+
+	if (chain_suspend(ti, &err))
+		log_error("%s", err.msg);
+	else if (ct->meta && !ct->failed)
+		mark_closed(ct->img);
+	stop_loops(ct);
+	chain_free(ct);
+}
+
+/* ---- building ------------------------------------------------------------------------------------- */
+
+static int chain_build(struct chain_target *ct, const char *top, struct chain_words *w,
+		       struct qc_err *err)
+{
+	int ret = open_chain(ct, top, w, err);
+
+	if (ret)
+		return ret;
+	check_block_size(ct);
+	ct->below = ct->chain->nr_layers > 1;
+	ct->on_full = w->on_full;
+	ret = make_layers(ct);
+	if (!ret)
+		ret = map_init(&ct->map, ct->chain->virtual_size, window_bits(ct->chain),
+			       w->cache_bytes, ct->map.table);
+	if (ret)
+		return qc_err_set(err, ret, "%s: out of memory", top);
+	ret = make_loops(ct, err);
+	if (!ret)
+		ret = open_writer(ct, err);
+	return ret ? ret : start_loops(ct, err);
+}
+
+static struct chain_target *chain_alloc(struct target *ti)
+{
+	struct chain_target *ct = calloc(1, sizeof(*ct));
+
+	if (!ct)
+		return NULL;
+	ct->ti = ti;
+	CDS_INIT_LIST_HEAD(&ct->loads);
+	CDS_INIT_LIST_HEAD(&ct->load_queue);
+	CDS_INIT_LIST_HEAD(&ct->new_tables);
+	CDS_INIT_LIST_HEAD(&ct->linked);
+	CDS_INIT_LIST_HEAD(&ct->parked);
+	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
+	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
+	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
+	ct->full_timer.fn = chain_full_timer;
+	return ct;
+}
+
+static int chain_ctr(struct target *ti, int argc, char **argv, struct qc_err *err)
+{
+	struct chain_words w = { .cache_bytes = DEFAULT_CACHE_BYTES,
+				 .open = { .top_format = IMAGE_QCOW2 } };
+	struct chain_target *ct;
+	int ret;
+
+	if (argc < 1)
+		return qc_err_set(err, -EINVAL, "qcow2-chain: no image named, expected TOP");
+	ret = parse_words(&w, argc, argv, err);
+	if (ret)
+		goto out;
+	ct = chain_alloc(ti);
+	ret = ct ? chain_build(ct, argv[0], &w, err) : -ENOMEM;
+	if (ret) {
+		if (ct)
+			chain_free(ct);
+		goto out;
+	}
+	ti->private = ct;
+	ti->size_bytes = ALIGN_DOWN(ct->map.size_bytes, chain_block_bytes(ct->chain));
+out:
+	free(w.open.policy.allow_dirs);
+	return ret;
+}
+
+static void chain_limits(struct target *ti, struct target_limits *limits)
+{
+	struct chain_target *ct = ti->private;
+	const struct image *img = ct->chain->layers[0].img;
+	u32 i;
+
+	limits->logical_block = chain_block_bytes(ct->chain);
+	limits->physical_block = max(limits->physical_block, limits->logical_block);
+	limits->io_min = limits->physical_block;
+	for (i = 0; i < ct->chain->nr_layers; i++)
+		limits->dma_align_mask = max(limits->dma_align_mask,
+					     ct->chain->layers[i].img->dev->mem_align_bytes - 1);
+	limits->read_only = ct->chain->read_only;
+	if (limits->read_only || img->format == IMAGE_RAW)
+		return;
+	limits->io_opt = image_cluster_bytes(img);
+	limits->discard_granularity = max(1u << img->subcluster_bits, limits->logical_block);
+	limits->max_discard = QC_MAX_DISCARD_BYTES;
+	limits->max_write_zeroes = QC_MAX_DISCARD_BYTES;
+}
+
+const struct target_type target_chain = {
+	.name = "qcow2-chain",
+	.ctr = chain_ctr,
+	.dtr = chain_dtr,
+	.map = chain_map,
+	.attach = chain_attach,
+	.detach = chain_detach,
+	.suspend = chain_suspend,
+	.status = chain_status,
+	.limits = chain_limits,
+};
