@@ -11,7 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define ANSWER_MS 10000
+#define ANSWER_MS 5000
 /* Longest line of a daemon: thousands of layers with all their keys. */
 #define MAX_LINE_BYTES (64u * 1024u * 1024u)
 #define READ_BYTES 65536u

@@ -32,6 +32,7 @@ MEMORY_BYTES = 1 << 30
 FEATURE_BITS = (72, 24)
 NO_ERROR = ("<4>", "<6>", "<7>")  # the log's warnings and what is below
 REPLY_DEADLINE_S = 5
+CHECK_LINES_MAX = 200
 
 
 class Failure(Exception):
@@ -252,8 +253,12 @@ def try_verb(kind, program, folder, scratch, verb):
     expect_unchanged(what, before, folder)
     if verb == "check" and status not in kind.check:
         raise Failure(f"{what}: status {status}, expected one of {kind.check}: {text}")
-    if status == 1:
+    if verb == "check" and text.count("\n") > CHECK_LINES_MAX:
+        raise Failure(f"{what}: {len(text.splitlines())} lines on standard error")
+    if verb == "info" and status:
         one_error_line(what, text, kind.names or image.name)
+    if status and not text:
+        raise Failure(f"{what}: status {status} without a word on standard error")
 
 
 # ---- all kinds ------------------------------------------------------------------------

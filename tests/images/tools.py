@@ -247,6 +247,12 @@ class DataFileCase(Case):
             raise Difference(f"map with a data file: status {status}: {err}")
 
 
+def snapshots(path):
+    """Number of internal snapshots in the header."""
+    with open(path, "rb") as image:
+        return int.from_bytes(image.read(64)[60:], "big")
+
+
 # ---- check and repair ---------------------------------------------------------------------
 
 
@@ -278,9 +284,9 @@ class DamageCase(Case):
         shutil.copy(image, theirs)
         our_check = self.compare_check(ours, "--repair", "leaks")
         their_check = self.their_check(theirs, "-r", "leaks")
+        if their_check[0] == 1 or snapshots(theirs) != snapshots(image):
+            return  # QEMU 7.2 can lose internal snapshots here
         expect_equal("status of repair leaks", our_check[0], their_check[0])
-        if their_check[0] == 1:
-            return
         for report in (our_check[1], their_check[1]):
             del report["filename"]
         expect_equal("report of repair leaks", our_check[1], their_check[1])
@@ -290,7 +296,10 @@ class DamageCase(Case):
         shutil.copy(image, theirs)
         their_status = self.their_check(theirs, "-r", "all")[0]
         status, report, err = self.compare_check(image, "--repair", "all")
-        if status > their_status >= 0 or (status and all(damage.heals for damage in done)):
+        # Good, leaks, errors, given up.
+        rank = (0, 3, 2, 1).index
+        if rank(status) > rank(their_status) or (
+                status and all(damage.heals for damage in done)):
             raise Difference(f"repair all: qchainctl {status} ({report}), qemu-img "
                              f"{their_status}: {err}")
         after = self.expect_same_check(image)

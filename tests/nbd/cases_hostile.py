@@ -93,8 +93,8 @@ def vanish_in_request(suite):
                 for structured in (True, False):
                     with server.open(structured=structured) as wire:
                         wire.send(stream)
-        server.alive()
-        server.wait_until_idle()
+            server.wait_until_idle()
+            server.alive()
 
 
 @case

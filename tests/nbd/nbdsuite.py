@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -75,9 +76,10 @@ class Server:
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None and not self.process.has_ended():
-            self.process.stop()
-        else:
+        try:
+            if kind is None and not self.process.has_ended():
+                self.process.stop()
+        finally:
             self.process.kill()
         self.process.check_sanitizers()
 
@@ -105,15 +107,28 @@ class Server:
         os.kill(self.pid, number)
 
     def status(self):
-        """What the export says about itself (nbd-bringup only)."""
+        """What the export says about itself."""
         if not self.suite.is_bringup(self.kind):
-            raise Skip("only nbd-bringup prints its status")
+            return self.query_export()
         before = self.output().count('"id"')
         self.signal(signal.SIGUSR1)
         while self.output().count('"id"') == before:
             self.suite.deadline.left()
             time.sleep(0.01)
         return json.loads([x for x in self.output().splitlines() if '"id"' in x][-1])
+
+    def query_export(self):
+        """The same from qchaind, which has one export."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(self.suite.deadline.left())
+            sock.connect(self.suite.qmp_path())
+            stream = sock.makefile("rw")
+            stream.readline()
+            for command in ("qmp_capabilities", "query-block-exports"):
+                stream.write(json.dumps({"execute": command}) + "\n")
+                stream.flush()
+                answer = json.loads(stream.readline())
+            return answer["return"][0]
 
     def output(self):
         with open(self.log, encoding="utf-8", errors="replace") as log:
@@ -172,11 +187,15 @@ class Suite:
     def qchaind_argv(self, server, read_only, name):
         top = os.path.join(self.directory, "top.qcow2")
         if not os.path.exists(top):
-            raw = self.data_file()
-            self.run(tool("qemu-img"), "convert", "-f", "raw", "-O", "qcow2", raw, top)
-            server.file = raw
-        argv = [self.qchaind, "--name", name, "--export", f"nbd,socket={server.socket}"]
+            self.run(tool("qemu-img"), "convert", "-f", "raw", "-O", "qcow2",
+                     self.data_file(), top)
+        server.file = self.data_file()
+        export = f"nbd,socket={server.socket},name={name},description=a disk"
+        argv = [self.qchaind, "--qmp", self.qmp_path(), "--export", export]
         return argv + (["--read-only"] if read_only else []) + [top]
+
+    def qmp_path(self):
+        return os.path.join(self.directory, "qmp.sock")
 
     def data_file(self):
         path = os.path.join(self.directory, "data.raw")

@@ -38,10 +38,11 @@ for mode in "${modes[@]}"; do
 	step "$mode mode: crashes under fio with verification"
 	up first "${opt[@]}" --tag 4711 --depth 64 linear "$disk"
 	server_mode=$(status mode)
-	fio --name=crash --filename="$dev" --size=64M --direct=1 --ioengine=io_uring --iodepth=32 \
+	fio --name=crash --allow_file_create=0 --filename="$dev" --size=64M --direct=1 --ioengine=io_uring --iodepth=32 \
 		--rw=randwrite --bs=16k --time_based --runtime=30 --verify=crc32c --verify_fatal=1 \
 		--verify_backlog=256 --minimal > "$TMPDIR/fio.out" 2>&1 &
 	fio=$!
+	wait_for 30 "fio to write" wrote "$dev" 100
 	for ((n = 0; n < 5; n++)); do
 		sleep 2
 		is_dead "$fio" && break

@@ -63,10 +63,10 @@ down
 
 step "by force, in the middle of I/O"
 up force linear "$(free_ramdisk)"
-fio --name=busy --filename="$dev" --size=256M --direct=1 --ioengine=io_uring --iodepth=32 \
+fio --name=busy --allow_file_create=0 --filename="$dev" --size=256M --direct=1 --ioengine=io_uring --iodepth=32 \
 	--rw=randrw --bs=16k --time_based --runtime=60 --minimal > "$TMPDIR/fio.out" 2>&1 &
 fio=$!
-sleep 2
+wait_for 30 "fio to write" wrote "$dev" 100
 kill -INT "$pid"
 wait_for 30 "the device to stop" grep -q ^stopped "$log"
 cat "$log"

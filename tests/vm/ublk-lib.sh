@@ -63,8 +63,11 @@ answered() { grep -q ^stopped "$log" || (($(count ^busy) >= $1)); }
 
 # verify DEVICE MB: random writes of many sizes, then read back and compare.
 verify() {
-	fio --name=verify --filename="$1" --size="$2M" --direct=1 --ioengine=io_uring --iodepth=32 \
+	fio --name=verify --allow_file_create=0 --filename="$1" --size="$2M" --direct=1 --ioengine=io_uring --iodepth=32 \
 		--rw=randwrite --bsrange=512-256k --bs_unaligned=0 --blockalign=512 --fsync=64 \
 		--verify=crc32c --verify_fatal=1 --do_verify=1 --minimal > "$TMPDIR/fio.out" ||
 		{ cat "$TMPDIR/fio.out" >&2; fail "fio found a difference"; }
 }
+
+# wrote DEVICE N: have at least N writes ended on it?
+wrote() { (($(awk '{ print $5 }' "/sys/block/${1#/dev/}/stat") >= $2)); }

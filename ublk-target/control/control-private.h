@@ -6,7 +6,8 @@
 #include <qchain/control.h>
 
 /*
- * qmp-server.c    socket, connections, bytes in and out
+ * qmp-server.c    the socket, who may connect
+ * qmp-client.c    one connection, bytes in and out
  * qmp-dispatch.c  one request to one reply; the table of commands
  * qmp-query.c     commands that look
  * qmp-event.c     events from any thread to the connections
@@ -78,6 +79,20 @@ int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err);
 
 /* Queue @line on every connection that has negotiated. Control thread. */
 void qmp_server_broadcast(struct qmp_server *server, const char *line);
+
+/* ---- qmp-client.c ------------------------------------------------------------------ */
+
+struct qmp_client;
+
+/*
+ * qmp_client_create - greet the client on socket @fd, which is taken over
+ * @place: where the owner keeps it; cleared when it has gone, at any time
+ */
+int qmp_client_create(struct daemon *daemon, int fd, struct qmp_client **place);
+/* It is freed, and its place cleared, once nothing of it is under way. */
+void qmp_client_close(struct qmp_client *client);
+/* Queue an event, if it has negotiated. -errno: it must be closed. */
+int qmp_client_event(struct qmp_client *client, const char *line);
 
 /* ---- qmp-event.c --------------------------------------------------------------------- */
 

@@ -87,9 +87,30 @@ int qmp_query_status(struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
+/* Keys that clients expect of every node, for features that we do not have. */
+static void add_node_defaults(json_object *node)
+{
+	static const char *const zeroes[] = { "iops",	 "iops_rd", "iops_wr", "bps",
+					      "bps_rd", "bps_wr",  "write_threshold" };
+	json_object *cache = json_object_new_object();
+
+	for (u32 i = 0; i < ARRAY_SIZE(zeroes); i++)
+		add_default(node, zeroes[i], json_object_new_int(0));
+	add_default(node, "encrypted", json_object_new_boolean(false));
+	add_default(node, "detect_zeroes", json_object_new_string("off"));
+	json_object_object_add(cache, "writeback", json_object_new_boolean(true));
+	json_object_object_add(cache, "direct", json_object_new_boolean(true));
+	json_object_object_add(cache, "no-flush", json_object_new_boolean(false));
+	add_default(node, "cache", cache);
+}
+
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err)
 {
-	call->result = list_of_target(call->daemon, "nodes");
+	json_object *nodes = list_of_target(call->daemon, "nodes");
+
+	for (u32 i = 0; i < json_object_array_length(nodes); i++)
+		add_node_defaults(json_object_array_get_idx(nodes, i));
+	call->result = nodes;
 	return 0;
 }
 

@@ -117,7 +117,8 @@ int meta_get(struct meta *meta, u64 offset, struct meta_wait *wait, struct meta_
 
 	assert_on_loop(meta->loop);
 	if (b && b->state == BLOCK_READY) {
-		cds_list_move(&b->lru, meta->lru.prev);
+		cds_list_del(&b->lru);
+		cds_list_add_tail(&b->lru, &meta->lru);
 		*result = b;
 		return 0;
 	}

@@ -98,9 +98,11 @@ static int check_l2_flags(struct check *c, u64 offset, bool repair)
 	if (!wrong.nr || !repair)
 		return 0;
 	hit = check_l2_overlap(c, offset);
-	if (hit)
-		return check_failed(c, -EILSEQ, "L2 table 0x%llx overlaps the %s: its flags are not repaired",
-				    (unsigned long long)offset, hit);
+	if (hit) {
+		check_say(c, "L2 table 0x%llx overlaps the %s: its flags are not repaired",
+			  (unsigned long long)offset, hit);
+		return 0;
+	}
 	ret = check_write_l2(c, offset, wrong.first, wrong.last);
 	if (ret)
 		return ret;

@@ -269,13 +269,33 @@ static int walk_bitmap(struct check *c, const struct image_bitmap *bitmap)
 	return 0;
 }
 
+/*
+ * image_open() could not read them (one of the faults says why) and left them
+ * out, so their clusters would look like leaks. Dropping them is a repair: they
+ * were of no use any more.
+ */
+static int drop_bitmaps(struct check *c)
+{
+	check_corrupt(c, "bitmaps cannot be read");
+	if (!(c->fix & CHECK_FIX_ERRORS))
+		return check_failed(c, -EILSEQ, "bitmaps cannot be counted; repair all errors to drop them");
+	c->drop_bitmaps = true;
+	if (!check_judges(c))
+		return 0;
+	c->result->corruptions--;
+	c->result->corruptions_fixed++;
+	return check_begin_write(c);
+}
+
 int check_walk_bitmaps(struct check *c)
 {
 	struct image *img = c->img;
 	int ret = 0;
 
-	if (!(img->autoclear & QCOW2_AUTOCLEAR_BITMAPS) || !img->nr_bitmaps)
+	if (!(img->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
 		return 0;
+	if (!img->nr_bitmaps)
+		return img->nr_faults ? drop_bitmaps(c) : 0;
 	if (!img->bitmaps)
 		return check_failed(c, -EINVAL, "bitmap directory was not loaded");
 	check_count(c, img->bitmap_dir_offset, img->bitmap_dir_bytes);

@@ -90,6 +90,7 @@ struct check {
 	u8 *block; /* a cluster: refcount block @block_index */
 	u64 block_index;
 	bool rebuild; /* the refcount tables cannot be repaired in place */
+	bool drop_bitmaps; /* they cannot be read */
 	bool writing; /* the header says so already */
 };
 

@@ -7,6 +7,13 @@
 /* A repair keeps the guest's content: bitmaps and raw data files stay true. */
 #define AUTOCLEAR_KEPT (QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA)
 
+static u64 kept_autoclear(const struct check *c)
+{
+	u64 kept = c->img->autoclear & AUTOCLEAR_KEPT;
+
+	return c->drop_bitmaps ? kept & ~QCOW2_AUTOCLEAR_BITMAPS : kept;
+}
+
 static int write_features(struct check *c, u64 incompatible, u64 autoclear)
 {
 	struct image *img = c->img;
@@ -26,7 +33,7 @@ int check_begin_write(struct check *c)
 
 	if (c->writing)
 		return 0;
-	ret = write_features(c, c->img->incompatible, c->img->autoclear & AUTOCLEAR_KEPT);
+	ret = write_features(c, c->img->incompatible, kept_autoclear(c));
 	c->writing = !ret;
 	return ret;
 }
@@ -34,7 +41,7 @@ int check_begin_write(struct check *c)
 int check_mark_clean(struct check *c)
 {
 	return write_features(c, c->img->incompatible & ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT),
-			      c->img->autoclear & AUTOCLEAR_KEPT);
+			      kept_autoclear(c));
 }
 
 /* ---- what must not be overwritten -------------------------------------------------- */

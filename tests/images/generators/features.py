@@ -126,7 +126,7 @@ def corrupt_bit(folder):
 @broken("dirty-bit-unrepairable", "marked dirty, with an L2 entry that no repair can explain",
         r"dirty|repair|corrupt", ro=SERVED,
         reads=(GOOD[0], GOOD[2], (2 << 16, 65536, IO_ERROR)),
-        protect=((0, 72), (3 << 16, 7 << 16)))
+        protect=((0, 72), (6 << 16, 4 << 16)))
 def dirty_unrepairable(folder):
     image = Image()
     image.put64(INCOMPATIBLE, INCOMPAT_DIRTY)

@@ -76,7 +76,7 @@ for row in FIELDS:
 
 
 @broken("version-2-zero-flag", "version 2 with the zero flag of version 3 in an L2 entry",
-        rw=SERVED, ro=SERVED, check=(2,),
+        rw=SERVED, ro=SERVED, check=(0, 2),
         reads=((2 << 16, 65536, IO_ERROR), (1 << 16, 65536, b"B" * 65536)),
         writes=((2 << 16, 4096),))
 def version_2_zero_flag(folder):

@@ -117,7 +117,7 @@ def refcount_kind(name, summary, **options):
     """
     return broken(name, summary, r"refcount|refcounts|corrupt", rw=ANYTHING, ro=SERVED, reads=GOOD,
                   may_write=ALLOCATE, protect=((L1, CLUSTER), (6 * CLUSTER, 4 * CLUSTER)),
-                  check=(2, 3), **options)
+                  check=(1, 2, 3), **options)
 
 
 @refcount_kind("reftable-entry-reserved", "refcount table entry with reserved bits")
@@ -179,8 +179,8 @@ def refcount_header_0(folder):
 
 @broken("l1-entries-same-l2", "one L2 table for both halves of the disk, as if each owned it",
         r"L1|L2|corrupt", rw=ANYTHING, ro=SERVED, check=(2,),
-        reads=((0, 65536, b"A" * 65536),), may_write=((0, 4096),),
-        protect=((0, 72), (CLUSTER, 4 * CLUSTER)))
+        reads=((0, 65536, b"A" * 65536), (1 << 16, 65536, b"B" * 65536)),
+        may_write=((UPPER + (1 << 16), 4096),), protect=((0, 72), (CLUSTER, 9 * CLUSTER)))
 def l1_entries_same_l2(folder):
     image = Image()
     image.put64(image.l1 + 8, image.l2[0] | COPIED)
