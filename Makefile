@@ -5,6 +5,13 @@ O ?= build
 CC ?= cc
 V ?= 0
 SAN ?=
+VERSION := 0.1.0
+
+DESTDIR ?=
+PREFIX ?= /usr
+SBINDIR ?= $(PREFIX)/sbin
+MANDIR ?= $(PREFIX)/share/man
+UDEVDIR ?= /usr/lib/udev/rules.d
 
 ifeq ($(V),1)
 Q :=
@@ -18,17 +25,24 @@ PKGS := liburing liburcu json-c zlib libzstd devmapper
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lurcu-common
 
+# -Wsign-compare is off on purpose: lengths are u32, counts that may be an
+# errno are int, and every comparison of the two follows a check of the sign.
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
 	-Wpointer-arith -Wundef -Wvla -Wno-unused-parameter -Wno-sign-compare \
-	-Wno-missing-field-initializers -Wno-unknown-warning-option -Wno-format-truncation
+	-Wno-missing-field-initializers -Wno-unknown-warning-option \
+	-Wno-format-truncation
 CFLAGS ?= -O2 -g
 QCFLAGS := -std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Iinclude \
+	-DQCHAIN_VERSION='"$(VERSION)"' \
 	-fno-strict-aliasing $(WARN) $(PKG_CFLAGS) -pthread
+QLDFLAGS := -pthread
 ifneq ($(SAN),)
-QCFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+QCFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer
 QLDFLAGS += -fsanitize=$(SAN)
+ifneq ($(findstring undefined,$(SAN)),)
+QCFLAGS += -fno-sanitize-recover=undefined
 endif
-QLDFLAGS += -pthread
+endif
 
 # ---- what there is: collected from the Kbuild files -------------------------
 # collect(DIR, VAR): add DIR's objects to VAR, follow folders (names ending in /)
@@ -45,14 +59,18 @@ ctl-objs :=
 $(eval $(call collect,ublk-target,lib-objs))
 $(eval $(call collect,ctl,ctl-objs))
 unit-srcs := $(wildcard tests/unit/*-test.c)
+# What several unit tests share: everything there that is no test and no program.
+unit-help := $(filter-out $(unit-srcs) %-probe.c,$(wildcard tests/unit/*.c))
+probe-srcs := $(wildcard tests/unit/*-probe.c)
 
 LIB := $(O)/libqchain.a
 BINS := $(O)/qchaind $(O)/qchainctl
 UNITS := $(patsubst tests/unit/%.c,$(O)/tests/%,$(unit-srcs))
+PROBES := $(patsubst tests/unit/%.c,$(O)/tests/%,$(probe-srcs))
 
 all: $(BINS)
 
-$(O)/%.o: %.c
+$(O)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(say) CC $<
 	$(Q)$(CC) $(QCFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
@@ -69,19 +87,62 @@ $(O)/qchainctl: $(addprefix $(O)/,$(ctl-objs)) $(LIB)
 	$(say) LINK $@
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
-$(O)/tests/%: $(O)/tests/unit/%.o $(O)/tests/unit/unit.o $(LIB)
+$(O)/tests/%: $(O)/tests/unit/%.o $(patsubst %.c,$(O)/%.o,$(unit-help)) $(LIB)
+	@mkdir -p $(@D)
 	$(say) LINK $@
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
 
-units: $(UNITS)
+units: $(UNITS) $(PROBES)
+
+-include $(shell find $(O) -name '*.d' 2>/dev/null)
+
+# ---- tests: what runs in which tier is in tests/check.sh ----------------------
+# These install what they need (Debian, as root), then build, then run.
+
+deps:
+	$(Q)tests/deps.sh
+
+check check-fast check-full: deps
+	$(Q)$(MAKE) --no-print-directory O=$(O) all units
+	$(Q)O=$(O) tests/check.sh $@
 
 check-unit: units
 	$(Q)set -e; for t in $(UNITS); do $$t; done
 
+style:
+	$(Q).ci/check-style.sh
+
+demo: deps
+	$(Q)$(MAKE) --no-print-directory O=$(O) all
+	$(Q)QCHAIN_BUILD=$(abspath $(O)) tests/demo/demo.sh
+
+bench: deps
+	$(Q)$(MAKE) --no-print-directory O=$(O) all
+	$(Q)O=$(O) tests/bench/bench.sh
+
+install: all
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UDEVDIR)
+	install -m 755 $(BINS) $(DESTDIR)$(SBINDIR)
+	install -m 644 docs/man/qchaind.8 docs/man/qchainctl.8 $(DESTDIR)$(MANDIR)/man8
+	install -m 644 debian/60-qchain.rules $(DESTDIR)$(UDEVDIR)
+
 clean:
 	rm -rf $(O)
 
--include $(shell find $(O) -name '*.d' 2>/dev/null)
+help:
+	@echo 'make              build qchaind and qchainctl into $(O)/'
+	@echo 'make demo         the main job on real input, explained step by step'
+	@echo 'make check        all tests (as root; installs what it needs)'
+	@echo 'make check-fast   the daily loop, under two minutes'
+	@echo 'make check-full   all tests without sampling'
+	@echo 'make check-unit   unit tests only'
+	@echo 'make style        length, naming and include rules'
+	@echo 'make bench        measure against the peers, write build/bench/'
+	@echo 'make install      DESTDIR= PREFIX=/usr'
+	@echo
+	@echo 'V=1 shows commands, O=dir builds elsewhere, CC=clang,'
+	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers'
 
-.PHONY: all units check-unit clean
+.PHONY: all units deps check check-fast check-full check-unit style demo bench install \
+	clean help
 .SECONDARY:

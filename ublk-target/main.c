@@ -485,8 +485,8 @@ static int start(struct daemon *daemon, struct arguments *args, struct qc_err *e
 		ret = qmp_server_create(daemon, args->qmp, &daemon->qmp, err);
 	if (ret == 0)
 		ret = start_exports(daemon, args, err);
-	if (ret == 0 && signals_take())
-		ret = qc_err_set(err, -EINTR, "start: ended by a signal");
+	if (ret && signals_take())
+		qc_err_prefix(err, "start: ended by a signal while waiting");
 	return ret;
 }
 

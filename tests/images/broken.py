@@ -161,6 +161,15 @@ class Daemon:
         if status != 0:
             raise Failure(f"{self.what}: status {status} after SIGTERM: {self.log()}")
 
+    def explain_end(self):
+        """Raise the better failure where the connection failed because the process ended."""
+        try:
+            status = self.child.wait(1)
+        except subprocess.TimeoutExpired:
+            return
+        no_crash(self.what, status, self.log())
+        raise Failure(f"{self.what} ended with status {status}: {self.log()}")
+
     def kill(self):
         self.child.kill()
         self.child.wait()
@@ -220,7 +229,11 @@ def try_serving(kind, program, folder, scratch, read_only):
         if daemon.is_served():
             if expected == REFUSED:
                 raise Failure(f"{daemon.what} serves it, expected a refusal")
-            asyncio.run(talk(kind, daemon.socket, not read_only))
+            try:
+                asyncio.run(talk(kind, daemon.socket, not read_only))
+            except Failure:
+                daemon.explain_end()
+                raise
             daemon.stop()
         else:
             no_crash(daemon.what, daemon.child.returncode, daemon.log())

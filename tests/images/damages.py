@@ -248,6 +248,8 @@ def data_beyond_the_end(victim):
 
 @damage(keeps=False)
 def two_entries_for_one_cluster(victim):
+    if victim.order == 0:
+        raise NotPossible  # cannot be counted
     source = victim.get(victim.pick_entry(is_data), "Q")
     offset = victim.pick_entry(is_empty)
     victim.put(offset, "Q", source)
@@ -306,6 +308,8 @@ def refcount_block_beyond_the_end(victim):
 @damage()
 def refcount_block_overwritten(victim):
     block = victim.get(victim.reftable_at, "Q")
+    if victim.entries(lambda entry, bitmap: is_data(entry) and entry & OFFSET_MASK == block):
+        raise NotPossible  # another damage made it data
     noise = victim.rng.randbytes(64)
     start = block + victim.rng.randrange(0, victim.cluster - len(noise))
     victim.data[start:start + len(noise)] = noise

@@ -26,7 +26,7 @@ def wait_for_socket(suite, path):
         try:
             Wire(path).close()
             return
-        except OSError:
+        except (OSError, EOFError):
             suite.deadline.left()
             time.sleep(0.01)
 

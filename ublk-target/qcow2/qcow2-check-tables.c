@@ -71,6 +71,7 @@ static void walk_block(struct check *c, u32 i)
 	u64 entry = c->reftable[i];
 	u64 offset = entry & ~QCOW2_REFTABLE_RESERVED;
 	u64 cluster = offset >> c->img->cluster_bits;
+	bool used;
 
 	if (entry & QCOW2_REFTABLE_RESERVED) {
 		check_corrupt(c, "refcount table entry %u: reserved bits set (0x%016llx)", i,
@@ -92,7 +93,11 @@ static void walk_block(struct check *c, u32 i)
 	}
 	if (!offset)
 		return;
+	used = check_in_window(c, cluster) && check_counted(c, cluster);
 	check_count(c, offset, c->cluster_bytes);
+	/* Refcounts of one bit cannot count the second use, which was told. */
+	if (used && check_counted(c, cluster) == 1)
+		c->rebuild |= c->fix & CHECK_FIX_ERRORS;
 	if (!check_in_window(c, cluster) || check_counted(c, cluster) == 1)
 		return;
 	check_corrupt_count(c, "refcount block %u at cluster %llu: the cluster is used %llu times", i,

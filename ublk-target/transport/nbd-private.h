@@ -59,6 +59,8 @@
 
 #define NBD_HANDSHAKE_NS (10ull * 1000 * 1000 * 1000)
 #define NBD_RETRY_ACCEPT_NS (100ull * 1000 * 1000)
+/* A live server greets sooner than this. */
+#define NBD_PROBE_MS 2000
 #define NBD_COMPLAIN_NS (1000ull * 1000 * 1000)
 /* At the end: until replies are read, then until the target has let go. */
 #define NBD_DRAIN_MS 5000u

@@ -92,26 +92,49 @@ static struct sockaddr_un socket_address(const struct nbd *nbd)
 	return address;
 }
 
-/* 0: nobody listens on what is there; -EADDRINUSE: somebody does, or it is no socket. */
-static int probe_socket(struct nbd *nbd, struct qc_err *err)
+/*
+ * Does anybody listen? 0: no; -EADDRINUSE: yes; -EAGAIN: somebody took the call
+ * and hung up without a word. That is a server with too many clients, or one
+ * that died a moment ago and whose ring the kernel has not yet taken apart.
+ */
+static int probe_once(struct nbd *nbd)
 {
 	struct sockaddr_un address = socket_address(nbd);
+	struct pollfd greeting = { .events = POLLIN };
+	char byte;
+	int ret;
+
+	greeting.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (greeting.fd < 0)
+		return -EADDRINUSE;
+	if (connect(greeting.fd, (struct sockaddr *)&address, sizeof(address))) {
+		ret = errno == ECONNREFUSED || errno == ENOENT ? 0 : -EADDRINUSE;
+	} else {
+		poll(&greeting, 1, NBD_PROBE_MS);
+		ret = recv(greeting.fd, &byte, 1, MSG_DONTWAIT);
+		ret = ret == 1 || (ret < 0 && errno == EAGAIN) ? -EADDRINUSE : -EAGAIN;
+	}
+	close(greeting.fd);
+	return ret;
+}
+
+/* 0: what is there is the socket of a dead server. */
+static int probe_socket(struct nbd *nbd, struct qc_err *err)
+{
+	const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
 	struct stat st;
-	int fd, ret;
+	int ret, tries;
 
 	if (lstat(nbd->socket, &st) || !S_ISSOCK(st.st_mode))
 		return qc_err_set(err, -EADDRINUSE, "%s: exists and is no socket, expected a "
 				  "free name", nbd->socket);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return qc_err_set(err, -errno, "%s: socket not created (%s)", nbd->socket,
-				  strerror(errno));
-	ret = connect(fd, (struct sockaddr *)&address, sizeof(address)) ? errno : 0;
-	close(fd);
-	if (ret == ECONNREFUSED)
-		return 0;
-	return qc_err_set(err, -EADDRINUSE, "%s: socket in use by a running server, expected a "
-			  "free name; stop that server or choose another name", nbd->socket);
+	for (tries = 0; (ret = probe_once(nbd)) == -EAGAIN && tries < 100; tries++)
+		nanosleep(&pause, NULL);
+	if (ret)
+		return qc_err_set(err, -EADDRINUSE, "%s: socket in use by a running server, "
+				  "expected a free name; stop that server or choose another",
+				  nbd->socket);
+	return 0;
 }
 
 /* The directory is locked. */
