@@ -60,6 +60,7 @@ extern const struct verb verb_map;
 extern const struct verb verb_check;
 extern const struct verb verb_measure;
 extern const struct verb verb_compare;
+extern const struct verb verb_bench;
 
 /*
  * verb_option - getopt_long() for verbs; -1 at the end, '?' after a message

@@ -24,6 +24,7 @@ static const struct verb *const verbs[] = {
 	&verb_check,
 	&verb_measure,
 	&verb_compare,
+	&verb_bench,
 };
 
 static const struct verb *verb_find(const char *name)
@@ -88,13 +89,30 @@ static const char *allowed_options(const struct option *options, char *text, siz
 	return text;
 }
 
+/* A row whose value is a letter has that letter as its short form. */
+static void short_options(const struct option *options, char *text, size_t room)
+{
+	size_t n = snprintf(text, room, ":");
+
+	for (; options->name && n + 3 < room; options++) {
+		if (options->val >= 128)
+			continue;
+		text[n++] = options->val;
+		if (options->has_arg == required_argument)
+			text[n++] = ':';
+		text[n] = 0;
+	}
+}
+
 int verb_option(const struct verb *verb, int argc, char **argv, const struct option *options)
 {
 	char allowed[1024];
+	char letters[128];
 	int c;
 
 	opterr = 0;
-	c = getopt_long(argc, argv, ":", options, NULL);
+	short_options(options, letters, sizeof(letters));
+	c = getopt_long(argc, argv, letters, options, NULL);
 	if (c == ':') {
 		verb_usage(verb, "option %s needs a value", argv[optind - 1]);
 		return '?';

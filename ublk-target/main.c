@@ -362,9 +362,11 @@ static void arguments_exit(struct arguments *args)
 
 /*
  * A handler and an eventfd, not a signalfd: while images are opened the main
- * thread may sleep for long (rule A2), and a signal must end that sleep.
+ * thread may sleep for long (rule A2), and a signal must end that sleep. One
+ * that comes just before the sleep does it with an alarm, a second later.
  */
 static int signal_fd = -1;
+static volatile sig_atomic_t opening; /* the main thread may sleep */
 
 struct signals {
 	struct daemon *daemon;
@@ -377,8 +379,10 @@ static void on_signal(int number)
 	int saved_errno = errno;
 	u64 one = 1;
 
-	if (write(signal_fd, &one, sizeof(one)) < 0)
+	if (number != SIGALRM && write(signal_fd, &one, sizeof(one)) < 0)
 		errno = 0; /* full: there is a signal already */
+	if (opening)
+		alarm(1);
 	errno = saved_errno;
 }
 
@@ -390,7 +394,8 @@ static int signals_install(struct qc_err *err)
 	if (signal_fd < 0)
 		return qc_err_set(err, -errno, "start: no eventfd (%m)");
 	sigemptyset(&action.sa_mask);
-	if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGINT, &action, NULL) < 0)
+	if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGINT, &action, NULL) < 0 ||
+	    sigaction(SIGALRM, &action, NULL) < 0)
 		return qc_err_set(err, -errno, "start: no signal handler (%m)");
 	action.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &action, NULL);
@@ -472,6 +477,19 @@ static int start_exports(struct daemon *daemon, const struct arguments *args, st
 	return ret;
 }
 
+static int open_target(struct daemon *daemon, struct arguments *args, struct qc_err *err)
+{
+	int ret;
+
+	opening = 1;
+	ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target, err);
+	opening = 0;
+	alarm(0);
+	if (ret && signals_take())
+		qc_err_prefix(err, "start: ended by a signal while waiting");
+	return ret;
+}
+
 static int start(struct daemon *daemon, struct arguments *args, struct qc_err *err)
 {
 	int ret = signals_install(err);
@@ -479,14 +497,11 @@ static int start(struct daemon *daemon, struct arguments *args, struct qc_err *e
 	if (ret == 0)
 		ret = create_loop(daemon, err);
 	if (ret == 0)
-		ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target,
-				    err);
+		ret = open_target(daemon, args, err);
 	if (ret == 0 && args->qmp)
 		ret = qmp_server_create(daemon, args->qmp, &daemon->qmp, err);
 	if (ret == 0)
 		ret = start_exports(daemon, args, err);
-	if (ret && signals_take())
-		qc_err_prefix(err, "start: ended by a signal while waiting");
 	return ret;
 }
 

@@ -154,6 +154,65 @@ struct io_uring_sqe *io_uring_engine_sqe(struct io_engine *io,
 					 struct io_completion *completion);
 struct io_uring *io_uring_engine_ring(struct io_engine *io);
 
+/* ---- the mock engine (io-mock.c), for unit tests ------------------------ */
+
+/*
+ * A test drives the loop on it from its own thread: loop_run_once(loop, false).
+ * Devices are memory. An operation is logged when it is submitted, and under
+ * way until it is ended, by the test or by the engine (io_mock_order). Until
+ * then a read has filled nothing and a write has changed nothing; one that
+ * fails never does. @done runs in the run that follows the end.
+ *
+ * What the contract above promises an engine is asserted. The clock stands
+ * still but for io_mock_advance() and runs that wait: they jump to their
+ * deadline. All on one thread, except wake.
+ */
+enum io_mock_order {
+	IO_MOCK_HOLD, /* the test ends each operation (the default) */
+	IO_MOCK_FIFO, /* a run ends all, in the order of submission */
+	IO_MOCK_SHUFFLE, /* a run ends some, as drawn from the seed */
+};
+
+int io_mock_engine_create(struct io_engine **result);
+void io_mock_order(struct io_engine *io, enum io_mock_order order, u64 seed);
+
+/* Operations under way, by submission: how many, the @i-th, end the @i-th. */
+u32 io_mock_pending(const struct io_engine *io);
+const struct io_op *io_mock_op(const struct io_engine *io, u32 i);
+void io_mock_end(struct io_engine *io, u32 i, int error);
+
+/* The @n-th operation from now on ends with @error, whoever ends it; 0: none. */
+void io_mock_fail(struct io_engine *io, u32 n, int error);
+
+/*
+ * io_mock_log - what was submitted since the last call, and the test's own notes
+ * "write disk 4096+512, flush disk, linked"; valid until the next call.
+ */
+const char *io_mock_log(struct io_engine *io);
+void io_mock_note(struct io_engine *io, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* Writes that were submitted while one of the same bytes was under way. */
+u32 io_mock_collisions(const struct io_engine *io);
+u32 io_mock_wakes(const struct io_engine *io);
+void io_mock_advance(struct io_engine *io, u64 ns);
+/* Called instead of sleeping: what happens while the loop sleeps. */
+void io_mock_on_wait(struct io_engine *io, void (*fn)(void *arg), void *arg);
+/* End all polls of @fd. */
+void io_mock_poll_end(struct io_engine *io, int fd, int revents);
+
+/*
+ * io_mock_dev_create - @max_bytes of memory, 512-byte blocks
+ * A regular file grows when it is written beyond its end. Synchronous calls
+ * go to the memory at once, unlogged. Closing it does nothing.
+ */
+int io_mock_dev_create(const char *name, u64 size_bytes, u64 max_bytes, bool blockdev,
+		       struct io_dev **result);
+void io_mock_dev_destroy(struct io_dev *dev);
+void *io_mock_dev_bytes(const struct io_dev *dev);
+/* As an lvextend: seen by whoever asks with refresh_size(). */
+void io_mock_dev_resize(struct io_dev *dev, u64 size_bytes);
+
 /* Aligned memory for I/O (4 KiB); free with free(). NULL when there is none. */
 void *io_alloc(size_t bytes);
 

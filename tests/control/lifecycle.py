@@ -147,6 +147,7 @@ def test_daemon_waits(place):
     expect(child.poll() is None, f"it does not wait: {place.output()}")
     child.terminate()
     expect_equal(child.wait(harness.WAIT_S), 1, "exit status after a signal")
+    expect("ended by a signal" in place.output(), place.output())
     child = place.start("--wait", *words)
     holder.kill()
     holder.wait()

@@ -435,6 +435,21 @@ def test_signals(place):
         place.check_images()
 
 
+def test_questions_at_the_end(place):
+    """Who keeps asking is answered, refused or cut off, and harms nobody."""
+    place.make_chain()
+    for _ in range(5):
+        child = place.start_chain()
+        clients = [Qmp(place.path("qmp")) for _ in range(4)]
+        for client in clients:
+            client.send('{"execute": "query-named-block-nodes"}{"execute": "query-status"}\n' * 20)
+        child.terminate()
+        for client in clients:
+            for line in client.until_end():
+                expect("return" in line or "event" in line or "shutting down" in line["error"]["desc"], line)
+        expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+
+
 def test_quit_and_gone(place):
     """Who asks for the end does not have to wait for it."""
     place.make_chain()

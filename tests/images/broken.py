@@ -4,6 +4,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -37,6 +38,10 @@ CHECK_LINES_MAX = 200
 
 class Failure(Exception):
     """A program did with an image what it must not do."""
+
+
+class Skip(Exception):
+    """This machine cannot try it."""
 
 
 # ---- programs ---------------------------------------------------------------------
@@ -120,6 +125,26 @@ def expect_protected(what, before, after, ranges):
 def all_but_features(data):
     start, length = FEATURE_BITS
     return [(0, start), (start + length, len(data))]
+
+
+@contextlib.contextmanager
+def placed(kind, image):
+    """Where programs shall find the image: the file itself, or a loop device around it."""
+    if not kind.on_device:
+        yield image
+        return
+    try:
+        done = subprocess.run(["losetup", "--find", "--show", image], capture_output=True,
+                              text=True)
+    except FileNotFoundError:
+        raise Skip("no losetup") from None
+    if done.returncode:
+        raise Skip(f"no loop device: {done.stderr.strip()}")
+    device = Path(done.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 # ---- the daemon --------------------------------------------------------------------
@@ -223,6 +248,18 @@ def try_serving(kind, program, folder, scratch, read_only):
     before = digests(folder)
     content = image.read_bytes() if image.is_file() else b""
     args = [*kind.args, *(["--read-only"] if read_only else [])]
+    with placed(kind, image) as place:
+        read_only = serve(kind, program, place, args, scratch)
+    if read_only:
+        expect_unchanged("qchaind", before, folder)
+    else:
+        ranges = kind.protect or all_but_features(content)
+        expect_protected("qchaind", content, image.read_bytes(), ranges)
+
+
+def serve(kind, program, image, args, scratch):
+    """Run the daemon once; whether nothing at all may have changed."""
+    read_only = "--read-only" in args
     expected = kind.ro if read_only else kind.rw
     daemon = Daemon(program, image, args, scratch)
     try:
@@ -241,11 +278,7 @@ def try_serving(kind, program, folder, scratch, read_only):
                 raise Failure(f"{daemon.what}: status {daemon.child.returncode}: {daemon.log()}")
             one_error_line(daemon.what, daemon.log(), kind.names or image.name, kind.message)
             read_only = read_only or not kind.protect
-        if read_only:
-            expect_unchanged(daemon.what, before, folder)
-        else:
-            ranges = kind.protect or all_but_features(content)
-            expect_protected(daemon.what, content, image.read_bytes(), ranges)
+        return read_only
     finally:
         daemon.kill()
 
@@ -258,8 +291,8 @@ def try_verb(kind, program, folder, scratch, verb):
     image = kind.make(folder)
     before = digests(folder)
     what = f"qchainctl {verb}"
-    with (scratch / "stderr").open("wb") as log:
-        child = program.start([verb, str(image)], subprocess.DEVNULL, log)
+    with (scratch / "stderr").open("wb") as log, placed(kind, image) as place:
+        child = program.start([verb, str(place)], subprocess.DEVNULL, log)
         status = end_of(child, what)
     text = (scratch / "stderr").read_text(encoding="utf-8", errors="replace")
     no_crash(what, status, text)
@@ -269,7 +302,7 @@ def try_verb(kind, program, folder, scratch, verb):
     if verb == "check" and text.count("\n") > CHECK_LINES_MAX:
         raise Failure(f"{what}: {len(text.splitlines())} lines on standard error")
     if verb == "info" and status:
-        one_error_line(what, text, kind.names or image.name)
+        one_error_line(what, text, kind.names or place.name)
     if status and not text:
         raise Failure(f"{what}: status {status} without a word on standard error")
 
@@ -288,8 +321,8 @@ def steps_of(kind, daemon, tool):
 
 
 def run_kind(kind, daemon, tool, root):
-    """Try one kind in fresh folders; the text of each failure."""
-    failures = []
+    """Try one kind in fresh folders; the texts of failures, and of what was skipped."""
+    failures, skips = [], []
     for name, function, program, rest in steps_of(kind, daemon, tool):
         folder, scratch = root / name, root / "s"
         folder.mkdir(parents=True)
@@ -297,27 +330,32 @@ def run_kind(kind, daemon, tool, root):
         try:
             function(kind, *program, folder, scratch, *rest)
         except Failure as failure:
-            failures.append(str(failure))
+            failures.append(f"{name}: {failure}")
+        except Skip as skip:
+            skips.append(str(skip))
         shutil.rmtree(scratch)
-    return failures
+    return failures, skips
 
 
 def run(selected, daemon, tool, keep, verbose):
-    """Run all kinds; (passed, failed)."""
-    failed = 0
+    """Run all kinds; (passed, failed, skipped)."""
+    failed = skipped = 0
     for kind in selected:
         root = Path(tempfile.mkdtemp(prefix="broken-"))
-        failures = run_kind(kind, daemon, tool, root)
+        failures, skips = run_kind(kind, daemon, tool, root)
         for text in failures:
             print(f"FAIL {kind.name}: {text}", flush=True)
         if failures and keep:
             print(f"     kept in {root}")
         else:
             shutil.rmtree(root)
-        if verbose and not failures:
+        if skips and not failures:
+            print(f"skip {kind.name}: {skips[0]}", flush=True)
+        elif verbose and not failures:
             print(f"ok   {kind.name}: {kind.summary}", flush=True)
         failed += bool(failures)
-    return len(selected) - failed, failed
+        skipped += bool(skips and not failures)
+    return len(selected) - failed - skipped, failed, skipped
 
 
 def parse_arguments():
@@ -354,9 +392,9 @@ def main():
         print(f"broken: 0 passed, 0 failed, {len(selected)} skipped")
         return SKIP_ALL
     tool = args.qchainctl or args.qchaind.parent / "qchainctl"
-    passed, failed = run(selected, Program(args.qchaind), Program(tool) if tool.exists() else None,
-                         args.keep, args.verbose)
-    print(f"broken: {passed} passed, {failed} failed, 0 skipped")
+    passed, failed, skipped = run(selected, Program(args.qchaind),
+                                  Program(tool) if tool.exists() else None, args.keep, args.verbose)
+    print(f"broken: {passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed or not passed else 0
 
 

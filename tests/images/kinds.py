@@ -30,6 +30,7 @@ class Kind:
     @protect: (host offset, length) that nobody may change without --read-only; default: all,
     and where it is served all but the feature bits.
     @names: the file whose name is in the message, when it is not the image itself.
+    @on_device: serve a block device (a loop device) that holds the image, not the file.
     @check: exit statuses that `qchainctl check` may have; None: it is not run.
     """
 
@@ -45,6 +46,7 @@ class Kind:
     protect: tuple = ()
     names: str = ""
     args: tuple = ()
+    on_device: bool = False
     check: Optional[tuple] = None
     info: bool = True
 

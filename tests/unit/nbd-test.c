@@ -4,6 +4,7 @@
 #include "unit.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -312,6 +313,381 @@ static void test_status(void)
 	target_destroy(ti);
 }
 
+/* ---- a target that remembers ---------------------------------------------------- */
+
+#define RECORD_BYTES (1ull << 40)
+#define RECORD_MAX 64u
+#define RECORD_DELAY_NS (3ull * 1000 * 1000)
+/* Block status: pieces of this size, kinds 0 0 1 2 again and again. */
+#define STATUS_PIECE 65536u
+
+struct record {
+	u64 offset;
+	u32 len;
+	u8 op;
+	u8 flags;
+};
+
+static struct recorder {
+	struct target target;
+	pthread_mutex_t lock;
+	struct record records[RECORD_MAX];
+	u32 nr;
+	u64 fail_at; /* the request at this offset fails */
+	/* loop thread only */
+	struct loop_timer timer;
+	struct request *held[NBD_NR_SLOTS * NBD_NR_PARTS];
+	u32 nr_held;
+	u32 most_held;
+} recorder = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void record_release(struct loop *loop, struct loop_timer *timer)
+{
+	/* The last first: replies must not depend on the order. */
+	while (recorder.nr_held) {
+		struct request *req = recorder.held[--recorder.nr_held];
+
+		target_end_io(req, req->offset == recorder.fail_at ? -EIO : 0);
+	}
+}
+
+static void answer_status(struct request *req)
+{
+	static const struct block_status kinds[4] = {
+		{ .depth = 1, .allocated = true },
+		{ .depth = 1, .allocated = true },
+		{ .depth = 2, .allocated = true },
+		{ .depth = 0, .zero = true },
+	};
+	u64 pos = req->offset, end = req->offset + req->len;
+	u32 nr = 0;
+
+	while (pos < end && nr < req->status_max) {
+		req->status[nr] = kinds[pos / STATUS_PIECE % 4];
+		req->status[nr].len = min(STATUS_PIECE - pos % STATUS_PIECE, end - pos);
+		pos += req->status[nr++].len;
+	}
+	req->status_nr = nr;
+}
+
+static enum target_map_result record_map(struct target *ti, struct request *req)
+{
+	pthread_mutex_lock(&recorder.lock);
+	if (recorder.nr < RECORD_MAX)
+		recorder.records[recorder.nr++] = (struct record){
+			req->offset, req->len, req->op, req->flags,
+		};
+	pthread_mutex_unlock(&recorder.lock);
+	if (req->op == REQ_BLOCK_STATUS) {
+		answer_status(req);
+		req->error = 0;
+		return TARGET_DONE;
+	}
+	if (req->op == REQ_READ)
+		memset(req->base, req->offset / QC_MAX_REQUEST_BYTES, req->len);
+	recorder.held[recorder.nr_held++] = req;
+	recorder.most_held = max(recorder.most_held, recorder.nr_held);
+	recorder.timer.fn = record_release;
+	loop_timer_set(req->loop, &recorder.timer, RECORD_DELAY_NS);
+	return TARGET_SUBMITTED;
+}
+
+static const struct target_type record_type = { .name = "record", .map = record_map };
+
+/* ---- a client ------------------------------------------------------------------ */
+
+static void put(int fd, const void *data, size_t len)
+{
+	CU_ASSERT_EQUAL_FATAL(send(fd, data, len, MSG_NOSIGNAL), len);
+}
+
+static void get(int fd, void *data, size_t len)
+{
+	CU_ASSERT_EQUAL_FATAL(recv(fd, data, len, MSG_WAITALL), len);
+}
+
+static void client_option(int fd, u32 option, const void *data, u32 len)
+{
+	struct nbd_wire_option wire = {
+		nbd_put64(NBD_OPTION_MAGIC), nbd_put32(option), nbd_put32(len),
+	};
+	struct nbd_wire_option_reply reply;
+	char skipped[256];
+
+	put(fd, &wire, sizeof(wire));
+	put(fd, data, len);
+	do {
+		get(fd, &reply, sizeof(reply));
+		CU_ASSERT_FATAL(nbd_get32(reply.len) < sizeof(skipped));
+		get(fd, skipped, nbd_get32(reply.len));
+	} while (nbd_get32(reply.type) != NBD_REP_ACK);
+}
+
+static int client_open(void)
+{
+	static const char contexts[] = "\0\0\0\0\0\0\0\2\0\0\0\17base:allocation"
+				       "\0\0\0\25qemu:allocation-depth";
+	const __be32 flags = nbd_put32(NBD_FLAG_C_FIXED_NEWSTYLE);
+	int fd = connect_client();
+
+	put(fd, &flags, sizeof(flags));
+	client_option(fd, NBD_OPT_STRUCTURED_REPLY, "", 0);
+	client_option(fd, NBD_OPT_SET_META_CONTEXT, contexts, sizeof(contexts) - 1);
+	client_option(fd, NBD_OPT_GO, "\0\0\0\0\0", 6);
+	return fd;
+}
+
+static void client_send(int fd, u16 type, u16 flags, u64 offset, u32 len)
+{
+	struct nbd_wire_request wire = {
+		nbd_put32(NBD_REQUEST_MAGIC), nbd_put16(flags), nbd_put16(type),
+		nbd_put64(offset), nbd_put64(offset), nbd_put32(len),
+	};
+
+	put(fd, &wire, sizeof(wire));
+}
+
+/* One reply; the payload of its chunk goes to @payload. Returns the error. */
+static u32 client_reply(int fd, void *payload, u32 room)
+{
+	struct nbd_wire_chunk chunk;
+	__be32 rest;
+
+	get(fd, &chunk, sizeof(struct nbd_wire_simple_reply));
+	if (nbd_get32(chunk.magic) == NBD_SIMPLE_REPLY_MAGIC)
+		return nbd_get32(((struct nbd_wire_simple_reply *)&chunk)->error);
+	get(fd, &rest, sizeof(rest));
+	CU_ASSERT_FATAL(nbd_get32(rest) <= room);
+	get(fd, payload, nbd_get32(rest));
+	if (nbd_get16(chunk.type) != NBD_REPLY_TYPE_ERROR)
+		return 0;
+	memcpy(&rest, payload, sizeof(rest));
+	return nbd_get32(rest);
+}
+
+static struct transport *record_start(void)
+{
+	struct nbd_options options = { .socket = socket_path, .nr_loops = 1 };
+	struct transport *t = NULL;
+	struct qc_err err = { 0 };
+
+	memset(&recorder.target, 0, sizeof(recorder.target));
+	recorder.target.type = &record_type;
+	recorder.target.size_bytes = RECORD_BYTES;
+	recorder.target.limits = (struct target_limits){
+		.logical_block = 512, .discard_granularity = 512,
+		.max_discard = 1u << 28, .max_write_zeroes = 1u << 29,
+	};
+	recorder.nr = 0;
+	recorder.most_held = 0;
+	recorder.fail_at = UINT64_MAX;
+	CU_ASSERT_EQUAL_FATAL(nbd_create(&recorder.target, &options, &t, &err), 0);
+	CU_ASSERT_EQUAL_FATAL(t->ops->start(t, &err), 0);
+	return t;
+}
+
+static void record_stop(struct transport *t, int fd)
+{
+	close(fd);
+	CU_ASSERT_EQUAL(t->ops->stop(t, true, NULL), 0);
+	t->ops->destroy(t);
+}
+
+/* What arrived is [@offset, @offset + @len), each byte once, in @nr requests of @op. */
+static void check_cut(u8 op, u8 flags, u64 offset, u64 len, u32 nr)
+{
+	u64 sum = 0, first = UINT64_MAX, end = 0;
+	u32 i;
+
+	CU_ASSERT_EQUAL(recorder.nr, nr);
+	for (i = 0; i < recorder.nr; i++) {
+		struct record *r = &recorder.records[i];
+
+		CU_ASSERT_EQUAL(r->op, op);
+		CU_ASSERT_EQUAL(r->flags, flags);
+		sum += r->len;
+		first = min(first, r->offset);
+		end = max(end, r->offset + r->len);
+	}
+	CU_ASSERT_EQUAL(sum, len);
+	CU_ASSERT_EQUAL(first, offset);
+	CU_ASSERT_EQUAL(end, offset + len);
+	recorder.nr = 0;
+}
+
+/* ---- what the target gets ----------------------------------------------------- */
+
+static void test_flags_reach_target(void)
+{
+	static const struct {
+		u16 type, flags;
+		u8 op, expected;
+	} cases[] = {
+		{ NBD_CMD_WRITE_ZEROES, 0, REQ_WRITE_ZEROES, 0 },
+		{ NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FUA, REQ_WRITE_ZEROES, REQ_FUA },
+		{ NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_NO_HOLE, REQ_WRITE_ZEROES, REQ_NOUNMAP },
+		{ NBD_CMD_TRIM, NBD_CMD_FLAG_FUA, REQ_DISCARD, REQ_FUA },
+		{ NBD_CMD_TRIM, 0, REQ_DISCARD, 0 },
+		{ NBD_CMD_READ, NBD_CMD_FLAG_FUA, REQ_READ, 0 },
+		{ NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, REQ_WRITE, REQ_FUA },
+		{ NBD_CMD_WRITE, 0, REQ_WRITE, 0 },
+	};
+	struct transport *t = record_start();
+	char data[4096] = { 0 }, answer[5000];
+	int fd = client_open();
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		client_send(fd, cases[i].type, cases[i].flags, 8192, sizeof(data));
+		if (cases[i].type == NBD_CMD_WRITE)
+			put(fd, data, sizeof(data));
+		CU_ASSERT_EQUAL(client_reply(fd, answer, sizeof(answer)), 0);
+		check_cut(cases[i].op, cases[i].expected, 8192, sizeof(data), 1);
+	}
+	client_send(fd, NBD_CMD_FLUSH, 0, 0, 0);
+	CU_ASSERT_EQUAL(client_reply(fd, answer, sizeof(answer)), 0);
+	CU_ASSERT_EQUAL(recorder.nr, 1);
+	CU_ASSERT_EQUAL(recorder.records[0].op, REQ_FLUSH);
+	record_stop(t, fd);
+}
+
+static void test_cut_to_size(void)
+{
+	struct transport *t = record_start();
+	u32 len = 9 * MiB + 512;
+	u8 *data = calloc(1, len + 64);
+	int fd = client_open();
+	u32 i, wrong = 0;
+
+	client_send(fd, NBD_CMD_READ, 0, MiB, len);
+	CU_ASSERT_EQUAL(client_reply(fd, data, len + 64), 0);
+	check_cut(REQ_READ, 0, MiB, len, 10);
+	for (i = 0; i < len; i++) /* each piece is filled with its number, after 8 bytes */
+		wrong += data[8 + i] != 1 + i / QC_MAX_REQUEST_BYTES;
+	CU_ASSERT_EQUAL(wrong, 0);
+	CU_ASSERT_EQUAL(recorder.most_held, NBD_NR_PARTS);
+
+	recorder.most_held = 0;
+	client_send(fd, NBD_CMD_TRIM, 0, 4096, 3u << 30);
+	CU_ASSERT_EQUAL(client_reply(fd, data, len), 0);
+	check_cut(REQ_DISCARD, 0, 4096, 3u << 30, 12);
+	CU_ASSERT_EQUAL(recorder.most_held, NBD_NR_PARTS);
+
+	client_send(fd, NBD_CMD_WRITE_ZEROES, 0, 512, (3u << 30) + 512);
+	CU_ASSERT_EQUAL(client_reply(fd, data, len), 0);
+	check_cut(REQ_WRITE_ZEROES, 0, 512, (3u << 30) + 512ull, 7);
+	free(data);
+	record_stop(t, fd);
+}
+
+static void test_failing_part(void)
+{
+	struct transport *t = record_start();
+	u32 len = 8 * MiB;
+	u8 *data = calloc(1, len + 64);
+	int fd = client_open();
+	int i;
+
+	for (i = 0; i < 8; i++) {
+		recorder.fail_at = i * MiB;
+		client_send(fd, NBD_CMD_READ, 0, 0, len);
+		CU_ASSERT_EQUAL(client_reply(fd, data, len + 64), NBD_EIO);
+		client_send(fd, NBD_CMD_WRITE, 0, 0, len);
+		put(fd, data, len);
+		CU_ASSERT_EQUAL(client_reply(fd, data, len), NBD_EIO);
+		recorder.fail_at = UINT64_MAX;
+		client_send(fd, NBD_CMD_READ, 0, 0, 4096);
+		CU_ASSERT_EQUAL(client_reply(fd, data, len), 0);
+	}
+	free(data);
+	record_stop(t, fd);
+}
+
+/* ---- block status ----------------------------------------------------------------- */
+
+/* The two chunks of an answer: number of extents, bytes, and the first extent. */
+struct answer {
+	u32 nr;
+	u64 len;
+	struct nbd_wire_extent first;
+};
+
+static void client_status(int fd, u16 flags, u64 offset, u32 len, struct answer answers[2])
+{
+	u32 room = 8 + NBD_MAX_EXTENTS * sizeof(struct nbd_wire_extent), i;
+	struct nbd_wire_extent *extents;
+	u8 *payload = malloc(room);
+	struct nbd_wire_chunk head;
+
+	client_send(fd, NBD_CMD_BLOCK_STATUS, flags, offset, len);
+	memset(answers, 0, 2 * sizeof(*answers));
+	do {
+		get(fd, &head, sizeof(head));
+		CU_ASSERT_EQUAL_FATAL(nbd_get16(head.type), NBD_REPLY_TYPE_BLOCK_STATUS);
+		CU_ASSERT_FATAL(nbd_get32(head.len) <= room);
+		get(fd, payload, nbd_get32(head.len));
+		extents = (struct nbd_wire_extent *)(payload + 4);
+		answers->nr = (nbd_get32(head.len) - 4) / sizeof(*extents);
+		answers->first = extents[0];
+		for (i = 0; i < answers->nr; i++)
+			answers->len += nbd_get32(extents[i].len);
+		answers++;
+	} while (!(nbd_get16(head.flags) & NBD_REPLY_FLAG_DONE));
+	free(payload);
+}
+
+static void test_block_status(void)
+{
+	struct transport *t = record_start();
+	int fd = client_open();
+	struct answer a[2];
+
+	/* Kinds 0 0 1 are one of base:allocation, 0 0 one of depth. */
+	client_status(fd, 0, 0, 8 * STATUS_PIECE, a);
+	CU_ASSERT_EQUAL(a[0].nr, 4);
+	CU_ASSERT_EQUAL(nbd_get32(a[0].first.len), 3 * STATUS_PIECE);
+	CU_ASSERT_EQUAL(nbd_get32(a[0].first.flags), 0);
+	CU_ASSERT_EQUAL(a[1].nr, 6);
+	CU_ASSERT_EQUAL(nbd_get32(a[1].first.len), 2 * STATUS_PIECE);
+	CU_ASSERT_EQUAL(nbd_get32(a[1].first.flags), 1);
+	CU_ASSERT_EQUAL(a[0].len, 8 * STATUS_PIECE);
+	CU_ASSERT_EQUAL(a[1].len, 8 * STATUS_PIECE);
+
+	client_status(fd, 0, 3 * STATUS_PIECE + 512, 1024, a);
+	CU_ASSERT_EQUAL(a[0].nr, 1);
+	CU_ASSERT_EQUAL(a[0].len, 1024);
+	CU_ASSERT_EQUAL(nbd_get32(a[0].first.flags), NBD_STATE_HOLE | NBD_STATE_ZERO);
+	CU_ASSERT_EQUAL(nbd_get32(a[1].first.flags), 0);
+
+	client_status(fd, NBD_CMD_FLAG_REQ_ONE, 512, 64 * STATUS_PIECE, a);
+	CU_ASSERT_EQUAL(a[0].nr, 1);
+	CU_ASSERT_EQUAL(a[1].nr, 1);
+	CU_ASSERT_EQUAL(a[1].len, 2 * STATUS_PIECE - 512);
+	record_stop(t, fd);
+}
+
+static void test_block_status_long(void)
+{
+	struct transport *t = record_start();
+	int fd = client_open();
+	struct answer a[2];
+
+	/* Several questions to the target, all of it answered. */
+	client_status(fd, 0, 0, 1024 * STATUS_PIECE, a);
+	CU_ASSERT_EQUAL(a[0].nr, 512);
+	CU_ASSERT_EQUAL(a[0].len, 1024ull * STATUS_PIECE);
+	CU_ASSERT_EQUAL(a[1].nr, 768);
+	CU_ASSERT_EQUAL(recorder.nr, 1024 / NBD_STATUS_BATCH);
+
+	/* More than fits: as much as fits, of the context that is full first. */
+	client_status(fd, 0, 0, 0xfffffe00, a);
+	CU_ASSERT_EQUAL(a[1].nr, NBD_MAX_EXTENTS);
+	CU_ASSERT_TRUE(a[0].nr <= NBD_MAX_EXTENTS);
+	CU_ASSERT_TRUE(a[0].len >= a[1].len && a[1].len > 0);
+	CU_ASSERT_TRUE(a[0].len < 0xfffffe00);
+	record_stop(t, fd);
+}
+
 static const struct unit_test tests[] = {
 	{ "errors of the protocol", test_errors },
 	{ "preferred block size", test_preferred_block },
@@ -322,6 +698,11 @@ static const struct unit_test tests[] = {
 	{ "start, use and stop", test_start_and_stop },
 	{ "one export for one socket", test_second_export_refused },
 	{ "status", test_status },
+	{ "flags reach the target", test_flags_reach_target },
+	{ "requests are cut to size", test_cut_to_size },
+	{ "one part fails", test_failing_part },
+	{ "block status: merged, cut, one", test_block_status },
+	{ "block status: many extents", test_block_status_long },
 	{ NULL, NULL },
 };
 

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # Helpers for t-2x and t-3x: chains on LVs, also as Proxmox VE makes them; up and down by qchainctl; comparison with QEMU's view.
 
-pattern_name=QCHAIN-OLD-DATA
+old_text=QCHAIN-OLD-DATA
 
 # --- volume groups ---
 
@@ -10,14 +10,13 @@ pattern_name=QCHAIN-OLD-DATA
 old_data() {
 	lvcreate -q -y -Wn -Zn -l 100%FREE -n junk "$1" 2>&1 > /dev/null | sed '/not zeroed/d' >&2
 	wait_block "/dev/$1/junk" 30
-	yes $pattern_name 2> /dev/null | head -c 4M > old || true
-	while cat old; do :; done 2> /dev/null | dd of="/dev/$1/junk" bs=4M iflag=fullblock oflag=direct status=none 2> /dev/null || true
-	head -c 4096 "/dev/$1/junk" | grep -q $pattern_name || fail "$1: no old data written"
-	rm old
+	fio --name=junk --allow_file_create=0 --filename="/dev/$1/junk" --rw=write --bs=1M --direct=1 --ioengine=sync \
+		--buffer_pattern="\"$old_text\"" --minimal > /dev/null
+	head -c 4096 "/dev/$1/junk" | grep -q "$old_text" || fail "$1: no old data written"
 	lvremove -q -f -y "$1/junk" > /dev/null
 }
 
-# must_be_gone VG: nothing of a VG may be in use or left active by us.
+# lv_active VG/LV
 lv_active() { [[ $(lvs --noheadings -o lv_active "$1" | tr -d ' ') == active ]]; }
 
 # --- chains as Proxmox VE 9 makes them (facts of its LVMPlugin.pm): names, tags, options, sizes ---

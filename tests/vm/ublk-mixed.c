@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* A target that does each half of a request in another way, from another thread, at the same time. */
+/* A target that does each half of a request in another way, by another thread, at once. */
 #include "ublk-mixed.h"
 
 #include <errno.h>

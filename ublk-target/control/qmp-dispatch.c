@@ -238,13 +238,15 @@ static int find_command(const struct envelope *envelope, bool negotiated,
 		return qc_err_set(err, -ENOENT, "The command %.80s has not been found",
 				  envelope->execute);
 	call->error_class = QMP_GENERIC_ERROR;
+	if (call->daemon->stopped)
+		return qc_err_set(err, -ESHUTDOWN, "The daemon is shutting down");
 	return 0;
 }
 
 static int run_request(struct qmp_call *call, const struct envelope *envelope, bool *negotiated,
 		       struct qc_err *err)
 {
-	const struct qmp_command *command;
+	const struct qmp_command *command = NULL;
 	int ret = find_command(envelope, *negotiated, &command, call, err);
 
 	if (ret)

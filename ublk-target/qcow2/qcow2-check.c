@@ -233,14 +233,28 @@ int check_refcount_is_one(struct check *c, u64 cluster)
 			    cluster % c->refcounts_per_block) == 1;
 }
 
+/* Pages that stay 0 are not written, so that they take no memory. */
 static void set_one(struct check *c, u64 cluster, bool one)
 {
 	u8 bit = 1u << (cluster % 8);
+	u8 *byte = &c->ones[cluster / 8];
 
-	if (one)
-		c->ones[cluster / 8] |= bit;
-	else
-		c->ones[cluster / 8] &= ~bit;
+	if (one != !!(*byte & bit))
+		*byte ^= bit;
+}
+
+static bool is_zero(const u8 *memory, u64 bytes)
+{
+	return !bytes || (memory[0] == 0 && memcmp(memory, memory + 1, bytes - 1) == 0);
+}
+
+/* Nothing counted, and nothing remembered of a pass before. */
+static bool is_untouched(const struct check *c, u64 from, u64 to)
+{
+	u64 first = (from - c->window_first) * c->count_bytes;
+
+	return is_zero(c->counts + first, (to - from) * c->count_bytes) &&
+	       is_zero(c->ones + from / 8, DIV_ROUND_UP(to, 8) - from / 8);
 }
 
 /* ---- the comparison ------------------------------------------------------------ */
@@ -335,6 +349,8 @@ static int compare_block(struct check *c, struct compare *cmp)
 		return 0;
 	}
 	cmp->there = ret;
+	if (!cmp->there && is_untouched(c, cmp->from, cmp->to))
+		return 0;
 	for (u64 cluster = cmp->from; cluster < cmp->to; cluster++)
 		compare_cluster(c, cmp, cluster);
 	return cmp->dirty_to ? write_block(c, cmp) : 0;

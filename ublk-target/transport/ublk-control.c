@@ -153,9 +153,9 @@ int ublk_control_open(struct ublk_control *ctl, struct qc_err *err)
 	if (ctl->fd < 0) {
 		ret = -errno;
 		return qc_err_set(err, ret,
-				  UBLK_CONTROL_PATH ": cannot be opened (%s), ublk_drv of Linux 6.1 "
-				  "or later is needed; run `modprobe ublk_drv` as root, or serve "
-				  "with `--export nbd`, which works without it",
+				  UBLK_CONTROL_PATH ": cannot be opened (%s), ublk_drv of Linux "
+				  "6.1 or later is needed; run `modprobe ublk_drv` as root, or "
+				  "serve with `--export nbd`, which works without it",
 				  strerror(-ret));
 	}
 	ret = control_ring(ctl);

@@ -113,8 +113,8 @@ static int ublk_stop_unused(struct ublk *u, struct qc_err *err)
 			break;
 		usleep(UBLK_POLL_US);
 	}
-	return qc_err_set(err, -EBUSY, "ublkb%u: in use (%s), expected nobody; unmount or close it, "
-			  "or stop it by force, which fails the I/O of its users",
+	return qc_err_set(err, -EBUSY, "ublkb%u: in use (%s), expected nobody; unmount or close "
+			  "it, or stop it by force, which fails the I/O of its users",
 			  u->dev.info.dev_id, text);
 }
 
@@ -245,8 +245,8 @@ static int ublk_check_options(const struct ublk_options *o, struct qc_err *err)
 		return qc_err_set(err, -EINVAL, "ublk: %u queues asked for, 1 to %u are allowed",
 				  o->nr_queues, QC_MAX_LOOPS);
 	if (o->queue_depth > UBLK_MAX_QUEUE_DEPTH)
-		return qc_err_set(err, -EINVAL, "ublk: queue depth %u asked for, 1 to %u is allowed",
-				  o->queue_depth, UBLK_MAX_QUEUE_DEPTH);
+		return qc_err_set(err, -EINVAL, "ublk: queue depth %u asked for, 1 to %u is "
+				  "allowed", o->queue_depth, UBLK_MAX_QUEUE_DEPTH);
 	if (o->dev_id < -1 || (o->recover && o->dev_id < 0))
 		return qc_err_set(err, -EINVAL, "ublk: device number %d, expected %s", o->dev_id,
 				  o->recover ? "that of the device to recover" : "0 or more");

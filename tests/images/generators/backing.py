@@ -68,7 +68,8 @@ def loop_as_raw(folder):
     return overlay(folder, "top.qcow2", "top.qcow2", "raw")
 
 
-@about_backing("deep-chain", "more layers than a chain may have", r"chain too deep|no descriptor left")
+@about_backing("deep-chain", "more layers than a chain may have",
+               r"chain too deep|no descriptor left")
 def deep_chain(folder):
     count = 4100
     for number in range(count):
@@ -207,7 +208,8 @@ def backing_symlink_dangling(folder):
     return overlay(folder)
 
 
-@about_backing("backing-symlink-loop", "a symbolic link to itself", r"backing image cannot be found")
+@about_backing("backing-symlink-loop", "a symbolic link to itself",
+               r"backing image cannot be found")
 def backing_symlink_loop(folder):
     (folder / "base.raw").symlink_to("base.raw")
     return overlay(folder)
@@ -260,7 +262,8 @@ def backing_encrypted(folder):
 
 
 @about_backing("backing-corrupt-bit", "a backing that is marked corrupt may be read",
-               "", rw=SERVED, ro=SERVED, reads=((0, 65536, b"A" * 65536), (4 << 16, 65536, bytes(65536))))
+               "", rw=SERVED, ro=SERVED,
+               reads=((0, 65536, b"A" * 65536), (4 << 16, 65536, bytes(65536))))
 def backing_corrupt_bit(folder):
     image = Image()
     image.put64(72, 2)

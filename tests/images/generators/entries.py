@@ -97,7 +97,8 @@ def l2_to_snapshot_table(folder):
 
 
 @broken("l2-shared-copied", "two guest clusters in one place, each as if it owned it",
-        rw=SERVED, ro=SERVED, check=CORRUPT, reads=((BAD * CLUSTER, CLUSTER, b"A" * CLUSTER),) + GOOD)
+        rw=SERVED, ro=SERVED, check=CORRUPT,
+        reads=((BAD * CLUSTER, CLUSTER, b"A" * CLUSTER),) + GOOD)
 def l2_shared_copied(folder):
     image = Image()
     image.set_entry(BAD, 6 * CLUSTER | COPIED)
@@ -112,6 +113,28 @@ def l2_beyond_end(folder):
     image = Image()
     image.set_entry(BAD, 0x00FFFFFFFFFF0000 | COPIED)
     return save(folder, image)
+
+
+# ---- on a block device, which ends where it ends ------------------------------------------------
+
+DEVICE_ENTRIES = (
+    ("device-l2-beyond-end", "data where the device has ended", 10 * CLUSTER | COPIED),
+    ("device-l2-far-beyond-end", "data at the highest offset", 0x00FFFFFFFFFF0000 | COPIED),
+    ("device-l2-zero-beyond-end", "a zero cluster reserved where the device has ended",
+     10 * CLUSTER | COPIED | ZERO),
+    ("device-l2-compressed-beyond-end", "compressed data where the device has ended",
+     COMPRESSED | 10 * CLUSTER),
+    ("device-l2-compressed-past-end", "compressed data with one sector beyond the device",
+     COMPRESSED | 1 << 54 | (10 * CLUSTER - 512)),
+)
+
+for row in DEVICE_ENTRIES:
+    add(Kind(row[0], row[1], entry_maker(row[2]), rw=SERVED, ro=SERVED, reads=BAD_READS,
+             writes=BAD_WRITES, on_device=True, check=CORRUPT))
+
+add(Kind("device-l2-good", "nothing is wrong: what is on the device is served",
+         entry_maker(6 * CLUSTER), rw=SERVED, ro=SERVED, on_device=True,
+         reads=((BAD * CLUSTER, CLUSTER, b"A" * CLUSTER),) + GOOD))
 
 
 # ---- compressed data --------------------------------------------------------------------------

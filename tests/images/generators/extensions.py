@@ -99,7 +99,7 @@ def backing_format_long(folder):
     return save(folder, Image(extensions=[(EXT_BACKING_FORMAT, b"q" * 4096)]))
 
 
-@broken("backing-format-zero-byte", "a backing format that is raw to C and something else to others",
+@broken("backing-format-zero-byte", "a backing format that is raw only up to a zero byte",
         r"backing format name contains a zero byte \(position 3 of 9\)", check=CHECK_FAILED)
 def backing_format_zero_byte(folder):
     return save(folder, Image(extensions=[(EXT_BACKING_FORMAT, b"raw\0qcow2")]))

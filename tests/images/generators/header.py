@@ -3,7 +3,8 @@
 """Header fields with values that no image may have."""
 
 from kinds import IO_ERROR, SERVED, Kind, add, broken
-from qcow2image import CLUSTER_BITS, CRYPT_METHOD, HEADER_LENGTH, L1_SIZE, REFCOUNT_ORDER, SIZE, Image
+from qcow2image import (
+    CLUSTER_BITS, CRYPT_METHOD, HEADER_LENGTH, L1_SIZE, REFCOUNT_ORDER, SIZE, Image)
 
 CHECK_FAILED = (1,)
 

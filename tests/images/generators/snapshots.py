@@ -87,7 +87,8 @@ def snapshots_garbage(folder):
         r"snapshot table entry 1 \(at 0x[0-9a-f]+\) beyond the end of the table",
         check=CHECK_REPORTS)
 def snapshots_names_past_end(folder):
-    entries = snapshot_entry(11 << 16, 2) + struct.pack(">QIHHIIQII", 0, 0, 65535, 65535, 0, 0, 0, 0, 0)
+    second = struct.pack(">QIHHIIQII", 0, 0, 65535, 65535, 0, 0, 0, 0, 0)
+    entries = snapshot_entry(11 << 16, 2) + second
     return save(folder, snapshot_image(entry=entries, count=2))
 
 
