@@ -8,6 +8,7 @@
 #include <qchain/lvm.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The LVs of one volume group, as they were at the start. */
 struct group {
@@ -128,6 +129,11 @@ int activate_chain(const char *top, json_object *activated, struct qc_err *err)
 				 group.name);
 	free(group.lvs);
 	return ret;
+}
+
+int activate_missing(const char *top, json_object *activated, struct qc_err *err)
+{
+	return access(top, F_OK) == 0 ? 0 : activate_chain(top, activated, err);
 }
 
 int deactivate_chain(json_object *activated, struct qc_err *err)

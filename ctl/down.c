@@ -59,7 +59,7 @@ static int recover_and_stop(const struct served *dead, bool force, struct qc_err
 	int ret = 0;
 
 	if (activated)
-		ret = activate_chain(served_top(dead), activated, err);
+		ret = activate_missing(served_top(dead), activated, err);
 	if (ret == 0)
 		ret = spawn_daemon(dead->record, true, true, err);
 	if (ret == 0)

@@ -158,6 +158,12 @@ int spawn_daemon(json_object *record, bool wait, bool recover, struct qc_err *er
  * no LV is left to qchaind, which says more about it.
  */
 int activate_chain(const char *top, json_object *activated, struct qc_err *err);
+/*
+ * activate_missing - the same for a chain whose device waits for a daemon: its
+ * LVs are still active, as a rule, and then LVM is not asked. It might read that
+ * very device, and wait for what it is to bring about.
+ */
+int activate_missing(const char *top, json_object *activated, struct qc_err *err);
 /* Undo it, active layer first. Goes on after a failure; the first one is in @err. */
 int deactivate_chain(json_object *activated, struct qc_err *err);
 

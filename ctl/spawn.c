@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <linux/close_range.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -112,6 +113,8 @@ static void run_program(char **argv, int output_fd)
 {
 	int null_fd = open("/dev/null", O_RDWR);
 
+	/* What the caller has open, a file on the device perhaps, is not the daemon's. */
+	close_range(STDERR_FILENO + 1, ~0u, CLOSE_RANGE_CLOEXEC);
 	if (null_fd >= 0 && dup2(null_fd, STDIN_FILENO) >= 0 &&
 	    dup2(null_fd, STDOUT_FILENO) >= 0 && dup2(output_fd, STDERR_FILENO) >= 0)
 		execvp(argv[0], argv);

@@ -279,7 +279,7 @@ static int start_new(struct rundir *dir, json_object *record, bool wait, struct 
 static int start_recovery(struct rundir *dir, json_object *record, struct served *result,
 			  struct qc_err *err)
 {
-	int ret = activate_chain(json_text(record, "top"), record_activated(record), err);
+	int ret = activate_missing(json_text(record, "top"), record_activated(record), err);
 
 	if (ret == 0)
 		ret = spawn_daemon(record, true, true, err);

@@ -53,6 +53,7 @@ struct image_extension {
 struct image {
 	/* set once at open */
 	struct io_dev *dev;
+	struct io_dev *data_dev; /* guest data of an external data file, or NULL (rule D7) */
 	enum image_format format;
 	u32 version; /* 2 or 3 */
 	u32 cluster_bits;
@@ -90,7 +91,8 @@ struct image {
 
 	u64 bitmap_dir_offset;
 	u64 bitmap_dir_bytes;
-	u32 nr_bitmaps; /* as the extension says, loaded or not */
+	/* as the extension says, loaded or not; 0 when autoclear bit 0 says it is stale */
+	u32 nr_bitmaps;
 	struct image_bitmap *bitmaps;
 
 	u32 nr_extensions;
@@ -107,6 +109,12 @@ struct image {
 static inline u64 image_cluster_bytes(const struct image *img)
 {
 	return 1ull << img->cluster_bits;
+}
+
+/* Where guest data lies: the image itself, or its external data file. */
+static inline struct io_dev *image_data_dev(const struct image *img)
+{
+	return img->data_dev ? img->data_dev : img->dev;
 }
 
 static inline bool image_has_extl2(const struct image *img)
@@ -270,6 +278,13 @@ int backing_resolve(const struct image *img, const struct backing_policy *policy
  */
 int backing_check(const struct backing_policy *policy, const struct io_dev *img_dev,
 		  const char *overlay, struct qc_err *err);
+
+/*
+ * data_file_resolve - the path of @img's external data file: same rules as for
+ * a backing name. *@path is malloc'ed.
+ */
+int data_file_resolve(const struct image *img, const struct backing_policy *policy, char **path,
+		      struct qc_err *err);
 
 /* ---- making and checking (qcow2-create.c, qcow2-check.c) ------------------ */
 

@@ -64,19 +64,22 @@ struct meta_join {
 	void (*fn)(struct meta_join *join, int error);
 };
 
-/* A place that the transaction unmaps. @durable: the unmapping survives a cut. */
+/*
+ * A place that the transaction unmaps. @durable: the unmapping survives a cut
+ * (@error 0), or the transaction failed and the place stays in use.
+ */
 struct meta_unmap {
 	struct cds_list_head node;
 	u64 host;
 	u64 bytes;
-	void (*durable)(struct meta_unmap *unmap);
+	void (*durable)(struct meta_unmap *unmap, int error);
 };
 
 /*
  * struct meta_ops
  * @linked: after all join callbacks of a transaction: publish, then acknowledge.
- * @failed: step 3 broke in the middle: what the disk holds is unknown, nothing
- *          is written any more. Called once, before the joins hear of it.
+ * @failed: step 2 or 3 broke: what the disk holds is unknown, nothing is
+ *          written any more. Called once, before the joins hear of it.
  */
 struct meta_ops {
 	void (*linked)(void *arg);
@@ -135,6 +138,7 @@ bool meta_idle(struct meta *meta);
 
 struct meta_stats {
 	u64 commits;
+	u64 aborts; /* of them, failed */
 	u64 flushes;
 	u64 block_reads;
 	u64 block_writes;

@@ -52,7 +52,8 @@ static void test_measure(void)
 	measure_is(TiB, 16, false, 4, 1099679662080);
 	measure_is(150 * GiB, 17, true, 4, 161083817984);
 	measure_is(MiB, 9, false, 0, 1067008);
-	measure_is(TiB, 16, true, 4, TiB + 288 * MiB + 65536 * 17);
+	measure_is(TiB, 16, true, 4, 1099813879808);
+	measure_is(TiB, 21, true, 4, 1099528404992);
 }
 
 static void test_measure_data(void)

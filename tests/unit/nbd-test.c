@@ -234,6 +234,33 @@ static void test_options(void)
 	target_destroy(ti);
 }
 
+/* In pieces: this process has rings, whose end interrupts calls that block. */
+static void put(int fd, const void *data, size_t len)
+{
+	const char *pos = data;
+	ssize_t n;
+
+	while (len) {
+		n = send(fd, pos, len, MSG_NOSIGNAL);
+		CU_ASSERT_FATAL(n > 0 || (n < 0 && errno == EINTR));
+		pos += max(n, 0l);
+		len -= max(n, 0l);
+	}
+}
+
+static void get(int fd, void *data, size_t len)
+{
+	char *pos = data;
+	ssize_t n;
+
+	while (len) {
+		n = recv(fd, pos, len, 0);
+		CU_ASSERT_FATAL(n > 0 || (n < 0 && errno == EINTR));
+		pos += max(n, 0l);
+		len -= max(n, 0l);
+	}
+}
+
 static int connect_client(void)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -242,7 +269,7 @@ static int connect_client(void)
 
 	memcpy(address.sun_path, socket_path, sizeof(socket_path));
 	CU_ASSERT_EQUAL_FATAL(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-	CU_ASSERT_EQUAL(recv(fd, &greeting, sizeof(greeting), MSG_WAITALL), sizeof(greeting));
+	get(fd, &greeting, sizeof(greeting));
 	CU_ASSERT_EQUAL(nbd_get64(greeting.init_magic), NBD_INIT_MAGIC);
 	return fd;
 }
@@ -253,6 +280,7 @@ static void test_start_and_stop(void)
 	struct transport *t = create_export(ti);
 	struct qc_err err = { 0 };
 	struct stat st;
+	ssize_t n;
 	char byte;
 	int fd, i;
 
@@ -265,7 +293,9 @@ static void test_start_and_stop(void)
 		CU_ASSERT_EQUAL(t->ops->stop(t, false, &err), -EBUSY);
 		CU_ASSERT_PTR_NOT_NULL(strstr(err.msg, "in use by 1 clients"));
 		CU_ASSERT_EQUAL(t->ops->stop(t, true, &err), 0);
-		CU_ASSERT_EQUAL(recv(fd, &byte, 1, 0), 0);
+		while ((n = recv(fd, &byte, 1, 0)) < 0 && errno == EINTR)
+			;
+		CU_ASSERT_EQUAL(n, 0);
 		close(fd);
 		CU_ASSERT_EQUAL(stat(socket_path, &st), -1);
 		CU_ASSERT_EQUAL(t->ops->stop(t, true, &err), 0);
@@ -333,22 +363,30 @@ static struct recorder {
 	pthread_mutex_t lock;
 	struct record records[RECORD_MAX];
 	u32 nr;
-	u64 fail_at; /* the request at this offset fails */
+	u32 most_held;
+	u64 fail_at; /* atomic: the request at this offset fails */
 	/* loop thread only */
 	struct loop_timer timer;
 	struct request *held[NBD_NR_SLOTS * NBD_NR_PARTS];
 	u32 nr_held;
-	u32 most_held;
 } recorder = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static void record_release(struct loop *loop, struct loop_timer *timer)
 {
+	u64 bad = __atomic_load_n(&recorder.fail_at, __ATOMIC_ACQUIRE);
+
 	/* The last first: replies must not depend on the order. */
 	while (recorder.nr_held) {
 		struct request *req = recorder.held[--recorder.nr_held];
 
-		target_end_io(req, req->offset == recorder.fail_at ? -EIO : 0);
+		target_end_io(req, req->offset == bad ? -EIO : 0);
 	}
+	loop_timer_cancel(timer); /* set again by what came meanwhile */
+}
+
+static void fail_at(u64 offset)
+{
+	__atomic_store_n(&recorder.fail_at, offset, __ATOMIC_RELEASE);
 }
 
 static void answer_status(struct request *req)
@@ -377,6 +415,7 @@ static enum target_map_result record_map(struct target *ti, struct request *req)
 		recorder.records[recorder.nr++] = (struct record){
 			req->offset, req->len, req->op, req->flags,
 		};
+	recorder.most_held = max(recorder.most_held, recorder.nr_held + 1);
 	pthread_mutex_unlock(&recorder.lock);
 	if (req->op == REQ_BLOCK_STATUS) {
 		answer_status(req);
@@ -386,7 +425,6 @@ static enum target_map_result record_map(struct target *ti, struct request *req)
 	if (req->op == REQ_READ)
 		memset(req->base, req->offset / QC_MAX_REQUEST_BYTES, req->len);
 	recorder.held[recorder.nr_held++] = req;
-	recorder.most_held = max(recorder.most_held, recorder.nr_held);
 	recorder.timer.fn = record_release;
 	loop_timer_set(req->loop, &recorder.timer, RECORD_DELAY_NS);
 	return TARGET_SUBMITTED;
@@ -395,16 +433,6 @@ static enum target_map_result record_map(struct target *ti, struct request *req)
 static const struct target_type record_type = { .name = "record", .map = record_map };
 
 /* ---- a client ------------------------------------------------------------------ */
-
-static void put(int fd, const void *data, size_t len)
-{
-	CU_ASSERT_EQUAL_FATAL(send(fd, data, len, MSG_NOSIGNAL), len);
-}
-
-static void get(int fd, void *data, size_t len)
-{
-	CU_ASSERT_EQUAL_FATAL(recv(fd, data, len, MSG_WAITALL), len);
-}
 
 static void client_option(int fd, u32 option, const void *data, u32 len)
 {
@@ -493,12 +521,26 @@ static void record_stop(struct transport *t, int fd)
 	t->ops->destroy(t);
 }
 
-/* What arrived is [@offset, @offset + @len), each byte once, in @nr requests of @op. */
-static void check_cut(u8 op, u8 flags, u64 offset, u64 len, u32 nr)
+static u32 recorded(void)
+{
+	u32 nr;
+
+	pthread_mutex_lock(&recorder.lock);
+	nr = recorder.nr;
+	pthread_mutex_unlock(&recorder.lock);
+	return nr;
+}
+
+/*
+ * What arrived is [@offset, @offset + @len), each byte once, in @nr requests of
+ * @op, at most @held at a time.
+ */
+static void check_cut(u8 op, u8 flags, u64 offset, u64 len, u32 nr, u32 held)
 {
 	u64 sum = 0, first = UINT64_MAX, end = 0;
 	u32 i;
 
+	pthread_mutex_lock(&recorder.lock);
 	CU_ASSERT_EQUAL(recorder.nr, nr);
 	for (i = 0; i < recorder.nr; i++) {
 		struct record *r = &recorder.records[i];
@@ -512,7 +554,10 @@ static void check_cut(u8 op, u8 flags, u64 offset, u64 len, u32 nr)
 	CU_ASSERT_EQUAL(sum, len);
 	CU_ASSERT_EQUAL(first, offset);
 	CU_ASSERT_EQUAL(end, offset + len);
+	CU_ASSERT_EQUAL(recorder.most_held, held);
 	recorder.nr = 0;
+	recorder.most_held = 0;
+	pthread_mutex_unlock(&recorder.lock);
 }
 
 /* ---- what the target gets ----------------------------------------------------- */
@@ -542,12 +587,11 @@ static void test_flags_reach_target(void)
 		if (cases[i].type == NBD_CMD_WRITE)
 			put(fd, data, sizeof(data));
 		CU_ASSERT_EQUAL(client_reply(fd, answer, sizeof(answer)), 0);
-		check_cut(cases[i].op, cases[i].expected, 8192, sizeof(data), 1);
+		check_cut(cases[i].op, cases[i].expected, 8192, sizeof(data), 1, 1);
 	}
 	client_send(fd, NBD_CMD_FLUSH, 0, 0, 0);
 	CU_ASSERT_EQUAL(client_reply(fd, answer, sizeof(answer)), 0);
-	CU_ASSERT_EQUAL(recorder.nr, 1);
-	CU_ASSERT_EQUAL(recorder.records[0].op, REQ_FLUSH);
+	check_cut(REQ_FLUSH, 0, 0, 0, 1, 1);
 	record_stop(t, fd);
 }
 
@@ -561,21 +605,18 @@ static void test_cut_to_size(void)
 
 	client_send(fd, NBD_CMD_READ, 0, MiB, len);
 	CU_ASSERT_EQUAL(client_reply(fd, data, len + 64), 0);
-	check_cut(REQ_READ, 0, MiB, len, 10);
+	check_cut(REQ_READ, 0, MiB, len, 10, NBD_NR_PARTS);
 	for (i = 0; i < len; i++) /* each piece is filled with its number, after 8 bytes */
 		wrong += data[8 + i] != 1 + i / QC_MAX_REQUEST_BYTES;
 	CU_ASSERT_EQUAL(wrong, 0);
-	CU_ASSERT_EQUAL(recorder.most_held, NBD_NR_PARTS);
 
-	recorder.most_held = 0;
 	client_send(fd, NBD_CMD_TRIM, 0, 4096, 3u << 30);
 	CU_ASSERT_EQUAL(client_reply(fd, data, len), 0);
-	check_cut(REQ_DISCARD, 0, 4096, 3u << 30, 12);
-	CU_ASSERT_EQUAL(recorder.most_held, NBD_NR_PARTS);
+	check_cut(REQ_DISCARD, 0, 4096, 3u << 30, 12, NBD_NR_PARTS);
 
 	client_send(fd, NBD_CMD_WRITE_ZEROES, 0, 512, (3u << 30) + 512);
 	CU_ASSERT_EQUAL(client_reply(fd, data, len), 0);
-	check_cut(REQ_WRITE_ZEROES, 0, 512, (3u << 30) + 512ull, 7);
+	check_cut(REQ_WRITE_ZEROES, 0, 512, (3u << 30) + 512ull, 7, NBD_NR_PARTS);
 	free(data);
 	record_stop(t, fd);
 }
@@ -589,13 +630,13 @@ static void test_failing_part(void)
 	int i;
 
 	for (i = 0; i < 8; i++) {
-		recorder.fail_at = i * MiB;
+		fail_at(i * MiB);
 		client_send(fd, NBD_CMD_READ, 0, 0, len);
 		CU_ASSERT_EQUAL(client_reply(fd, data, len + 64), NBD_EIO);
 		client_send(fd, NBD_CMD_WRITE, 0, 0, len);
 		put(fd, data, len);
 		CU_ASSERT_EQUAL(client_reply(fd, data, len), NBD_EIO);
-		recorder.fail_at = UINT64_MAX;
+		fail_at(UINT64_MAX);
 		client_send(fd, NBD_CMD_READ, 0, 0, 4096);
 		CU_ASSERT_EQUAL(client_reply(fd, data, len), 0);
 	}
@@ -677,7 +718,7 @@ static void test_block_status_long(void)
 	CU_ASSERT_EQUAL(a[0].nr, 512);
 	CU_ASSERT_EQUAL(a[0].len, 1024ull * STATUS_PIECE);
 	CU_ASSERT_EQUAL(a[1].nr, 768);
-	CU_ASSERT_EQUAL(recorder.nr, 1024 / NBD_STATUS_BATCH);
+	CU_ASSERT_EQUAL(recorded(), 1024 / NBD_STATUS_BATCH);
 
 	/* More than fits: as much as fits, of the context that is full first. */
 	client_status(fd, 0, 0, 0xfffffe00, a);

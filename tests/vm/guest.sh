@@ -90,7 +90,7 @@ remove_leftovers() {
 	losetup -D
 	udevadm settle -t 30
 	timeout 30 modprobe -r brd && load_ramdisks && udevadm settle -t 30
-	rm -rf $work/tmp $state
+	rm -rf $work/tmp $state /run/qchain /dev/qchain
 }
 
 # Ends what is left of a test. I/O to a ublk device without a daemon waits for recovery, its deletion

@@ -26,7 +26,7 @@ down
 step "blocks of 4096 bytes"
 disk=$(free_ramdisk)
 loop=$(losetup --show -f -b 4096 --direct-io=on "$disk")
-at_exit losetup -d "$loop"
+at_exit losetup -D
 up large linear "$loop"
 [[ $(blockdev --getss "$dev") == 4096 ]] || fail "blocks of $(blockdev --getss "$dev") bytes"
 fio --name=large --allow_file_create=0 --filename="$dev" --size=32M --direct=1 --ioengine=io_uring \

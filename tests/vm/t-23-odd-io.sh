@@ -43,7 +43,7 @@ sync "$dev"
 blockdev --flushbufs "$dev"
 save_device "$dev" shown
 same model shown "after buffered writes"
-must_fail dd if=piece of="$dev" bs=512 seek=81920 count=1 oflag=direct status=none 2> /dev/null
+must_fail quiet dd if=piece of="$dev" bs=512 seek=81920 count=1 oflag=direct status=none
 chain_down disk
 qemu_sees /dev/vg/c-2 model
 

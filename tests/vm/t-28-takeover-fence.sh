@@ -32,9 +32,7 @@ vgcreate -q vg /dev/mapper/slow > /dev/null
 at_exit rmvg vg
 mkchain vg c 32m 40m 2
 chain_up disk vg/c-1
-fill() { tr '\0' "$1" < /dev/zero | head -c 65536; }
-fill a > a
-fill b > b
+for letter in a b; do head -c 64k /dev/zero | tr '\0' $letter > $letter; done
 # Mapped before, so that the write that is to be late goes in place.
 dd if=b of="$dev" bs=64k seek=20 oflag=direct conv=fsync,notrunc status=none
 

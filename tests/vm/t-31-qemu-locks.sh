@@ -40,8 +40,8 @@ for image in c-1 c-0; do
 	cat qemu.out
 	grep -qi 'lock' qemu.out || fail "expected QEMU to speak of a lock"
 done
-must_fail qemu-img check -q -r all -f qcow2 /dev/vg/c-1 2> /dev/null
-must_fail lvremove -q -f -y vg/c-1 2> /dev/null
+must_fail quiet qemu-img check -q -r all -f qcow2 /dev/vg/c-1
+must_fail quiet lvremove -q -f -y vg/c-1
 qemu-img info -U -f qcow2 /dev/vg/c-1 > /dev/null || fail "qemu-img info -U must work"
 chain_down disk
 qemu-io -f qcow2 -c 'write -q -P 0x55 0 512' /dev/vg/c-1 || fail "a lock was left"

@@ -28,7 +28,7 @@ for stat in /proc/"$pid"/task/*/stat; do
 	line=$(cat "$stat")
 	# shellcheck disable=SC2086
 	set -- ${line##*) }
-	(($7 & flusher_flags)) && (($7 & flusher_flags == flusher_flags)) || fail "thread ${line%%)*}) has flags $(printf %x "$7"), not those of an I/O flusher"
+	((($7 & flusher_flags) == flusher_flags)) || fail "thread ${line%%)*}) has flags $(printf %x "$7"), not those of an I/O flusher"
 	threads=$((threads + 1))
 done
 echo "$threads threads"

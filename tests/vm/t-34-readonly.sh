@@ -9,8 +9,8 @@ need_cmd jq qemu-img qemu-io
 
 must_be_ro() {
 	[[ $(blockdev --getro "$dev") == 1 ]] || fail "$dev is not read-only"
-	must_fail dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct status=none 2> /dev/null
-	must_fail blkdiscard "$dev" 2> /dev/null
+	must_fail quiet dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct status=none
+	must_fail quiet blkdiscard "$dev"
 }
 
 mkvg vg 128

@@ -179,6 +179,7 @@ int process_daemonize(const char *log_path, struct qc_err *err)
 	int fds[2], log_fd;
 	pid_t child;
 
+	close_range(STDERR_FILENO + 1, ~0u, 0); /* whatever the caller has left open */
 	log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	if (log_fd < 0)
 		return qc_err_set(err, -errno, "%s: log not opened (%m), must be writable",

@@ -2,27 +2,34 @@
 /* Log lines on standard error, one write(2) each, so that threads do not mix. */
 #include <qchain/log.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 static enum log_level level_max = LOG_LEVEL_INFO;
+static bool to_journal;
 
 void log_set_level(enum log_level level)
 {
 	level_max = level;
+	to_journal = getenv("JOURNAL_STREAM") != NULL;
 }
 
 void log_write(enum log_level level, const char *fmt, ...)
 {
-	/* sd-daemon(3) levels, so that the journal sorts the lines. */
-	static const char *const prefix[] = { "<3>", "<4>", "<6>", "<7>" };
+	/* sd-daemon(3) levels, so that the journal sorts the lines; words for people. */
+	static const char *const levels[] = { "<3>qchaind: ", "<4>qchaind: ", "<6>qchaind: ",
+					      "<7>qchaind: " };
+	static const char *const words[] = { "qchaind: error: ", "qchaind: warning: ",
+					     "qchaind: ", "qchaind: debug: " };
 	char line[1280];
 	va_list ap;
 	int n, m;
 
 	if (level > level_max)
 		return;
-	n = snprintf(line, sizeof(line), "%sqchaind: ", prefix[level]);
+	n = snprintf(line, sizeof(line), "%s", to_journal ? levels[level] : words[level]);
 	va_start(ap, fmt);
 	m = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
 	va_end(ap);

@@ -164,14 +164,24 @@ static int open_dev(struct chain_builder *b, const char *path, struct io_dev **r
 	return ret;
 }
 
-/* Rule D7: its guest data is in another file, which nobody here reads yet. */
-static int check_data_file(const struct image *img, struct qc_err *err)
+/* Rule D7: followed only when asked for by name, and never written. */
+static int open_data_file(const struct chain_builder *b, struct image *img, struct qc_err *err)
 {
+	char *path;
+	int ret;
+
 	if (!img->data_file_name)
 		return 0;
-	return qc_err_set(err, -EOPNOTSUPP, "%s: external data file not supported (%s), guest data "
-			  "must be in the image; convert it with qemu-img", img->dev->path,
-			  img->data_file_name);
+	if (!b->options->policy.allow_data_file)
+		return qc_err_set(err, -EPERM, "%s: external data file not followed (%s), it may "
+				  "be only with --allow-data-file and --read-only",
+				  img->dev->path, img->data_file_name);
+	ret = data_file_resolve(img, &b->policy, &path, err);
+	if (ret)
+		return ret;
+	ret = io_dev_open(path, b->options->no_lock ? IO_DEV_NOLOCK : 0, &img->data_dev, err);
+	free(path);
+	return ret ? ret : backing_check(&b->policy, img->data_dev, img->dev->path, err);
 }
 
 static int add_layer(struct chain_builder *b, const char *path, enum image_format format,
@@ -190,10 +200,11 @@ static int add_layer(struct chain_builder *b, const char *path, enum image_forma
 		return ret;
 	layer = &chain->layers[chain->nr_layers];
 	memset(layer, 0, sizeof(*layer));
-	ret = image_open(dev, format, writes ? IMAGE_OPEN_WRITE : 0, &layer->img, err);
+	ret = image_open(dev, format, writes ? IMAGE_OPEN_WRITE | IMAGE_OPEN_BITMAPS : 0,
+			 &layer->img, err);
 	if (ret)
 		return ret;
-	ret = check_data_file(layer->img, err);
+	ret = open_data_file(b, layer->img, err);
 	layer->path = ret ? NULL : strdup(path);
 	if (!ret && !layer->path)
 		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", path);
@@ -314,6 +325,7 @@ u32 chain_block_bytes(const struct chain *chain)
 	u32 bytes = SECTOR_SIZE;
 
 	for (u32 i = 0; i < chain->nr_layers; i++)
-		bytes = max(bytes, chain->layers[i].img->dev->block_bytes);
+		bytes = max(bytes, max(chain->layers[i].img->dev->block_bytes,
+				       image_data_dev(chain->layers[i].img)->block_bytes));
 	return bytes;
 }

@@ -100,10 +100,11 @@ static void fill_data(struct fold *f, const struct fold_layer *l, u64 start, u64
 	struct extent data = { .host = host, .layer = l->layer, .kind = EXTENT_DATA,
 			       .flags = flags };
 	struct extent zero = { .layer = l->layer, .kind = EXTENT_ZERO };
-	u64 file_end = ALIGN_UP(l->img->dev->size_bytes, SECTOR_SIZE);
+	const struct io_dev *dev = image_data_dev(l->img);
+	u64 file_end = ALIGN_UP(dev->size_bytes, SECTOR_SIZE);
 	u64 have = end - start;
 
-	if (!l->img->dev->blockdev && !l->writable && host + have > file_end)
+	if (!dev->blockdev && !l->writable && host + have > file_end)
 		have = host < file_end ? file_end - host : 0;
 	if (have)
 		fill(f, start, start + have, data);

@@ -47,9 +47,9 @@ static void grace_loop_drained(struct loop *home, struct loop_msg *msg)
 		return;
 	cds_list_splice(&grace->current, &done);
 	CDS_INIT_LIST_HEAD(&grace->current);
+	grace_call(&done, true); /* no loop owes an answer: they may remove one */
 	grace->running = false;
-	grace_call(&done, true);
-	if (!grace->running && !cds_list_empty(&grace->next))
+	if (!cds_list_empty(&grace->next))
 		grace_start_round(grace);
 }
 
@@ -112,7 +112,7 @@ void grace_init(struct grace *grace, struct loop *home)
 /*
  * A loop that joins in the middle of a round has not seen the old map: the
  * round does not count it. One that leaves must not owe an answer: callers
- * remove loops only when no round runs (chain-attach waits for that).
+ * remove loops when a round has ended, from its callback.
  */
 int grace_add_loop(struct grace *grace, struct loop *loop)
 {
@@ -134,7 +134,7 @@ void grace_remove_loop(struct grace *grace, struct loop *loop)
 	struct grace_loop *gl, *tmp;
 
 	assert_on_loop(grace->home);
-	assert(!grace->running);
+	assert(!grace->undrained);
 	cds_list_for_each_entry_safe(gl, tmp, &grace->loops, node) {
 		if (gl->loop != loop)
 			continue;

@@ -243,6 +243,17 @@ static u32 pieces_for(u32 nr)
 	return nr <= QC_MAX_PIECE_EXTENTS ? 1 : DIV_ROUND_UP(nr, PIECE_FILL);
 }
 
+/* Pieces that nobody has seen. */
+static int drop_pieces(struct map *map, struct piece **pieces, u32 nr)
+{
+	while (nr--) {
+		map->used_bytes -= piece_bytes(pieces[nr]);
+		map->nr_extents -= pieces[nr]->nr;
+		free(pieces[nr]);
+	}
+	return -ENOMEM;
+}
+
 /* Cut @extents into pieces[0..pieces_for(nr)); undone on failure. */
 static int cut_pieces(struct map *map, const struct extent *extents, u32 nr, u32 end_sect,
 		      struct piece **pieces)
@@ -262,12 +273,7 @@ static int cut_pieces(struct map *map, const struct extent *extents, u32 nr, u32
 	return 0;
 
 err_free:
-	while (i--) {
-		map->used_bytes -= piece_bytes(pieces[i]);
-		map->nr_extents -= pieces[i]->nr;
-		free(pieces[i]);
-	}
-	return -ENOMEM;
+	return drop_pieces(map, pieces, i);
 }
 
 int map_install(struct map *map, u64 index, const struct extent *extents, u32 nr, u32 end_sect)
@@ -383,8 +389,8 @@ static int publish_piece(struct map *map, u64 index, u32 at, const struct rebuil
 
 	if (!ret && n == 1)
 		__atomic_store_n(&w->pieces[at], pieces[0], __ATOMIC_RELEASE);
-	else if (!ret)
-		ret = window_replace(map, index, at, pieces, n);
+	else if (!ret && window_replace(map, index, at, pieces, n))
+		ret = drop_pieces(map, pieces, n);
 	if (!ret)
 		retire_piece(map, old);
 	free(pieces);

@@ -44,6 +44,7 @@ static void txn_reset(struct meta_txn *txn)
 }
 
 static void txn_stage_run(struct meta *meta);
+static bool nothing_to_write(struct meta *meta);
 
 /* ---- collecting ------------------------------------------------------------- */
 
@@ -231,7 +232,17 @@ static void run_durable(struct meta *meta)
 	CDS_INIT_LIST_HEAD(&meta->flushing);
 	cds_list_for_each_entry_safe(u, tmp, &durable, node) {
 		cds_list_del(&u->node);
-		u->durable(u);
+		u->durable(u, 0);
+	}
+}
+
+static void cancel_unmaps(struct cds_list_head *unmaps, int error)
+{
+	struct meta_unmap *u, *tmp;
+
+	cds_list_for_each_entry_safe(u, tmp, unmaps, node) {
+		cds_list_del(&u->node);
+		u->durable(u, error);
 	}
 }
 
@@ -291,16 +302,17 @@ static void txn_finish(struct meta *meta, int error)
 	struct meta_txn *txn = meta->committing;
 	struct meta_join *j, *tmp;
 	struct txn_write *w;
+	CDS_LIST_HEAD(fresh);
 	CDS_LIST_HEAD(joined);
+	CDS_LIST_HEAD(unmaps);
 
 	if (!error)
 		cds_list_for_each_entry(w, &txn->writes, node)
 			memcpy(w->block->data, w->data, meta->block_bytes);
 	put_writes(&txn->writes);
-	put_writes(&txn->fresh);
 	drop_sets(txn);
-	if (!error)
-		cds_list_splice(&txn->unmaps, &meta->unmapped);
+	cds_list_splice(&txn->fresh, &fresh);
+	cds_list_splice(&txn->unmaps, error ? &unmaps : &meta->unmapped);
 	cds_list_splice(&txn->joined, &joined);
 	txn_reset(txn);
 	meta->committing = NULL;
@@ -310,7 +322,10 @@ static void txn_finish(struct meta *meta, int error)
 		j->fn(j, error);
 	}
 	meta->ops->linked(meta->arg);
-	if (!meta->failed && !meta_idle(meta))
+	/* late: until its own join ran, a fresh table is looked into */
+	put_writes(&fresh);
+	cancel_unmaps(&unmaps, error);
+	if (!meta->failed && !nothing_to_write(meta))
 		loop_timer_set(meta->loop, &meta->timer, HOUSEKEEP_NS);
 	if (meta->kicked)
 		meta_kick(meta);
@@ -332,19 +347,20 @@ static const struct {
 };
 
 #define STAGE_FLUSH 1u
-#define STAGE_LINK 2u
 
-/* A stage failed: before step 3 the disk's tables are as they were. */
+/*
+ * A stage failed. Before step 2 the disk's tables are as they were. A flush
+ * that failed may have dropped any write before it, also those of earlier
+ * transactions and of the guest, and the next one would not say so.
+ */
 static void txn_abort(struct meta *meta)
 {
 	int error = meta->error;
 
 	meta->error = 0;
-	if (meta->stage <= STAGE_FLUSH) { /* stage 0 failed */
+	meta->stats.aborts++;
+	if (meta->stage <= STAGE_FLUSH) {
 		redirty(meta);
-	} else if (meta->stage == STAGE_LINK) { /* the flush failed */
-		cds_list_splice(&meta->flushing, &meta->unmapped);
-		CDS_INIT_LIST_HEAD(&meta->flushing);
 	} else {
 		meta->failed = true;
 		meta->ops->failed(meta->arg, error);
@@ -410,19 +426,23 @@ void meta_kick(struct meta *meta)
 
 /* ---- housekeeping ---------------------------------------------------------------- */
 
+static bool nothing_to_write(struct meta *meta)
+{
+	return !meta->committing && meta->open->empty &&
+	       (meta->failed ||
+		(cds_list_empty(&meta->dirty) && cds_list_empty(&meta->unmapped) &&
+		 cds_list_empty(&meta->flushing)));
+}
+
 bool meta_idle(struct meta *meta)
 {
-	if (meta->failed)
-		return !meta->committing && meta->open->empty;
-	return !meta->committing && meta->open->empty && cds_list_empty(&meta->dirty) &&
-	       cds_list_empty(&meta->unmapped) && cds_list_empty(&meta->flushing);
+	return !meta->loading && nothing_to_write(meta);
 }
 
 void meta_housekeep(struct meta *meta)
 {
-	if (meta->committing || meta->failed || meta_idle(meta))
-		return;
-	txn_commit(meta);
+	if (!meta->committing && !meta->failed && !nothing_to_write(meta))
+		txn_commit(meta);
 }
 
 static void housekeep_timer(struct loop *loop, struct loop_timer *timer)

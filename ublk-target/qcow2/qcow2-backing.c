@@ -268,18 +268,18 @@ static bool is_clean(const char *text)
 	return true;
 }
 
-static int check_name(const struct image *img, struct qc_err *err)
+/* @what: "backing" or "data file". */
+static int check_name(const struct image *img, const char *what, const char *name,
+		      struct qc_err *err)
 {
-	const char *name = img->backing_name;
-
 	if (!is_clean(name))
-		return qc_err_set(err, -EILSEQ, "%s: control character in the backing name, must "
-				  "be a path; rebase it", img->dev->path);
+		return qc_err_set(err, -EILSEQ, "%s: control character in the %s name, must "
+				  "be a path; rebase it", img->dev->path, what);
 	/* As QEMU: what has a colon before the first slash names a protocol. */
 	if (name[strcspn(name, ":/")] == ':')
-		return qc_err_set(err, -EPERM, "%s: backing name not followed (%s), must be a "
+		return qc_err_set(err, -EPERM, "%s: %s name not followed (%s), must be a "
 				  "path, no json: or protocol; rebase it, or write ./ before a "
-				  "file name with a colon", img->dev->path, name);
+				  "file name with a colon", img->dev->path, what, name);
 	return 0;
 }
 
@@ -338,21 +338,12 @@ static int open_place(const struct image *img, const struct backing_policy *poli
 	return ret;
 }
 
-int backing_resolve(const struct image *img, const struct backing_policy *policy,
-		    char **path, enum image_format *format, struct qc_err *err)
+static int resolve(const struct image *img, const struct backing_policy *policy, const char *name,
+		   char **path, struct qc_err *err)
 {
-	char *found;
+	char *found = join_path(img->dev->path, name);
 	int ret;
 
-	*path = NULL;
-	if (!img->backing_name || !img->backing_name[0])
-		return 0;
-	ret = check_name(img, err);
-	if (!ret)
-		ret = find_format(img, policy, format, err);
-	if (ret)
-		return ret;
-	found = join_path(img->dev->path, img->backing_name);
 	if (!found)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", img->dev->path);
 	ret = open_place(img, policy, found, err);
@@ -362,4 +353,28 @@ int backing_resolve(const struct image *img, const struct backing_policy *policy
 	}
 	*path = found;
 	return 0;
+}
+
+int backing_resolve(const struct image *img, const struct backing_policy *policy,
+		    char **path, enum image_format *format, struct qc_err *err)
+{
+	int ret;
+
+	*path = NULL;
+	if (!img->backing_name || !img->backing_name[0])
+		return 0;
+	ret = check_name(img, "backing", img->backing_name, err);
+	if (!ret)
+		ret = find_format(img, policy, format, err);
+	if (ret)
+		return ret;
+	return resolve(img, policy, img->backing_name, path, err);
+}
+
+int data_file_resolve(const struct image *img, const struct backing_policy *policy, char **path,
+		      struct qc_err *err)
+{
+	int ret = check_name(img, "data file", img->data_file_name, err);
+
+	return ret ? ret : resolve(img, policy, img->data_file_name, path, err);
 }

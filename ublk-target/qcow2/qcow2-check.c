@@ -96,6 +96,7 @@ void check_set_count(struct check *c, u64 cluster, u64 value)
 {
 	u64 at = cluster - c->window_first;
 
+	c->touched[at >> CHECK_GROUP_BITS] = 1;
 	switch (c->count_bytes) {
 	case 1:
 		c->counts[at] = value;
@@ -143,10 +144,11 @@ void check_count(struct check *c, u64 offset, u64 bytes)
 }
 
 /* Pages that were touched are given back; all counts are 0 again. */
-static void clear_counts(struct check *c)
+void check_clear_counts(struct check *c)
 {
 	if (madvise(c->counts, c->counts_bytes, MADV_DONTNEED))
 		memset(c->counts, 0, c->counts_bytes);
+	memset(c->touched, 0, (c->window_most >> CHECK_GROUP_BITS) + 1);
 }
 
 static void *map_zeroes(size_t bytes)
@@ -180,12 +182,13 @@ static int allocate_counts(struct check *c)
 	c->window_most = min(c->room, CHECK_WINDOW_BYTES / c->count_bytes);
 	c->counts_bytes = c->window_most * c->count_bytes;
 	c->counts = map_zeroes(c->counts_bytes);
+	c->touched = calloc(1, (c->window_most >> CHECK_GROUP_BITS) + 1);
 	c->ones_bytes = DIV_ROUND_UP(c->room, 8);
 	c->ones = map_zeroes(c->ones_bytes);
 	c->l2 = io_alloc(c->cluster_bytes);
 	c->block = io_alloc(c->cluster_bytes);
 	c->block_index = ~0ull;
-	if (!c->counts || !c->ones || !c->l2 || !c->block)
+	if (!c->counts || !c->touched || !c->ones || !c->l2 || !c->block)
 		return check_failed(c, -ENOMEM, "no memory for the counts (%zu bytes)",
 				    c->counts_bytes + c->ones_bytes);
 	return 0;
@@ -248,12 +251,16 @@ static bool is_zero(const u8 *memory, u64 bytes)
 	return !bytes || (memory[0] == 0 && memcmp(memory, memory + 1, bytes - 1) == 0);
 }
 
-/* Nothing counted, and nothing remembered of a pass before. */
+/*
+ * Nothing counted, and nothing remembered of a pass before: on a device of many
+ * terabytes most of it is so, and need not be read.
+ */
 static bool is_untouched(const struct check *c, u64 from, u64 to)
 {
-	u64 first = (from - c->window_first) * c->count_bytes;
+	u64 group = (from - c->window_first) >> CHECK_GROUP_BITS;
+	u64 last = (to - 1 - c->window_first) >> CHECK_GROUP_BITS;
 
-	return is_zero(c->counts + first, (to - from) * c->count_bytes) &&
+	return is_zero(c->touched + group, last - group + 1) &&
 	       is_zero(c->ones + from / 8, DIV_ROUND_UP(to, 8) - from / 8);
 }
 
@@ -381,7 +388,7 @@ static int compare_window(struct check *c, u32 fix)
 
 static void use_window(struct check *c, u64 first)
 {
-	clear_counts(c);
+	check_clear_counts(c);
 	c->window_first = first;
 	c->window_clusters = c->window_most;
 	c->first_window = first == 0;
@@ -532,6 +539,7 @@ int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char
 		munmap(c.counts, c.counts_bytes);
 	if (c.ones)
 		munmap(c.ones, c.ones_bytes);
+	free(c.touched);
 	free(c.l2);
 	free(c.block);
 	free(c.reftable);

@@ -27,6 +27,7 @@
  * given back only after nothing durable refers to it.
  */
 #define CHECK_WINDOW_BYTES (512 * MiB)
+#define CHECK_GROUP_BITS 12
 /* As qemu-img; more clusters than this take hours. */
 #define CHECK_MAX_CLUSTERS 0x7fffffffull
 
@@ -58,6 +59,7 @@ struct check {
 	/* the counts */
 	u8 *counts;
 	size_t counts_bytes;
+	u8 *touched; /* a byte for each 2^CHECK_GROUP_BITS counts: not all 0 */
 	u32 count_bytes; /* of one count: 1, 2 or 4 */
 	u64 count_max; /* largest refcount of the image's width */
 	u64 window_first; /* cluster */
@@ -122,6 +124,7 @@ void check_count(struct check *c, u64 offset, u64 bytes);
 /* Uses of @cluster; it is in the window. */
 u64 check_counted(const struct check *c, u64 cluster);
 void check_set_count(struct check *c, u64 cluster, u64 value);
+void check_clear_counts(struct check *c);
 
 static inline bool check_in_window(const struct check *c, u64 cluster)
 {

@@ -584,6 +584,8 @@ void image_close(struct image *img)
 	free(img->data_file_name);
 	overlap_free(img->overlap);
 	free(img->l1);
+	if (img->data_dev)
+		io_dev_close(img->data_dev);
 	io_dev_close(img->dev);
 	free(img);
 }

@@ -284,7 +284,7 @@ static int count_anew(struct check *c)
 {
 	int ret;
 
-	memset(c->counts, 0, c->counts_bytes);
+	check_clear_counts(c);
 	c->again = true;
 	c->without_refcounts = true;
 	ret = check_walk(c);

@@ -27,7 +27,8 @@ struct refcounts {
 
 	/* growth: one at a time */
 	bool growing;
-	bool grow_joined;
+	bool waking; /* its waiters run */
+	int grow_error; /* of the last one */
 	struct cds_list_head waiters; /* struct meta_wait */
 	struct meta_wait grow_wait;
 	struct meta_join grow_join;
@@ -35,7 +36,7 @@ struct refcounts {
 	u32 grow_blocks;
 	u64 *grow_table; /* the larger table, or NULL */
 	u32 grow_table_entries;
-	struct meta_unmap *old_table;
+	struct old_table *old_table; /* until the transaction has it */
 };
 
 static u64 block_entries(const struct image *img)
@@ -119,19 +120,32 @@ static void count_put(struct refcounts *rc, struct meta_block *block, u64 i, u64
 
 /* ---- growth --------------------------------------------------------------------- */
 
-static void grow_wake(struct refcounts *rc)
+struct old_table {
+	struct meta_unmap unmap;
+	struct meta_wait wait;
+	struct refcounts *rc;
+};
+
+/* Who waits asks again while @waking is set, and so learns of the error. */
+static void grow_end(struct refcounts *rc, int error)
 {
 	struct meta_wait *w, *tmp;
 	CDS_LIST_HEAD(waiters);
 
+	free(rc->grow_table);
+	free(rc->old_table);
+	rc->grow_table = NULL;
+	rc->old_table = NULL;
 	rc->growing = false;
-	rc->grow_joined = false;
+	rc->grow_error = error;
 	cds_list_splice(&rc->waiters, &waiters);
 	CDS_INIT_LIST_HEAD(&rc->waiters);
+	rc->waking = true;
 	cds_list_for_each_entry_safe(w, tmp, &waiters, node) {
 		cds_list_del(&w->node);
 		w->fn(w);
 	}
+	rc->waking = false;
 }
 
 static u64 grow_first(const struct refcounts *rc)
@@ -151,8 +165,6 @@ static u64 grow_clusters(const struct refcounts *rc)
 
 	return rc->grow_blocks + (table >> rc->img->cluster_bits);
 }
-
-static void old_table_durable(struct meta_unmap *unmap);
 
 static void grow_adopt_table(struct refcounts *rc)
 {
@@ -181,9 +193,7 @@ static void grow_linked(struct meta_join *join, int error)
 				grow_host(rc) + ((u64)i << rc->img->cluster_bits);
 		overlap_add(rc->img, grow_host(rc), grow_clusters(rc) << rc->img->cluster_bits);
 	}
-	free(rc->grow_table);
-	rc->grow_table = NULL;
-	grow_wake(rc);
+	grow_end(rc, error);
 }
 
 static void fill_blocks(const struct refcounts *rc, u8 *blocks)
@@ -253,7 +263,8 @@ static int grow_join(struct refcounts *rc)
 	if (ret)
 		return ret;
 	if (rc->grow_table)
-		meta_txn_unmap(rc->meta, rc->old_table);
+		meta_txn_unmap(rc->meta, &rc->old_table->unmap);
+	rc->old_table = NULL;
 	meta_txn_join(rc->meta, &rc->grow_join);
 	meta_kick(rc->meta);
 	return 0;
@@ -264,18 +275,9 @@ static void grow_run(struct meta_wait *wait)
 	struct refcounts *rc = container_of(wait, struct refcounts, grow_wait);
 	int ret = grow_join(rc);
 
-	if (!ret || ret == -EAGAIN)
-		return;
-	free(rc->grow_table);
-	rc->grow_table = NULL;
-	grow_wake(rc); /* they ask again, and see the error themselves */
+	if (ret && ret != -EAGAIN)
+		grow_end(rc, ret);
 }
-
-struct old_table {
-	struct meta_unmap unmap;
-	struct meta_wait wait;
-	struct refcounts *rc;
-};
 
 static void old_table_release(struct meta_wait *wait)
 {
@@ -286,9 +288,23 @@ static void old_table_release(struct meta_wait *wait)
 }
 
 /* Only the metadata thread ever reads the table: no grace is needed. */
-static void old_table_durable(struct meta_unmap *unmap)
+static void old_table_durable(struct meta_unmap *unmap, int error)
 {
-	old_table_release(&container_of(unmap, struct old_table, unmap)->wait);
+	struct old_table *old = container_of(unmap, struct old_table, unmap);
+
+	if (error)
+		free(old);
+	else
+		old_table_release(&old->wait);
+}
+
+static void grow_name_blocks(struct refcounts *rc)
+{
+	u32 i;
+
+	for (i = 0; i < rc->grow_blocks; i++)
+		rc->grow_table[rc->grow_index + i] =
+			grow_host(rc) + ((u64)i << rc->img->cluster_bits);
 }
 
 /*
@@ -302,6 +318,7 @@ static int grow_plan_table(struct refcounts *rc)
 	struct old_table *old = calloc(1, sizeof(*old));
 	u64 entries, clusters;
 
+	rc->old_table = old;
 	if (!old)
 		return -ENOMEM;
 	*old = (struct old_table){
@@ -315,62 +332,60 @@ static int grow_plan_table(struct refcounts *rc)
 		entries = max(rc->grow_index + rc->grow_blocks, rc->nr_reftable * 3ull / 2 + 1);
 		clusters = DIV_ROUND_UP(entries, per_cluster);
 	} while (rc->grow_blocks + clusters > rc->grow_blocks * block_entries(img));
+	if (clusters << img->cluster_bits > QC_MAX_REFTABLE_BYTES)
+		return -EFBIG;
 	rc->grow_table_entries = clusters * per_cluster;
 	rc->grow_table = calloc(rc->grow_table_entries, sizeof(u64));
-	if (!rc->grow_table || clusters << img->cluster_bits > QC_MAX_REFTABLE_BYTES) {
-		free(old);
-		return rc->grow_table ? -EFBIG : -ENOMEM;
-	}
-	rc->old_table = &old->unmap;
+	if (!rc->grow_table)
+		return -ENOMEM;
 	memcpy(rc->grow_table, rc->reftable, rc->nr_reftable * sizeof(u64));
+	grow_name_blocks(rc);
 	return 0;
 }
 
-static void grow_name_blocks(struct refcounts *rc)
+/* Nothing counts these clusters, so look whether tables lie there (rule B7). */
+static int grow_check_place(const struct refcounts *rc)
 {
-	u32 i;
+	u64 end = grow_first(rc) + grow_clusters(rc);
+	u64 c;
 
-	for (i = 0; i < rc->grow_blocks; i++)
-		rc->grow_table[rc->grow_index + i] =
-			grow_host(rc) + ((u64)i << rc->img->cluster_bits);
+	if (end > refcounts_limit(rc))
+		return -ENOSPC;
+	for (c = grow_first(rc); c < end; c++)
+		if (overlap_what(rc->img, c << rc->img->cluster_bits))
+			return -EUCLEAN;
+	return 0;
 }
 
 /* Start the growth for missing block @index; the caller waits. */
-static int grow_start(struct refcounts *rc, u64 index)
+static void grow_start(struct refcounts *rc, u64 index)
 {
 	int ret;
 
 	rc->grow_index = index;
 	rc->grow_blocks = 1;
 	rc->grow_table_entries = 0;
-	if (index >= rc->nr_reftable) {
-		ret = grow_plan_table(rc);
-		if (ret)
-			return ret;
-		grow_name_blocks(rc);
-	}
-	if (grow_first(rc) + grow_clusters(rc) > refcounts_limit(rc)) {
-		free(rc->grow_table);
-		rc->grow_table = NULL;
-		return -ENOSPC;
-	}
 	rc->growing = true;
-	grow_run(&rc->grow_wait);
-	return 0;
+	ret = index >= rc->nr_reftable ? grow_plan_table(rc) : 0;
+	if (!ret)
+		ret = grow_check_place(rc);
+	if (!ret)
+		ret = grow_join(rc);
+	if (ret && ret != -EAGAIN)
+		grow_end(rc, ret);
 }
 
+/* 0: it is there already. */
 static int grow_and_wait(struct refcounts *rc, u64 index, struct meta_wait *wait)
 {
-	int ret;
-
+	if (rc->waking && rc->grow_error)
+		return rc->grow_error;
+	if (!rc->growing)
+		grow_start(rc, index);
+	if (!rc->growing) /* it came to its end at once */
+		return rc->grow_error;
 	cds_list_add_tail(&wait->node, &rc->waiters);
-	if (rc->growing)
-		return -EAGAIN;
-	ret = grow_start(rc, index);
-	if (!ret)
-		return -EAGAIN;
-	cds_list_del(&wait->node);
-	return ret;
+	return -EAGAIN;
 }
 
 /* ---- allocate and release -------------------------------------------------------- */

@@ -50,6 +50,24 @@ static void load_free(struct window_load *load)
 	free(load);
 }
 
+/* A load that finds everything in the cache ends at once: no recursion then. */
+static void start_queued(struct chain_target *ct)
+{
+	struct window_load *load;
+
+	if (ct->load_starting)
+		return;
+	ct->load_starting = true;
+	while (!cds_list_empty(&ct->load_queue) && ct->nr_loads < CHAIN_MAX_LOADS) {
+		load = cds_list_first_entry(&ct->load_queue, struct window_load, node);
+		cds_list_del(&load->node);
+		cds_list_add_tail(&load->node, &ct->loads);
+		ct->nr_loads++;
+		load_start(load);
+	}
+	ct->load_starting = false;
+}
+
 static void load_end(struct window_load *load, int error)
 {
 	struct chain_target *ct = load->ct;
@@ -65,13 +83,7 @@ static void load_end(struct window_load *load, int error)
 		cds_list_del(&w->node);
 		w->fn(w, error);
 	}
-	if (!cds_list_empty(&ct->load_queue) && ct->nr_loads < CHAIN_MAX_LOADS) {
-		load = cds_list_first_entry(&ct->load_queue, struct window_load, node);
-		cds_list_del(&load->node);
-		cds_list_add_tail(&load->node, &ct->loads);
-		ct->nr_loads++;
-		load_start(load);
-	}
+	start_queued(ct);
 }
 
 /* ---- folding ----------------------------------------------------------------------- */

@@ -67,16 +67,19 @@ static void single_done(struct io_op *op, int error)
 	put_part(container_of(op, struct request, io), error);
 }
 
-static void wake_op_waiter(struct loop *loop)
+/* @pending of a request that waits: the io_ops that it needs. */
+static void wake_op_waiters(struct loop *loop)
 {
 	struct request *req;
 
-	if (cds_list_empty(&loop->op_waiters))
-		return;
-	req = cds_list_first_entry(&loop->op_waiters, struct request, node);
-	cds_list_del(&req->node);
-	if (chain_map(req->target, req) == TARGET_DONE)
-		target_end_io(req, req->error);
+	while (!cds_list_empty(&loop->op_waiters)) {
+		req = cds_list_first_entry(&loop->op_waiters, struct request, node);
+		if (req->pending > loop->nr_free_ops)
+			return;
+		cds_list_del(&req->node);
+		if (chain_map(req->target, req) == TARGET_DONE)
+			target_end_io(req, req->error);
+	}
 }
 
 static void part_done(struct io_op *op, int error)
@@ -87,7 +90,7 @@ static void part_done(struct io_op *op, int error)
 	cds_list_add(&op->node, &loop->free_ops);
 	loop->nr_free_ops++;
 	put_part(req, error);
-	wake_op_waiter(loop);
+	wake_op_waiters(loop);
 }
 
 /* ---- issuing ---------------------------------------------------------------------- */
@@ -137,7 +140,7 @@ static void issue(struct request *req, const struct layer_table *table, const st
 	req->epoch = loop_epoch_enter(req->loop);
 	req->pending = 1;
 	for (i = 0; i < nr; i++) {
-		struct io_dev *dev = table->by_id[runs[i].layer]->img->dev;
+		struct io_dev *dev = image_data_dev(table->by_id[runs[i].layer]->img);
 
 		if (runs[i].kind != EXTENT_DATA)
 			fill_zeroes(req, &runs[i]);
@@ -159,7 +162,8 @@ static bool is_direct(const struct request *req, const struct layer_table *table
 		return req->op == REQ_READ;
 	if (run->kind != EXTENT_DATA)
 		return false;
-	if ((run->host | run->len) & (table->by_id[run->layer]->img->dev->block_bytes - 1))
+	if ((run->host | run->len) &
+	    (image_data_dev(table->by_id[run->layer]->img)->block_bytes - 1))
 		return false;
 	return req->op == REQ_READ ||
 	       (run->layer == table->write_layer && run->flags & EXTENT_COPIED);
@@ -174,7 +178,7 @@ static enum target_map_result map_data(struct chain_target *ct, struct request *
 
 	if (nr < 0)
 		return defer(req);
-	if (req->op == REQ_WRITE && table->read_only) {
+	if (req->op == REQ_WRITE && __atomic_load_n(&table->read_only, __ATOMIC_RELAXED)) {
 		req->error = -EROFS;
 		return TARGET_DONE;
 	}
@@ -182,6 +186,7 @@ static enum target_map_result map_data(struct chain_target *ct, struct request *
 		if (!is_direct(req, table, &runs[i]))
 			return defer(req);
 	if (nr > 1 && req->loop->nr_free_ops < (u32)nr) {
+		req->pending = nr;
 		cds_list_add_tail(&req->node, &req->loop->op_waiters);
 		return TARGET_SUBMITTED;
 	}

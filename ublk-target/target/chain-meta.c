@@ -49,6 +49,12 @@ static void load_for(struct chain_target *ct, struct request *req, u64 index)
 	chain_load(ct, index, &rl->wait);
 }
 
+/* Reads and writes have a way without the map in the end, block status has not. */
+static bool may_retry(const struct request *req)
+{
+	return req->retries < CHAIN_MAX_RETRIES || req->op == REQ_BLOCK_STATUS;
+}
+
 void chain_deferred(struct loop *loop, struct loop_msg *msg)
 {
 	struct request *req = container_of(msg, struct request, msg);
@@ -57,15 +63,15 @@ void chain_deferred(struct loop *loop, struct loop_msg *msg)
 	u64 index;
 
 	ct->stat_deferred++;
-	if (by_map && req->retries < CHAIN_MAX_RETRIES && missing_window(ct, req, &index)) {
-		req->retries++;
+	if (by_map && may_retry(req) && missing_window(ct, req, &index)) {
+		req->retries += req->retries < CHAIN_MAX_RETRIES;
 		load_for(ct, req, index);
 		return;
 	}
 	if (req->op == REQ_READ)
 		chain_slow_read(ct, req);
 	else if (req->op == REQ_BLOCK_STATUS)
-		chain_finish(req, -EIO); /* one window, four folds, and still not there */
+		chain_retry(req); /* loaded by somebody else meanwhile */
 	else
 		chain_write(ct, req);
 }
@@ -137,6 +143,7 @@ void chain_work(struct chain_target *ct, struct chain_work *work)
 int chain_bounce_get(struct chain_target *ct, u32 bytes, struct meta_wait *wait, void **result)
 {
 	if (ct->bounce_bytes && ct->bounce_bytes + bytes > CHAIN_BOUNCE_BYTES) {
+		ct->bounce_refused = true;
 		cds_list_add_tail(&wait->node, &ct->bounce_waiters);
 		return -EAGAIN;
 	}
@@ -155,11 +162,16 @@ void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem)
 		return;
 	free(mem);
 	ct->bounce_bytes -= bytes;
-	if (cds_list_empty(&ct->bounce_waiters))
+	ct->bounce_refused = false;
+	if (ct->bounce_waking) /* further up the stack: goes on with it */
 		return;
-	w = cds_list_first_entry(&ct->bounce_waiters, struct meta_wait, node);
-	cds_list_del(&w->node);
-	w->fn(w);
+	ct->bounce_waking = true;
+	while (!ct->bounce_refused && !cds_list_empty(&ct->bounce_waiters)) {
+		w = cds_list_first_entry(&ct->bounce_waiters, struct meta_wait, node);
+		cds_list_del(&w->node);
+		w->fn(w);
+	}
+	ct->bounce_waking = false;
 }
 
 /* ---- bad news --------------------------------------------------------------------------- */

@@ -61,7 +61,10 @@ struct chain_target {
 	u32 nr_reclaims; /* unmapped, not yet released */
 	u32 nr_ops;
 	u64 bounce_bytes;
-	struct cds_list_head bounce_waiters; /* struct bounce_wait */
+	struct cds_list_head bounce_waiters; /* struct meta_wait */
+	bool bounce_refused; /* somebody had to wait since the last put */
+	bool bounce_waking; /* waiters run: on the stack */
+	bool load_starting; /* queued loads start: on the stack */
 	bool *corrupt_layers; /* by id: reported already */
 	bool failed; /* metadata could not be written: read-only from here */
 	bool full;

@@ -80,7 +80,7 @@ static void data_read(struct io_op *op, int error)
 static void read_raw(struct slow_read *s, u64 host, u64 len,
 		     void (*done)(struct io_op *op, int error))
 {
-	struct io_dev *dev = run_image(s)->dev;
+	struct io_dev *dev = image_data_dev(run_image(s));
 	u64 from = ALIGN_DOWN(host, dev->block_bytes);
 	u64 to = ALIGN_UP(host + len, dev->block_bytes);
 

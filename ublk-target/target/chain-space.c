@@ -43,11 +43,16 @@ static void reclaim_drained(struct grace_waiter *waiter)
 	reclaim_release(&container_of(waiter, struct reclaim, grace)->wait);
 }
 
-static void reclaim_durable(struct meta_unmap *unmap)
+static void reclaim_durable(struct meta_unmap *unmap, int error)
 {
 	struct reclaim *r = container_of(unmap, struct reclaim, unmap);
 
-	grace_wait(&r->ct->grace, &r->grace);
+	if (!error) {
+		grace_wait(&r->ct->grace, &r->grace);
+		return;
+	}
+	r->ct->nr_reclaims--;
+	free(r);
 }
 
 static struct reclaim *reclaim_create(struct chain_target *ct, u64 host, u64 bytes)

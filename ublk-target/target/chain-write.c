@@ -506,10 +506,12 @@ static void op_linked(struct meta_join *join, int error)
 {
 	struct write_op *op = container_of(join, struct write_op, join);
 
-	if (error)
-		op_done(op, error);
-	else
+	if (!error) {
 		cds_list_add_tail(&op->node, &op->ct->linked);
+		return;
+	}
+	op->error = error; /* by its driver: it may be what kicked the commit */
+	write_op_run(op);
 }
 
 /* The table's first user brings it into the transaction: whole, then its L1 entry. */
@@ -631,6 +633,9 @@ void write_op_run(struct write_op *op)
 	op->running = true;
 	do {
 		op->again = false;
+		/* after a failure places are unsure: nothing goes there any more */
+		if (op->ct->failed && !op->error)
+			op->error = -EIO;
 		ret = op->error ? op->error : write_stages[op->stage].fn(op);
 		if (ret == STAGE_NEXT)
 			op->stage++;
@@ -694,7 +699,8 @@ static void chain_linked(void *arg)
 	ct->nr_updates = 0;
 	cds_list_for_each_entry(op, &linked, node)
 		add_updates(op);
-	qsort(ct->updates, ct->nr_updates, sizeof(*ct->updates), update_cmp);
+	if (ct->nr_updates)
+		qsort(ct->updates, ct->nr_updates, sizeof(*ct->updates), update_cmp);
 	map_apply(&ct->map, ct->updates, ct->nr_updates);
 	chain_retire(ct);
 	cds_list_for_each_entry_safe(op, tmp, &linked, node) {

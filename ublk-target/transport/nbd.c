@@ -110,7 +110,8 @@ static int probe_once(struct nbd *nbd)
 	if (connect(greeting.fd, (struct sockaddr *)&address, sizeof(address))) {
 		ret = errno == ECONNREFUSED || errno == ENOENT ? 0 : -EADDRINUSE;
 	} else {
-		poll(&greeting, 1, NBD_PROBE_MS);
+		while (poll(&greeting, 1, NBD_PROBE_MS) < 0 && errno == EINTR)
+			;
 		ret = recv(greeting.fd, &byte, 1, MSG_DONTWAIT);
 		ret = ret == 1 || (ret < 0 && errno == EAGAIN) ? -EADDRINUSE : -EAGAIN;
 	}

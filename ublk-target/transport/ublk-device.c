@@ -20,7 +20,7 @@
 
 #define UBLK_NODE_WAIT_MS 5000 /* for devtmpfs, and a closing predecessor */
 #define UBLK_RECOVER_WAIT_MS 30000 /* for the end of a dead daemon's I/O */
-#define UBLK_DELETE_WAIT_MS 10000
+#define UBLK_DELETE_WAIT_MS 3000 /* for the last user of a device stopped by force */
 
 #define UBLK_RECOVERY_FLAGS (UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE)
 #define UBLK_ZERO_COPY_FLAGS (UBLK_F_AUTO_BUF_REG | UBLK_F_USER_COPY)
