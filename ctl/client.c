@@ -87,22 +87,32 @@ static int read_object(struct client *client, int timeout_ms, json_object **resu
 	return no_answer(client, -EBADMSG, err);
 }
 
-static int send_line(struct client *client, json_object *object, struct qc_err *err)
+static int send_all(struct client *client, const char *text, size_t len)
 {
-	const char *text = json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN);
-	size_t len = strlen(text), sent = 0;
 	ssize_t n;
 
-	while (sent <= len) {
-		if (sent < len)
-			n = send(client->fd, text + sent, len - sent, MSG_NOSIGNAL);
-		else
-			n = send(client->fd, "\n", 1, MSG_NOSIGNAL);
+	while (len) {
+		n = send(client->fd, text, len, MSG_NOSIGNAL);
 		if (n < 0 && errno != EINTR)
-			return no_answer(client, -errno, err);
-		sent += n > 0 ? n : 0;
+			return -errno;
+		text += n > 0 ? n : 0;
+		len -= n > 0 ? n : 0;
 	}
 	return 0;
+}
+
+static int send_line(struct client *client, json_object *object, struct qc_err *err)
+{
+	char *line;
+	int ret, len;
+
+	len = asprintf(&line, "%s\n", json_object_to_json_string_ext(object,
+								     JSON_C_TO_STRING_PLAIN));
+	if (len < 0)
+		return no_answer(client, -ENOMEM, err);
+	ret = send_all(client, line, len);
+	free(line);
+	return ret ? no_answer(client, ret, err) : 0;
 }
 
 /* Take the answer apart; events on the way are not ours to handle. */

@@ -111,7 +111,14 @@ int name_image(const char *text, struct object_name *result, struct qc_err *err)
 
 /* ---- printing (print.c) --------------------------------------------------- */
 
-enum print_colour { COLOUR_NONE, COLOUR_GOOD, COLOUR_WARN, COLOUR_BAD, COLOUR_STRONG, COLOUR_FAINT };
+enum print_colour {
+	COLOUR_NONE,
+	COLOUR_GOOD,
+	COLOUR_WARN,
+	COLOUR_BAD,
+	COLOUR_STRONG,
+	COLOUR_FAINT,
+};
 
 /* The escape sequence, or "" when @to is no terminal or NO_COLOR is set. */
 const char *print_colour(FILE *to, enum print_colour colour);

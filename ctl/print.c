@@ -90,7 +90,8 @@ static u32 terminal_columns(void)
 	return 80;
 }
 
-static void format_rate(const struct progress *progress, double per_second, char *text, size_t bytes)
+static void format_rate(const struct progress *progress, double per_second, char *text,
+			size_t bytes)
 {
 	char size[32];
 

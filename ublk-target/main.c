@@ -513,6 +513,7 @@ static void serve(struct daemon *daemon)
 		 (unsigned long long)daemon->target->size_bytes,
 		 daemon->target->limits.read_only ? ", read-only" : "");
 	loop_call(daemon->loop, signals_start, &signals);
+	process_release_mounts();
 	process_ready();
 	loop_run(daemon->loop);
 	loop_call(daemon->loop, signals_stop, &signals);

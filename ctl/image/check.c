@@ -96,7 +96,8 @@ static void print_check_human(const struct image *img, const struct check_result
 		printf("%sNo errors were found%s on %s.\n", print_colour(stdout, COLOUR_GOOD),
 		       print_colour(stdout, COLOUR_NONE), img->dev->path);
 	if (r->total_clusters && r->allocated_clusters)
-		printf("%llu of %llu clusters (%.2f%%) allocated, %.2f%% of them fragmented, %.2f%% compressed\n",
+		printf("%llu of %llu clusters (%.2f%%) allocated, %.2f%% of them fragmented, "
+		       "%.2f%% compressed\n",
 		       (unsigned long long)r->allocated_clusters,
 		       (unsigned long long)r->total_clusters,
 		       r->allocated_clusters * 100.0 / r->total_clusters,
@@ -141,7 +142,9 @@ static int refuse_unclean(const struct image *img, const struct check_options *o
 	if (!options->fix || options->force || !(img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN))
 		return 0;
 	return qc_err_set(err, -EBUSY,
-			  "%s: was not closed by qchaind, which repairs it itself; start its chain with qchainctl up, or, after a crash of the whole host, repair with --force",
+			  "%s: was not closed by qchaind, which repairs it itself; start its "
+			  "chain with qchainctl up, or, after a crash of the whole host, repair "
+			  "with --force",
 			  img->dev->path);
 }
 
@@ -207,7 +210,8 @@ static int run_check(const struct verb *verb, int argc, char **argv)
 			offline_option(&options.offline, c, &err);
 	}
 	if (options.fix && options.offline.force_share)
-		qc_err_set(&err, -EINVAL, "--force-share: cannot be used with --repair, a writer must be alone");
+		qc_err_set(&err, -EINVAL, "--force-share: cannot be used with --repair, a writer "
+			   "must be alone");
 	if (c == '?')
 		ret = verb_status(verb);
 	else if (err.code)

@@ -177,7 +177,8 @@ static int run_compare(const struct verb *verb, int argc, char **argv)
 		return COMPARE_FAILED;
 	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
 		if (!offline_option(&options[0], c, &err) && image_format_parse(optarg, &second))
-			qc_err_set(&err, -EINVAL, "--second-format: format not known (%s), expected qcow2 or raw",
+			qc_err_set(&err, -EINVAL, "--second-format: format not known (%s), "
+				   "expected qcow2 or raw",
 				   optarg);
 	}
 	if (c == '?')

@@ -55,7 +55,8 @@ static int backing_format(const struct create_options *o, const struct object_na
 	if (*result)
 		return 0;
 	return qc_err_set(err, -EINVAL,
-			  "%s: format of the backing image not said, expected --backing-format qcow2 or raw",
+			  "%s: format of the backing image not said, expected --backing-format "
+			  "qcow2 or raw",
 			  backing->text);
 }
 
@@ -169,7 +170,8 @@ static int find_target(const char *text, struct target *target, struct qc_err *e
 	if (ret)
 		return ret;
 	if (target->name.kind == NAME_CHAIN)
-		return qc_err_set(err, -EINVAL, "%s: is a served chain, a new image was expected; its next image is made by qchainctl snapshot %s",
+		return qc_err_set(err, -EINVAL, "%s: is a served chain, a new image was "
+				  "expected; its next image is made by qchainctl snapshot %s",
 				  text, text);
 	target->exists = stat(target->name.path, &st) == 0;
 	return 0;
@@ -201,7 +203,8 @@ static int make_target(const struct create_options *o, struct target *target, st
 	if (target->name.kind == NAME_LV)
 		ret = make_lv(o, target, err);
 	else if (strncmp(target->name.path, "/dev/", 5) == 0)
-		ret = qc_err_set(err, -ENOENT, "%s: no such device; a new LV is made by the name VG/LV",
+		ret = qc_err_set(err, -ENOENT, "%s: no such device; a new LV is made by the name "
+				 "VG/LV",
 				 target->name.text);
 	else
 		ret = make_file(target, err);
@@ -379,7 +382,8 @@ static int check_arguments(const struct verb *verb, const struct create_options 
 	if (ret)
 		return ret;
 	if (!o->has_size && !o->backing)
-		return verb_usage(verb, "size missing, expected --size, or --backing for an overlay of the same size");
+		return verb_usage(verb, "size missing, expected --size, or --backing for an "
+				  "overlay of the same size");
 	if (o->offline.backing_format && !o->backing)
 		return verb_usage(verb, "--backing-format without --backing");
 	return 0;

@@ -56,7 +56,8 @@ static json_object *specific_json(const struct image *img)
 	json_add_string(data, "compression-type", compression_name(img));
 	json_add_u64(data, "refcount-bits", 1u << img->refcount_order);
 	if (img->version >= 3) {
-		json_add_bool(data, "lazy-refcounts", img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS);
+		json_add_bool(data, "lazy-refcounts",
+			      img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS);
 		json_add_bool(data, "corrupt", img->incompatible & QCOW2_INCOMPAT_CORRUPT);
 		json_add_bool(data, "extended-l2", image_has_extl2(img));
 		add_bitmaps(data, img);
@@ -191,7 +192,8 @@ static void print_features(const struct image *img)
 	if (img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS)
 		print_line("lazy refcounts", "on");
 	if (img->incompatible & QCOW2_INCOMPAT_DIRTY)
-		print_line("state", "%sdirty%s: refcounts may be wrong; qchainctl check --repair all",
+		print_line("state", "%sdirty%s: refcounts may be wrong; qchainctl check --repair "
+			   "all",
 			   bad, none);
 	if (img->incompatible & QCOW2_INCOMPAT_CORRUPT)
 		print_line("state", "%scorrupt%s: not written before qchainctl check --repair all",
@@ -202,7 +204,8 @@ static void print_features(const struct image *img)
 		print_line("data file", "%s (not opened)", print_clean(img->data_file_name, name));
 	for (u32 i = 0; img->bitmaps && i < img->nr_bitmaps; i++)
 		print_line(i ? "" : "bitmaps", "'%s', granularity %llu%s",
-			   print_clean(img->bitmaps[i].name, name), 1ull << img->bitmaps[i].granularity_bits,
+			   print_clean(img->bitmaps[i].name, name),
+			   1ull << img->bitmaps[i].granularity_bits,
 			   img->bitmaps[i].flags & BITMAP_IN_USE ? ", in use" : "");
 }
 

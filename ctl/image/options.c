@@ -32,7 +32,8 @@ static void take_cluster_size(struct image_create_options *options, struct qc_er
 	if (!is_power_of_2(size) || size < 1u << QCOW2_MIN_CLUSTER_BITS ||
 	    size > 1u << QCOW2_MAX_CLUSTER_BITS)
 		qc_err_set(err, -EINVAL,
-			   "--cluster-size: size not supported (%s), must be a power of two from 512 to 2M",
+			   "--cluster-size: size not supported (%s), must be a power of two from "
+			   "512 to 2M",
 			   optarg);
 	else
 		options->cluster_bits = __builtin_ctzll(size);
@@ -46,7 +47,8 @@ static void take_refcount_bits(struct image_create_options *options, struct qc_e
 		return;
 	if (!is_power_of_2(bits))
 		qc_err_set(err, -EINVAL,
-			   "--refcount-bits: width not supported (%s), must be 1, 2, 4, 8, 16, 32 or 64",
+			   "--refcount-bits: width not supported (%s), must be 1, 2, 4, 8, 16, "
+			   "32 or 64",
 			   optarg);
 	else
 		options->refcount_order = __builtin_ctzll(bits);

@@ -160,7 +160,8 @@ static int load_slice(struct reader_layer *layer, u64 offset, const u8 **table, 
 static int bad_entry(const struct image *img, u64 offset, const struct cluster_info *info,
 		     struct qc_err *err)
 {
-	return qc_err_set(err, -EIO, "%s: entry of guest offset 0x%llx not valid (%s); qchainctl check",
+	return qc_err_set(err, -EIO, "%s: entry of guest offset 0x%llx not valid (%s); qchainctl "
+			  "check",
 			  img->dev->path, (unsigned long long)offset, info->bad);
 }
 
@@ -280,7 +281,8 @@ static int unpack(struct reader *reader, const struct run *run, struct qc_err *e
 	if (!ret)
 		ret = image_decompress(img, reader->packed, len, reader->cluster);
 	if (ret < 0)
-		return qc_err_set(err, ret, "%s: compressed cluster at 0x%llx could not be read (%s)",
+		return qc_err_set(err, ret, "%s: compressed cluster at 0x%llx could not be read "
+				  "(%s)",
 				  img->dev->path, (unsigned long long)run->host, strerror(-ret));
 	reader->cluster_host = run->host;
 	reader->cluster_layer = run->layer;

@@ -55,6 +55,14 @@ int chain_run_create(const char *name, struct qc_err *err);
 void process_protect(void);
 
 /*
+ * process_release_mounts - let go of the host's file systems, in our own mount
+ * namespace. After a recovery the one on our own device is among them, and the
+ * device would stay in use for ever. Call when everything has been opened: paths
+ * below mounts of disks are gone afterwards, open files are not.
+ */
+void process_release_mounts(void);
+
+/*
  * process_daemonize - go to the background; returns in the child only
  * @log_path: standard error of the child, created 0600, appended to
  *

@@ -21,7 +21,7 @@ LAYER_KEYS = {"node-name", "file", "snapshot", "state", "virtual-size", "actual-
 
 def one_line(text, start, what):
     """An error is one line, with the program's name in front."""
-    lines = [line for line in text.splitlines() if not line.startswith("<4>")]
+    lines = [line for line in text.splitlines() if "warning: process: " not in line]
     expect(len(lines) == 1 and lines[0].startswith(start), f"{what} prints {text!r}, expected one line "
            f"that begins with {start!r}")
     return lines[0]

@@ -103,7 +103,7 @@ static void test_options(void)
 	REFUSED(o.refcount_order = 7, "refcount width");
 	REFUSED(o.version = 4, "version 4 not supported");
 	REFUSED((o.version = 2, o.extl2 = true), "version 2 has no extended L2");
-	REFUSED((o.version = 2, o.refcount_order = 3), "version 2 has no a refcount width");
+	REFUSED((o.version = 2, o.refcount_order = 3), "version 2 has no refcount width");
 	REFUSED((o.version = 2, o.preallocation = PREALLOC_METADATA), "version 2 has no prealloc");
 	REFUSED(o.compression_type = 2, "compression type 2");
 	REFUSED(o.virtual_size = 1000, "must be a multiple of 512");

@@ -226,7 +226,7 @@ static void test_no_callbacks(void)
 #define ROUNDS 3000u
 #define REJOINS 150u
 #define MAX_IOS 16u
-#define MAX_OUTSTANDING 4u
+#define MAX_BURST 3u
 #define GENERATION_BYTES (1ull << 20)
 
 struct reader {
@@ -302,9 +302,22 @@ static void io_finish(struct reader *r, u32 i)
 	loop_epoch_exit(r->loop, epoch);
 }
 
+/* What was seen in an event stays as it is until the event ends. */
+static const struct piece *hold_piece(u64 window, struct extent *content)
+{
+	struct window *w = __atomic_load_n(&t.map.windows[window], __ATOMIC_ACQUIRE);
+	const struct piece *p = w ? __atomic_load_n(&w->pieces[0], __ATOMIC_ACQUIRE) : NULL;
+
+	if (p)
+		*content = p->extents[0];
+	return p;
+}
+
 static void reader_tick(struct loop *l, struct loop_msg *msg)
 {
 	struct reader *r = container_of(msg, struct reader, tick);
+	const struct piece *held;
+	struct extent before;
 	u32 i;
 
 	if (r->stopping) {
@@ -313,6 +326,7 @@ static void reader_tick(struct loop *l, struct loop_msg *msg)
 		sem_post(&r->stopped);
 		return;
 	}
+	held = hold_piece(rnd_below(&r->random, WINDOWS), &before);
 	for (i = rnd_below(&r->random, 20); i; i--) {
 		if (r->nr_ios && (r->nr_ios == MAX_IOS || rnd_once(&r->random, 2)))
 			io_finish(r, rnd_below(&r->random, r->nr_ios));
@@ -320,6 +334,8 @@ static void reader_tick(struct loop *l, struct loop_msg *msg)
 			io_begin(r);
 	}
 	sched_yield(); /* more threads than cores: let the others have their turn */
+	if (held && held->extents[0].host != before.host)
+		__atomic_add_fetch(&t.torn, 1, __ATOMIC_RELAXED);
 	loop_send(l, msg, reader_tick);
 }
 
@@ -339,9 +355,11 @@ static void replaced_drained(struct grace_waiter *w)
 	if (__atomic_load_n(&t.in_flight[r->generation], __ATOMIC_RELAXED))
 		t.early++;
 	free(r);
-	if (t.outstanding-- == MAX_OUTSTANDING)
+	if (--t.outstanding)
+		return;
+	if (t.generation < WINDOWS + ROUNDS)
 		loop_send(t.meta, &t.tick, writer_tick);
-	else if (!t.outstanding && t.generation == WINDOWS + ROUNDS)
+	else
 		sem_post(&t.done);
 }
 
@@ -374,13 +392,13 @@ static void publish(u32 window)
 	grace_wait(&grace, &r->waiter);
 }
 
+/* The first of a burst starts a round, the others join the one after it. */
 static void writer_tick(struct loop *l, struct loop_msg *msg)
 {
-	if (t.generation == WINDOWS + ROUNDS)
-		return;
-	publish(rnd_below(&t.random, WINDOWS));
-	if (t.outstanding < MAX_OUTSTANDING) /* else the next drained one goes on */
-		loop_send(l, msg, writer_tick);
+	u32 burst = rnd_between(&t.random, 1, MAX_BURST);
+
+	while (burst-- && t.generation < WINDOWS + ROUNDS)
+		publish(rnd_below(&t.random, WINDOWS));
 }
 
 static struct loop *start_loop(const char *name)

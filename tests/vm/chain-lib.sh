@@ -16,8 +16,15 @@ old_data() {
 	lvremove -q -f -y "$1/junk" > /dev/null
 }
 
-# lv_active VG/LV
-lv_active() { [[ $(lvs --noheadings -o lv_active "$1" | tr -d ' ') == active ]]; }
+# lvm_conf: what is added to lvmlocal.conf on standard input counts to the end of the test.
+lvm_conf() {
+	cp /etc/lvm/lvmlocal.conf lvmlocal.conf
+	at_exit cp "$TMPDIR/lvmlocal.conf" /etc/lvm/lvmlocal.conf
+	cat >> /etc/lvm/lvmlocal.conf
+}
+
+# lvm_filter: the filter that ships, LVM does not look into our devices.
+lvm_filter() { lvm_conf < "$QCHAIN_SRC/debian/qchain-lvm.conf"; }
 
 # --- chains as Proxmox VE 9 makes them (facts of its LVMPlugin.pm): names, tags, options, sizes ---
 

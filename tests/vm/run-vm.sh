@@ -123,7 +123,7 @@ qemu_args() {
 		-device virtserialport,chardev=rep,name=qchain.report
 		-device virtio-rng-pci
 		-kernel "$kernel_dir/vmlinuz" -initrd "$run/initrd"
-		-append "console=ttyS0 quiet panic=-1 mitigations=off log_buf_len=4M watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 qchain.run=$run")
+		-append "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check log_buf_len=4M watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 qchain.run=$run")
 	[[ -z $rw ]] || args+=(-chardev "socket,id=fs1,path=$run/rwdir"
 		-device vhost-user-fs-pci,chardev=fs1,tag=rwdir)
 }

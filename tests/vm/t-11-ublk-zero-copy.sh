@@ -21,10 +21,8 @@ cmp "$TMPDIR/data" "$TMPDIR/back" || fail "direct read differs"
 [[ $(status failed-tags) == 0 && $(status fallbacks) == 0 ]] || fail "failed or fallen back"
 down
 
-step "half of the tags have no slot: their requests go through bounce buffers"
-need_build ublk-bringup-few
-bringup=ublk-bringup-few
-up few linear "$disk"
+step "most tags have no slot: their requests go through bounce buffers"
+up few --slots 4 linear "$disk"
 verify "$dev" 48
 dd if="$TMPDIR/data" of="$dev" bs=5M oflag=direct conv=fsync status=none
 cmp "$TMPDIR/data" "$disk" -n $((16 << 20)) || fail "what reached the disk differs"

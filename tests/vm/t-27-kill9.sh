@@ -7,6 +7,7 @@ source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
 need_cmd jq fio qemu-img qemu-io mkfs.ext4
 
+lvm_filter
 mkvg vg 160
 old_data vg
 mkchain vg c 48m 52m 2 extended_l2=on,cluster_size=128k

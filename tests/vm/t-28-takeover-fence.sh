@@ -27,6 +27,8 @@ table 0 0 | dmsetup create slow
 at_exit dmsetup remove --retry slow
 wait_block /dev/mapper/slow 20
 slow=$(basename "$(readlink -f /dev/mapper/slow)")
+# LVM must see the PV once only, and not through a device whose daemon is dead.
+lvm_conf <<< 'devices { global_filter = [ "r|^/dev/ram|", "r|^/dev/ublkb|" ] }'
 pvcreate -q -y --setphysicalvolumesize 132m /dev/mapper/slow > /dev/null
 vgcreate -q vg /dev/mapper/slow > /dev/null
 at_exit rmvg vg

@@ -7,9 +7,6 @@ source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
 need_cmd jq qemu-img qemu-io mdadm sfdisk udevadm mkfs.ext4
 
-# What ships: a udev rule, which has to come before udev's own 60-*.rules, and a fragment of lvm.conf.
-filter=$QCHAIN_SRC/debian/qchain-lvm.conf
-
 # Debian 12's own rules do not look at ublk devices, newer ones do. Make these look.
 newer_udev() {
 	local rule
@@ -21,16 +18,12 @@ newer_udev() {
 	udevadm control --reload
 }
 
+# What ships: a udev rule, which has to come before udev's own 60-*.rules, and a fragment of lvm.conf.
 install_shipped() {
-	local rule
-	rule=$(find "$QCHAIN_SRC/debian" -name '*qchain*.rules' 2> /dev/null | head -n 1)
-	[[ -n $rule && -e $filter ]] || fail "not there yet: the udev rule debian/NN-qchain.rules and the LVM filter ${filter#"$QCHAIN_SRC"/}"
-	cp "$rule" /etc/udev/rules.d/
-	at_exit rm "/etc/udev/rules.d/${rule##*/}"
-	cp /etc/lvm/lvmlocal.conf lvmlocal.conf
-	at_exit cp "$TMPDIR/lvmlocal.conf" /etc/lvm/lvmlocal.conf
-	cat "$filter" >> /etc/lvm/lvmlocal.conf
+	cp "$QCHAIN_SRC/debian/59-qchain.rules" /etc/udev/rules.d/
+	at_exit rm /etc/udev/rules.d/59-qchain.rules
 	udevadm control --reload
+	lvm_filter
 }
 
 settled() { udevadm settle -t 60; }
@@ -43,7 +36,7 @@ seen() {
 	echo "md: $(grep -c ^md /proc/mdstat || true)"
 	echo "mounts: $(cut -d ' ' -f 2 /proc/mounts | grep -c -v "^$TMPDIR" || true)"
 	echo "links: $(find /dev/disk -lname '*ublk*' 2> /dev/null | sort | tr '\n' ' ')"
-	echo "md devices: $(find /dev/md* -maxdepth 1 2> /dev/null | tr '\n' ' ')"
+	echo "md devices: $(find /dev -maxdepth 1 -name 'md*' | tr '\n' ' ')"
 }
 
 drop_md() {

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <liburing.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +20,22 @@
  * "busy TEXT", "stopped"; "error TEXT" and status 1 when it cannot start.
  */
 
+/* Buffer slots of a ring; fewer than tags make the driver's registration fail. */
+static unsigned int slots;
+
+/* Linked with -Wl,--wrap=io_uring_register_buffers_sparse. */
+int __real_io_uring_register_buffers_sparse(struct io_uring *ring, unsigned int nr);
+int __wrap_io_uring_register_buffers_sparse(struct io_uring *ring, unsigned int nr);
+
+int __wrap_io_uring_register_buffers_sparse(struct io_uring *ring, unsigned int nr)
+{
+	return __real_io_uring_register_buffers_sparse(ring, slots ? slots : nr);
+}
+
 static int usage(void)
 {
 	fprintf(stderr, "usage: ublk-bringup [--id N] [--recover N] [--copy] [--queues N] "
-			"[--depth N] [--tag N] TYPE [WORD]...\n");
+			"[--depth N] [--tag N] [--scan] [--slots N] TYPE [WORD]...\n");
 	return 2;
 }
 
@@ -36,6 +49,7 @@ static int parse(int argc, char **argv, struct ublk_options *o)
 		{ "depth", required_argument, NULL, 'd' },
 		{ "tag", required_argument, NULL, 't' },
 		{ "scan", no_argument, NULL, 's' },
+		{ "slots", required_argument, NULL, 'n' },
 		{ NULL },
 	};
 	int c;
@@ -55,6 +69,8 @@ static int parse(int argc, char **argv, struct ublk_options *o)
 			o->tag = strtoull(optarg, NULL, 0);
 		else if (c == 's')
 			o->scan_partitions = true;
+		else if (c == 'n')
+			slots = atoi(optarg);
 		else if (c == '?')
 			return -EINVAL;
 	}
@@ -104,19 +120,43 @@ static void free_target(struct target *ti)
 		target_destroy(ti);
 }
 
-static int fail(const struct qc_err *err)
+static int start(struct target *ti, const struct ublk_options *options,
+		 struct transport **result, struct qc_err *err)
 {
-	printf("error %s\n", err->msg);
-	return 1;
+	int ret = ublk_create(ti, options, result, err);
+
+	if (ret)
+		return ret;
+	ret = (*result)->ops->start(*result, err);
+	if (ret)
+		(*result)->ops->destroy(*result);
+	return ret;
+}
+
+static int run(struct target *ti, const struct ublk_options *options, const sigset_t *signals)
+{
+	struct qc_err err = { 0 };
+	struct transport *t;
+
+	if (start(ti, options, &t, &err)) {
+		printf("error %s\n", err.msg);
+		return 1;
+	}
+	printf("ready /dev/ublkb%d\n", ublk_dev_id(t));
+	print_status(t);
+	serve(t, signals);
+	t->ops->destroy(t);
+	printf("stopped\n");
+	return 0;
 }
 
 int main(int argc, char **argv)
 {
 	struct ublk_options options = { .dev_id = -1 };
 	struct qc_err err = { 0 };
-	struct transport *t;
 	struct target *ti;
 	sigset_t signals;
+	int ret;
 
 	if (parse(argc, argv, &options))
 		return usage();
@@ -126,15 +166,11 @@ int main(int argc, char **argv)
 	sigaddset(&signals, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	mlockall(MCL_CURRENT | MCL_FUTURE);
-	if (make_target(argc - optind, argv + optind, &ti, &err))
-		return fail(&err);
-	if (ublk_create(ti, &options, &t, &err) || t->ops->start(t, &err))
-		return fail(&err);
-	printf("ready /dev/ublkb%d\n", ublk_dev_id(t));
-	print_status(t);
-	serve(t, &signals);
-	t->ops->destroy(t);
+	if (make_target(argc - optind, argv + optind, &ti, &err)) {
+		printf("error %s\n", err.msg);
+		return 1;
+	}
+	ret = run(ti, &options, &signals);
 	free_target(ti);
-	printf("stopped\n");
-	return 0;
+	return ret;
 }

@@ -10,7 +10,7 @@ up() {
 	log=$TMPDIR/$1.log
 	shift
 	: > "$log"
-	"${bringup:-ublk-bringup}" "$@" > "$log" 2>&1 &
+	ublk-bringup "$@" > "$log" 2>&1 &
 	pid=$!
 	wait_for 60 "the device to be ready" came_up
 	cat "$log"
@@ -25,7 +25,8 @@ up() {
 drop_device() {
 	# shellcheck disable=SC2046
 	[[ -z $(jobs -p) ]] || kill -9 $(jobs -p) 2> /dev/null || true
-	[[ ! -e ${1/ublkb/ublkc} ]] || "$QCHAIN_VM_RUN/ublkctl" del "${1#/dev/ublkb}"
+	umount -l "$TMPDIR/mnt" 2> /dev/null || true
+	[[ ! -e ${1/ublkb/ublkc} ]] || timeout 20 "$QCHAIN_VM_RUN/ublkctl" del "${1#/dev/ublkb}"
 }
 
 came_up() { grep -qE '^(ready|error)' "$log" || is_dead "$pid"; }
@@ -51,7 +52,7 @@ down() {
 	wait_for 30 "the device to stop" answered $((n + 1))
 	tail -n 1 "$log"
 	grep -q ^stopped "$log" || fail "did not stop: $(tail -n 1 "$log")"
-	wait "$pid"
+	wait "$pid" || { cat "$log"; fail "ended with status $?"; }
 	[[ ! -e $dev && ! -e ${dev/ublkb/ublkc} ]] || fail "$dev is still there"
 }
 

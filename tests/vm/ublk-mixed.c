@@ -92,9 +92,22 @@ static enum target_map_result mixed_map(struct target *ti, struct request *req)
 	return TARGET_SUBMITTED;
 }
 
+static void mixed_nothing(struct loop *loop, void *arg)
+{
+}
+
+/* The helper may still be in the loop_send() of its last answer to @loop. */
+static void mixed_detach(struct target *ti, struct loop *loop)
+{
+	struct mixed *m = ti->private;
+
+	loop_call(m->helper, mixed_nothing, NULL);
+}
+
 static const struct target_type target_mixed = {
 	.name = "mixed",
 	.map = mixed_map,
+	.detach = mixed_detach,
 };
 
 static int mixed_helper(struct mixed *m)

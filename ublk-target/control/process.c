@@ -66,15 +66,17 @@ static int protect_oom(void)
 }
 
 /*
- * Slave, not private: what the host unmounts must go away here too, or this
- * process would hold the host's file systems, the one on its own device among
- * them, and the device would stay in use for ever.
+ * Slave: what the host unmounts goes away here too. Where the host's mounts are
+ * private it does not; process_release_mounts() is for that.
  */
+static bool own_mounts; /* changes of ours stay ours */
+
 static int protect_mounts(void)
 {
-	if (unshare(CLONE_NEWNS) < 0)
+	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
 		return -errno;
-	return mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ? -errno : 0;
+	own_mounts = true;
+	return 0;
 }
 
 /* A chain has one descriptor per layer; the usual soft limit is 1024. */
@@ -123,6 +125,62 @@ void process_protect(void)
 	if (at)
 		log_warn("process: protection not permitted: %s; harmless for NBD, start as root "
 			 "for ublk", missing);
+}
+
+/* ---- mounts of the host ----------------------------------------------------- */
+
+/* mountinfo writes blanks and backslashes as three octal digits. */
+static void decode_path(char *path)
+{
+	char *to = path;
+
+	for (; *path; path++) {
+		if (path[0] == '\\' && path[1] && path[2] && path[3]) {
+			*to++ = (path[1] - '0') << 6 | (path[2] - '0') << 3 | (path[3] - '0');
+			path += 3;
+		} else {
+			*to++ = *path;
+		}
+	}
+	*to = '\0';
+}
+
+/* "36 35 98:0 /root /where options - type /dev/source more": where, or NULL */
+static char *storage_mount(char *line)
+{
+	char *where = NULL, *source, *rest = line;
+
+	for (int i = 0; i < 5 && rest; i++)
+		where = strsep(&rest, " ");
+	source = rest ? strstr(rest, " - ") : NULL;
+	source = source ? strchr(source + 3, ' ') : NULL;
+	if (!source || strcmp(where, "/") == 0)
+		return NULL;
+	source[1 + strcspn(source + 1, " \n")] = '\0';
+	if (source[1] != '/' && !strchr(source, ':'))
+		return NULL;
+	decode_path(where);
+	return where;
+}
+
+void process_release_mounts(void)
+{
+	char *line = NULL, *where;
+	size_t space = 0;
+	FILE *f;
+
+	if (!own_mounts)
+		return;
+	f = fopen("/proc/self/mountinfo", "re");
+	if (!f)
+		return;
+	while (getline(&line, &space, f) > 0) {
+		where = storage_mount(line);
+		if (where)
+			umount2(where, MNT_DETACH | UMOUNT_NOFOLLOW);
+	}
+	free(line);
+	fclose(f);
 }
 
 /* ---- background -------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 #include "control-private.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <qchain/log.h>
 #include <signal.h>
@@ -25,6 +26,7 @@ struct qmp_server {
 	struct daemon *daemon;
 	struct loop *loop;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	int folder_fd; /* of @path, which may not lead there any more */
 	u64 socket_dev; /* the file that we made; only that one is unlinked */
 	u64 socket_ino;
 	int fd;
@@ -186,30 +188,67 @@ static int remove_stale(const struct sockaddr_un *address, struct qc_err *err)
 			  (int)peer.pid);
 }
 
+/* The folder of the socket: the way to remove it whatever becomes of its path. */
+static int open_folder(struct qmp_server *server, struct qc_err *err)
+{
+	char path[sizeof(server->path)], *slash;
+
+	strcpy(path, server->path);
+	slash = strrchr(path, '/');
+	if (slash)
+		slash[slash == path] = '\0';
+	server->folder_fd = open(slash ? path : ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (server->folder_fd < 0)
+		return qc_err_set(err, -errno, "%s: folder not opened (%m), must exist",
+				  server->path);
+	return 0;
+}
+
+static const char *socket_name(const struct qmp_server *server)
+{
+	const char *slash = strrchr(server->path, '/');
+
+	return slash ? slash + 1 : server->path;
+}
+
+static int bind_socket(struct qmp_server *server, const struct sockaddr_un *address,
+		       struct qc_err *err)
+{
+	struct stat st;
+	int ret;
+
+	server->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (server->fd < 0)
+		return qc_err_set(err, -errno, "%s: no socket (%m)", server->path);
+	if (bind(server->fd, (const struct sockaddr *)address, sizeof(*address)) == 0 &&
+	    stat(server->path, &st) == 0 && chmod(server->path, 0600) == 0 &&
+	    listen(server->fd, QMP_LISTEN_BACKLOG) == 0) {
+		server->socket_dev = st.st_dev;
+		server->socket_ino = st.st_ino;
+		return 0;
+	}
+	ret = qc_err_set(err, -errno, "%s: socket not made (%m), the folder must exist and the "
+			 "path be unused", server->path);
+	close(server->fd);
+	return ret;
+}
+
 static int server_listen(struct qmp_server *server, struct qc_err *err)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	struct stat st;
 	int ret;
 
 	memcpy(address.sun_path, server->path, sizeof(address.sun_path));
 	ret = remove_stale(&address, err);
 	if (ret)
 		return ret;
-	server->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (server->fd < 0)
-		return qc_err_set(err, -errno, "%s: no socket (%m)", server->path);
-	if (bind(server->fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-	    stat(server->path, &st) < 0 || chmod(server->path, 0600) < 0 ||
-	    listen(server->fd, QMP_LISTEN_BACKLOG) < 0) {
-		ret = qc_err_set(err, -errno, "%s: socket not made (%m), the folder must exist and "
-				 "the path be unused", server->path);
-		close(server->fd);
+	ret = open_folder(server, err);
+	if (ret)
 		return ret;
-	}
-	server->socket_dev = st.st_dev;
-	server->socket_ino = st.st_ino;
-	return 0;
+	ret = bind_socket(server, &address, err);
+	if (ret)
+		close(server->folder_fd);
+	return ret;
 }
 
 static void server_start(struct loop *loop, void *arg)
@@ -280,8 +319,9 @@ void qmp_server_destroy(struct qmp_server *server)
 
 	loop_call(server->loop, server_stop, server);
 	close(server->fd);
-	if (stat(server->path, &st) == 0 && st.st_dev == server->socket_dev &&
-	    st.st_ino == server->socket_ino)
-		unlink(server->path);
+	if (fstatat(server->folder_fd, socket_name(server), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    st.st_dev == server->socket_dev && st.st_ino == server->socket_ino)
+		unlinkat(server->folder_fd, socket_name(server), 0);
+	close(server->folder_fd);
 	free(server);
 }

@@ -2,18 +2,14 @@
 /* Log lines on standard error, one write(2) each, so that threads do not mix. */
 #include <qchain/log.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 static enum log_level level_max = LOG_LEVEL_INFO;
-static bool to_journal;
 
 void log_set_level(enum log_level level)
 {
 	level_max = level;
-	to_journal = getenv("JOURNAL_STREAM") != NULL;
 }
 
 void log_write(enum log_level level, const char *fmt, ...)
@@ -29,7 +25,8 @@ void log_write(enum log_level level, const char *fmt, ...)
 
 	if (level > level_max)
 		return;
-	n = snprintf(line, sizeof(line), "%s", to_journal ? levels[level] : words[level]);
+	n = snprintf(line, sizeof(line), "%s",
+		     isatty(STDERR_FILENO) ? words[level] : levels[level]);
 	va_start(ap, fmt);
 	m = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
 	va_end(ap);

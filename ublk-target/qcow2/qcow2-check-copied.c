@@ -45,7 +45,8 @@ static int check_l1_flag(struct check *c, u32 i, bool repair)
 		return 0;
 	c->result->corruptions++;
 	check_say(c, "L1 table entry %u: COPIED flag %s (0x%016llx)", i,
-		  entry & QCOW2_COPIED ? "set, the refcount is not 1" : "missing, the refcount is 1",
+		  entry & QCOW2_COPIED ? "set, the refcount is not 1" : "missing, the refcount "
+		  "is 1",
 		  (unsigned long long)entry);
 	if (!repair)
 		return 0;
@@ -76,7 +77,8 @@ static void check_l2_flag(struct check *c, u64 offset, u32 i, struct wrong_flags
 	c->result->corruptions++;
 	check_say(c, "L2 table 0x%llx entry %u: COPIED flag %s (0x%016llx)",
 		  (unsigned long long)offset, i,
-		  entry & QCOW2_COPIED ? "set, the refcount is not 1" : "missing, the refcount is 1",
+		  entry & QCOW2_COPIED ? "set, the refcount is not 1" : "missing, the refcount "
+		  "is 1",
 		  (unsigned long long)entry);
 	image_l2_set(c->img, c->l2, i, entry ^ QCOW2_COPIED, image_l2_bitmap(c->img, c->l2, i));
 	if (!wrong->nr++)

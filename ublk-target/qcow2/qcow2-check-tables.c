@@ -80,7 +80,8 @@ static void walk_block(struct check *c, u32 i)
 		return;
 	}
 	if (!IS_ALIGNED(offset, c->cluster_bytes)) {
-		check_corrupt(c, "refcount table entry %u: block not aligned (0x%llx), must be a multiple of 2^%u",
+		check_corrupt(c, "refcount table entry %u: block not aligned (0x%llx), must be a "
+			      "multiple of 2^%u",
 			      i, (unsigned long long)offset, c->img->cluster_bits);
 		c->rebuild = true;
 		return;
@@ -100,7 +101,8 @@ static void walk_block(struct check *c, u32 i)
 		c->rebuild |= c->fix & CHECK_FIX_ERRORS;
 	if (!check_in_window(c, cluster) || check_counted(c, cluster) == 1)
 		return;
-	check_corrupt_count(c, "refcount block %u at cluster %llu: the cluster is used %llu times", i,
+	check_corrupt_count(c, "refcount block %u at cluster %llu: the cluster is used %llu "
+			    "times", i,
 			    (unsigned long long)cluster,
 			    (unsigned long long)check_counted(c, cluster));
 	c->rebuild = true;
@@ -158,7 +160,8 @@ static int read_snapshots(struct check *c, struct table_stream *s)
 		if (c->nr_short_snapshots == nr_short)
 			continue;
 		nr_short = c->nr_short_snapshots;
-		check_corrupt(c, "snapshot table entry %u has too little extra data for version 3, must be at least %zu bytes",
+		check_corrupt(c, "snapshot table entry %u has too little extra data for version "
+			      "3, must be at least %zu bytes",
 			      i, SNAPSHOT_EXTRA_V3_BYTES);
 	}
 	c->snapshots_bytes = table_stream_offset(s) - c->snapshots_offset;
@@ -174,8 +177,10 @@ static int read_snapshot_table(struct check *c, const struct qcow2_disk_header *
 	c->nr_snapshots = load_be32(&h->nb_snapshots);
 	if (!c->nr_snapshots)
 		return 0;
-	if (c->nr_snapshots > QC_MAX_SNAPSHOTS || !IS_ALIGNED(c->snapshots_offset, c->cluster_bytes))
-		return check_failed(c, -EILSEQ, "snapshot table not valid (offset 0x%llx, %u entries), must be aligned and at most %u",
+	if (c->nr_snapshots > QC_MAX_SNAPSHOTS ||
+	    !IS_ALIGNED(c->snapshots_offset, c->cluster_bytes))
+		return check_failed(c, -EILSEQ, "snapshot table not valid (offset 0x%llx, %u "
+				    "entries), must be aligned and at most %u",
 				    (unsigned long long)c->snapshots_offset, c->nr_snapshots,
 				    QC_MAX_SNAPSHOTS);
 	c->snapshots = calloc(c->nr_snapshots, sizeof(*c->snapshots));
@@ -192,12 +197,14 @@ static int walk_snapshot(struct check *c, u32 i)
 	const struct check_snapshot *snapshot = &c->snapshots[i];
 
 	if (!IS_ALIGNED(snapshot->l1_offset, c->cluster_bytes)) {
-		check_corrupt(c, "snapshot %u: L1 table not aligned (0x%llx), must be a multiple of 2^%u",
+		check_corrupt(c, "snapshot %u: L1 table not aligned (0x%llx), must be a multiple "
+			      "of 2^%u",
 			      i, (unsigned long long)snapshot->l1_offset, c->img->cluster_bits);
 		return 0;
 	}
 	if (snapshot->l1_entries > QC_MAX_L1_BYTES / sizeof(u64)) {
-		check_corrupt(c, "snapshot %u: L1 table too large (%u entries), must be at most %zu", i,
+		check_corrupt(c, "snapshot %u: L1 table too large (%u entries), must be at most "
+			      "%zu", i,
 			      snapshot->l1_entries, QC_MAX_L1_BYTES / sizeof(u64));
 		return 0;
 	}
@@ -268,7 +275,8 @@ static int walk_bitmap(struct check *c, const struct image_bitmap *bitmap)
 	table_stream_exit(&s);
 	if (ret)
 		return check_failed(c, ret == -ERANGE ? -EILSEQ : ret,
-				    "bitmap '%s' cannot be counted (%s); delete it with qemu-img bitmap --remove",
+				    "bitmap '%s' cannot be counted (%s); delete it with qemu-img "
+				    "bitmap --remove",
 				    printable(name, bitmap->name, strlen(bitmap->name)),
 				    strerror(-ret));
 	return 0;
@@ -283,7 +291,8 @@ static int drop_bitmaps(struct check *c)
 {
 	check_corrupt(c, "bitmaps cannot be read");
 	if (!(c->fix & CHECK_FIX_ERRORS))
-		return check_failed(c, -EILSEQ, "bitmaps cannot be counted; repair all errors to drop them");
+		return check_failed(c, -EILSEQ, "bitmaps cannot be counted; repair all errors to "
+				    "drop them");
 	c->drop_bitmaps = true;
 	if (!check_judges(c))
 		return 0;

@@ -28,7 +28,8 @@ struct l2_walk {
 #define WRONG_DATA_FILE 32u /* compressed, in an image with a data file */
 #define WRONG_OTHER 64u
 
-#define WRONG_FIXABLE (WRONG_RESERVED | WRONG_COPIED | WRONG_BITMAP | WRONG_UNALLOCATED | WRONG_PLACE)
+#define WRONG_FIXABLE                                                          \
+	(WRONG_RESERVED | WRONG_COPIED | WRONG_BITMAP | WRONG_UNALLOCATED | WRONG_PLACE)
 /* Not counted as a use while it is wrong. */
 #define WRONG_UNCOUNTED (WRONG_BITMAP | WRONG_DATA_FILE)
 
@@ -51,17 +52,20 @@ static u32 judge_compressed(struct check *c, u64 entry, u64 bitmap, u64 offset, 
 	u32 wrong = 0;
 
 	if (entry & QCOW2_COPIED) {
-		check_corrupt(c, "L2 table 0x%llx entry %u: COPIED flag on a compressed cluster (0x%016llx)",
+		check_corrupt(c, "L2 table 0x%llx entry %u: COPIED flag on a compressed cluster "
+			      "(0x%016llx)",
 			      (unsigned long long)offset, i, (unsigned long long)entry);
 		wrong |= WRONG_COPIED;
 	}
 	if (c->data_file) {
-		check_corrupt(c, "L2 table 0x%llx entry %u: compressed cluster in an image with an external data file (0x%016llx)",
+		check_corrupt(c, "L2 table 0x%llx entry %u: compressed cluster in an image with "
+			      "an external data file (0x%016llx)",
 			      (unsigned long long)offset, i, (unsigned long long)entry);
 		return wrong | WRONG_DATA_FILE;
 	}
 	if (bitmap) {
-		check_corrupt(c, "L2 table 0x%llx entry %u: compressed cluster with a subcluster bitmap (0x%016llx)",
+		check_corrupt(c, "L2 table 0x%llx entry %u: compressed cluster with a subcluster "
+			      "bitmap (0x%016llx)",
 			      (unsigned long long)offset, i, (unsigned long long)bitmap);
 		wrong |= WRONG_BITMAP;
 	}
@@ -76,12 +80,14 @@ static u32 judge_place(struct check *c, u64 entry, u64 bitmap, u64 offset, u32 i
 	u32 wrong = 0;
 
 	if ((u32)(bitmap >> 32) & (u32)bitmap) {
-		check_corrupt(c, "L2 table 0x%llx entry %u: subcluster both allocated and zero (bitmap 0x%016llx)",
+		check_corrupt(c, "L2 table 0x%llx entry %u: subcluster both allocated and zero "
+			      "(bitmap 0x%016llx)",
 			      (unsigned long long)offset, i, (unsigned long long)bitmap);
 		wrong |= WRONG_OTHER;
 	}
 	if (!IS_ALIGNED(host, c->cluster_bytes)) {
-		check_corrupt(c, "L2 table 0x%llx entry %u: cluster not aligned (0x%llx), must be a multiple of 2^%u",
+		check_corrupt(c, "L2 table 0x%llx entry %u: cluster not aligned (0x%llx), must "
+			      "be a multiple of 2^%u",
 			      (unsigned long long)offset, i, (unsigned long long)host,
 			      c->img->cluster_bits);
 		wrong |= stored ? WRONG_OTHER : WRONG_PLACE;
@@ -105,7 +111,8 @@ static u32 judge_entry(struct check *c, u64 entry, u64 bitmap, u64 offset, u32 i
 	if (type == L2_PLACE)
 		return wrong | judge_place(c, entry, bitmap, offset, i);
 	if (type == L2_UNALLOCATED && (bitmap & QCOW2_SC_ALLOC_MASK)) {
-		check_corrupt(c, "L2 table 0x%llx entry %u: subclusters allocated in a cluster without a place (bitmap 0x%016llx)",
+		check_corrupt(c, "L2 table 0x%llx entry %u: subclusters allocated in a cluster "
+			      "without a place (bitmap 0x%016llx)",
 			      (unsigned long long)offset, i, (unsigned long long)bitmap);
 		wrong |= WRONG_UNALLOCATED;
 	}
@@ -265,7 +272,8 @@ static int walk_l1_entry(struct check *c, u64 table, u32 index, u64 entry, bool 
 	}
 	check_count(c, l2, c->cluster_bytes);
 	if (!IS_ALIGNED(l2, c->cluster_bytes))
-		check_corrupt(c, "L1 table 0x%llx entry %u: L2 table not aligned (0x%llx), must be a multiple of 2^%u",
+		check_corrupt(c, "L1 table 0x%llx entry %u: L2 table not aligned (0x%llx), must "
+			      "be a multiple of 2^%u",
 			      (unsigned long long)table, index, (unsigned long long)l2,
 			      c->img->cluster_bits);
 	return walk_l2(c, l2, active);

@@ -114,7 +114,8 @@ static void count_one(struct check *c, u64 cluster)
 	u64 value = check_counted(c, cluster);
 
 	if (value == c->count_max)
-		check_corrupt_count(c, "cluster %llu: more uses than a refcount of %u bits can count (%llu); convert the image to a wider one",
+		check_corrupt_count(c, "cluster %llu: more uses than a refcount of %u bits can "
+				    "count (%llu); convert the image to a wider one",
 				    (unsigned long long)cluster, 1u << c->img->refcount_order,
 				    (unsigned long long)value);
 	else if (value != UINT32_MAX) /* 64 bits wide: nobody waits for so many */
@@ -129,7 +130,8 @@ void check_count(struct check *c, u64 offset, u64 bytes)
 		return;
 	/* The last cluster may be there in part. */
 	if ((s64)(offset + bytes - c->dev_bytes) >= (s64)c->cluster_bytes) {
-		check_corrupt(c, "offset 0x%llx: %llu bytes are used there, the image ends at 0x%llx",
+		check_corrupt(c, "offset 0x%llx: %llu bytes are used there, the image ends at "
+			      "0x%llx",
 			      (unsigned long long)offset, (unsigned long long)bytes,
 			      (unsigned long long)c->dev_bytes);
 		return;
@@ -174,7 +176,8 @@ static int allocate_counts(struct check *c)
 {
 	c->nr_clusters = DIV_ROUND_UP(c->dev_bytes, c->cluster_bytes);
 	if (c->nr_clusters > CHECK_MAX_CLUSTERS)
-		return check_failed(c, -EFBIG, "too many clusters to check (%llu), must be at most %llu",
+		return check_failed(c, -EFBIG, "too many clusters to check (%llu), must be at "
+				    "most %llu",
 				    (unsigned long long)c->nr_clusters, CHECK_MAX_CLUSTERS);
 	c->room = clusters_with_room(c);
 	c->count_max = refcount_max(c->img->refcount_order);
@@ -349,7 +352,8 @@ static int compare_block(struct check *c, struct compare *cmp)
 
 	if (ret < 0) {
 		/* Each of them could not be compared. */
-		check_say(c, "refcount block %llu cannot be read: clusters %llu to %llu not compared",
+		check_say(c, "refcount block %llu cannot be read: clusters %llu to %llu not "
+			  "compared",
 			  (unsigned long long)index, (unsigned long long)cmp->from,
 			  (unsigned long long)cmp->to - 1);
 		c->result->check_errors += cmp->to - cmp->from;
@@ -485,7 +489,8 @@ static int check_refcounts(struct check *c)
 	if (!c->fix)
 		return 0;
 	if (c->rebuild)
-		return check_failed(c, -EIO, "refcount tables cannot be repaired in place; repair all errors, not only leaks");
+		return check_failed(c, -EIO, "refcount tables cannot be repaired in place; "
+				    "repair all errors, not only leaks");
 	if (c->result->leaks || c->result->corruptions || c->writing)
 		return repair_pass(c, &walked);
 	return 0;
@@ -530,10 +535,12 @@ int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char
 
 	*result = (struct check_result){};
 	if (img->format != IMAGE_QCOW2)
-		return qc_err_set(err, -EOPNOTSUPP, "%s: format %s has nothing to check, must be qcow2",
+		return qc_err_set(err, -EOPNOTSUPP, "%s: format %s has nothing to check, must be "
+				  "qcow2",
 				  img->dev->path, image_format_name(img->format));
 	if (fix && !img->dev->writable)
-		return qc_err_set(err, -EROFS, "%s: open read-only, cannot be repaired", img->dev->path);
+		return qc_err_set(err, -EROFS, "%s: open read-only, cannot be repaired",
+				  img->dev->path);
 	ret = check_all(&c);
 	if (c.counts)
 		munmap(c.counts, c.counts_bytes);

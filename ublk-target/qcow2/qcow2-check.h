@@ -162,6 +162,8 @@ int check_copied(struct check *c);
  * Before the first write: autoclear bits that we do not maintain go, durably.
  */
 int check_begin_write(struct check *c);
+/* Does the cluster at @offset share a byte with the clusters of a table? */
+bool check_in_table(const struct check *c, u64 offset, u64 table, u64 bytes);
 /* NULL, or what the L2 table at @offset overlaps: it must not be written. */
 const char *check_l2_overlap(struct check *c, u64 offset);
 /* Is there a refcount block of the old tables in @cluster? */

@@ -40,14 +40,17 @@ void image_create_defaults(struct image_create_options *options)
 static int check_clusters(const struct image_create_options *o, struct qc_err *err)
 {
 	if (o->cluster_bits < QCOW2_MIN_CLUSTER_BITS || o->cluster_bits > QCOW2_MAX_CLUSTER_BITS)
-		return qc_err_set(err, -EINVAL, "cluster size 2^%u not supported, must be 2^%u..2^%u",
+		return qc_err_set(err, -EINVAL, "cluster size 2^%u not supported, must be "
+				  "2^%u..2^%u",
 				  o->cluster_bits, QCOW2_MIN_CLUSTER_BITS, QCOW2_MAX_CLUSTER_BITS);
 	if (o->extl2 && o->cluster_bits < QCOW2_MIN_EXTL2_CLUSTER_BITS)
 		return qc_err_set(err, -EINVAL,
-				  "cluster size 2^%u too small for extended L2, must be at least 2^%u",
+				  "cluster size 2^%u too small for extended L2, must be at least "
+				  "2^%u",
 				  o->cluster_bits, QCOW2_MIN_EXTL2_CLUSTER_BITS);
 	if (o->refcount_order > QCOW2_MAX_REFCOUNT_ORDER)
-		return qc_err_set(err, -EINVAL, "refcount width 2^%u bits not supported, must be 2^0..2^%u",
+		return qc_err_set(err, -EINVAL, "refcount width 2^%u bits not supported, must be "
+				  "2^0..2^%u",
 				  o->refcount_order, QCOW2_MAX_REFCOUNT_ORDER);
 	return 0;
 }
@@ -57,16 +60,20 @@ static int check_version(const struct image_create_options *o, struct qc_err *er
 	const char *needs = o->extl2 ? "extended L2" :
 			    o->lazy_refcounts ? "lazy refcounts" :
 			    o->compression_type ? "zstd compression" :
-			    o->refcount_order != 4 ? "a refcount width other than 16 bits" :
-			    o->preallocation == PREALLOC_METADATA ? "preallocation of metadata" : NULL;
+			    o->refcount_order != 4 ? "refcount width other than 16 bits" :
+			    o->preallocation == PREALLOC_METADATA ? "preallocation of metadata" :
+								    NULL;
 
 	if (o->version != 2 && o->version != 3)
-		return qc_err_set(err, -EINVAL, "version %u not supported, must be 2 or 3", o->version);
+		return qc_err_set(err, -EINVAL, "version %u not supported, must be 2 or 3",
+				  o->version);
 	if (o->version == 2 && needs)
-		return qc_err_set(err, -EINVAL, "version 2 has no %s; use version 3 (compat 1.1)", needs);
+		return qc_err_set(err, -EINVAL, "version 2 has no %s; use version 3 (compat 1.1)",
+				  needs);
 	if (o->compression_type > 1)
 		return qc_err_set(err, -EINVAL,
-				  "compression type %u not supported, must be 0 (deflate) or 1 (zstd)",
+				  "compression type %u not supported, must be 0 (deflate) or 1 "
+				  "(zstd)",
 				  o->compression_type);
 	return 0;
 }
@@ -85,13 +92,15 @@ static int check_size(const struct image_create_options *o, struct qc_err *err)
 	layout_full(o, &full);
 	if (full.l1_entries > most)
 		return qc_err_set(err, -EFBIG,
-				  "size %llu too large for cluster size 2^%u, must be at most %llu; use a larger cluster size",
+				  "size %llu too large for cluster size 2^%u, must be at most "
+				  "%llu; use a larger cluster size",
 				  (unsigned long long)o->virtual_size, o->cluster_bits,
 				  (unsigned long long)(most * ((1ull << (2 * o->cluster_bits)) /
 							       layout_l2_entry_bytes(o))));
 	if (o->preallocation && full.table_clusters << o->cluster_bits > QC_MAX_REFTABLE_BYTES)
 		return qc_err_set(err, -EFBIG,
-				  "refcount table too large (%llu clusters), must be at most %u bytes; use a larger cluster size",
+				  "refcount table too large (%llu clusters), must be at most %u "
+				  "bytes; use a larger cluster size",
 				  (unsigned long long)full.table_clusters, QC_MAX_REFTABLE_BYTES);
 	return 0;
 }
@@ -100,15 +109,18 @@ static int check_backing(const struct image_create_options *o, struct qc_err *er
 {
 	enum image_format format;
 
+	if (!o->backing_name && o->backing_format)
+		return qc_err_set(err, -EINVAL, "backing format '%s' without a backing image",
+				  o->backing_format);
 	if (!o->backing_name)
-		return o->backing_format ? qc_err_set(err, -EINVAL,
-				"backing format '%s' without a backing image", o->backing_format) : 0;
+		return 0;
 	if (!o->backing_format)
 		return qc_err_set(err, -EINVAL,
 				  "backing image '%s' without a format, must be raw or qcow2",
 				  o->backing_name);
 	if (image_format_parse(o->backing_format, &format))
-		return qc_err_set(err, -EINVAL, "backing format '%s' not supported, must be raw or qcow2",
+		return qc_err_set(err, -EINVAL, "backing format '%s' not supported, must be raw "
+				  "or qcow2",
 				  o->backing_format);
 	if (!*o->backing_name || strlen(o->backing_name) > QC_MAX_BACKING_NAME)
 		return qc_err_set(err, -ENAMETOOLONG,
@@ -116,7 +128,9 @@ static int check_backing(const struct image_create_options *o, struct qc_err *er
 				  strlen(o->backing_name), QC_MAX_BACKING_NAME);
 	if (o->preallocation && !o->extl2)
 		return qc_err_set(err, -EINVAL,
-				  "preallocation with a backing image needs extended L2, else it hides the backing image; add extended L2 or leave preallocation off");
+				  "preallocation with a backing image needs extended L2, else it "
+				  "hides the backing image; add extended L2 or leave "
+				  "preallocation off");
 	return 0;
 }
 
@@ -230,7 +244,8 @@ static int build_header(struct creator *c)
 		at = ALIGN_UP(at, SECTOR_SIZE);
 	if (at + name_bytes > c->cluster_bytes)
 		return qc_err_set(c->err, -ENAMETOOLONG,
-				  "backing name of %u bytes does not fit into the first cluster, must be at most %u; use a larger cluster size",
+				  "backing name of %u bytes does not fit into the first cluster, "
+				  "must be at most %u; use a larger cluster size",
 				  name_bytes, (u32)(c->cluster_bytes - at));
 	memcpy(c->header + at, o->backing_name, name_bytes);
 	h->backing_file_offset = htobe64(at);
@@ -407,7 +422,8 @@ static int check_device(const struct creator *c)
 		return qc_err_set(c->err, -EROFS, "device is open read-only, must be writable");
 	if (c->dev->blockdev && size < c->end_at)
 		return qc_err_set(c->err, -ENOSPC,
-				  "device too small (%llu bytes), must have at least %llu; extend it first",
+				  "device too small (%llu bytes), must have at least %llu; "
+				  "extend it first",
 				  (unsigned long long)size, (unsigned long long)c->end_at);
 	return 0;
 }

@@ -43,8 +43,9 @@ void layout_full(const struct image_create_options *options, struct layout *resu
 	result->l2_clusters = DIV_ROUND_UP(result->data_clusters, per_l2);
 	result->l1_entries = result->l2_clusters;
 	result->l1_clusters = DIV_ROUND_UP(result->l1_entries * sizeof(u64), cluster_bytes);
-	layout_refcounts(1 + result->l1_clusters + result->l2_clusters + result->data_clusters, bits,
-			 options->refcount_order, &result->block_clusters, &result->table_clusters);
+	layout_refcounts(1 + result->l1_clusters + result->l2_clusters + result->data_clusters,
+			 bits, options->refcount_order, &result->block_clusters,
+			 &result->table_clusters);
 }
 
 void image_measure(const struct image_create_options *options, u64 data_bytes,

@@ -19,6 +19,7 @@ enum overlap_kind {
 	OVERLAP_REFBLOCK,
 	OVERLAP_SNAPSHOTS,
 	OVERLAP_SNAPSHOT_L1,
+	OVERLAP_SNAPSHOT_L2,
 	OVERLAP_BITMAPS,
 	OVERLAP_METADATA, /* added while serving */
 };
@@ -31,6 +32,7 @@ static const char *const overlap_names[] = {
 	[OVERLAP_REFBLOCK] = "refcount block",
 	[OVERLAP_SNAPSHOTS] = "snapshot table",
 	[OVERLAP_SNAPSHOT_L1] = "L1 table of a snapshot",
+	[OVERLAP_SNAPSHOT_L2] = "L2 table of a snapshot",
 	[OVERLAP_BITMAPS] = "bitmap table",
 	[OVERLAP_METADATA] = "metadata",
 };
@@ -39,6 +41,8 @@ struct overlap {
 	u64 *slots;
 	u64 nr_slots; /* power of two */
 	u64 used; /* removed ones included */
+	u64 twice; /* host offset, for the message */
+	enum overlap_kind twice_kind;
 };
 
 static u64 slot_of(const struct overlap *o, u64 cluster)
@@ -66,10 +70,20 @@ static int overlap_grow(struct overlap *o)
 		larger.used++;
 	}
 	free(o->slots);
-	*o = larger;
+	o->slots = larger.slots;
+	o->nr_slots = larger.nr_slots;
+	o->used = larger.used;
 	return 0;
 }
 
+/* Snapshots share L2 tables with each other and with the active L1. */
+static bool may_share(enum overlap_kind old, enum overlap_kind new)
+{
+	return old == OVERLAP_REMOVED ||
+	       (old == OVERLAP_SNAPSHOT_L2 && (new == old || new == OVERLAP_L2));
+}
+
+/* -EEXIST: a cluster has another use already; it stays @img->overlap->twice. */
 static int overlap_put(const struct image *img, u64 host, u64 bytes, enum overlap_kind kind)
 {
 	struct overlap *o = img->overlap;
@@ -82,6 +96,11 @@ static int overlap_put(const struct image *img, u64 host, u64 bytes, enum overla
 		if (o->used * 2 >= o->nr_slots && overlap_grow(o))
 			return -ENOMEM;
 		i = slot_of(o, c);
+		if (!may_share(o->slots[i] & 15, kind)) {
+			o->twice = c << img->cluster_bits;
+			o->twice_kind = kind;
+			return -EEXIST;
+		}
 		if (!o->slots[i])
 			o->used++;
 		o->slots[i] = (c + 1) << 4 | kind;
@@ -154,7 +173,7 @@ static int put_snapshot(const struct image *img, const struct image_snapshot *s)
 	for (i = 0; i < s->l1_size; i++)
 		l1[i] = __builtin_bswap64(l1[i]);
 	if (!ret)
-		ret = put_tables(img, l1, s->l1_size, QCOW2_OFFSET_MASK, OVERLAP_L2);
+		ret = put_tables(img, l1, s->l1_size, QCOW2_OFFSET_MASK, OVERLAP_SNAPSHOT_L2);
 	if (!ret)
 		ret = overlap_put(img, s->l1_offset, bytes, OVERLAP_SNAPSHOT_L1);
 	free(l1);
@@ -212,6 +231,13 @@ int overlap_build(struct image *img, const u64 *reftable, u32 nr_reftable, struc
 		ret = put_all(img, reftable, nr_reftable);
 	if (!ret)
 		return 0;
+	if (ret == -EEXIST)
+		qc_err_set(err, -EUCLEAN,
+			   "%s: corrupt: the cluster at %llu is %s and %s, each may have one use; "
+			   "serve it with --read-only or run qchainctl check --repair",
+			   img->dev->path, (unsigned long long)img->overlap->twice,
+			   overlap_what(img, img->overlap->twice),
+			   overlap_names[img->overlap->twice_kind]);
 	overlap_free(img->overlap);
 	img->overlap = NULL;
 	return qc_err_set(err, ret, "%s: cannot read the tables to protect: %s", img->dev->path,

@@ -33,18 +33,14 @@ struct rebuild {
 
 /* ---- free clusters ------------------------------------------------------------- */
 
-static bool in_old_table(const struct check *c, u64 cluster, u64 offset, u64 bytes)
-{
-	return bytes && ranges_overlap(cluster << c->img->cluster_bits, c->cluster_bytes,
-				       ALIGN_DOWN(offset, c->cluster_bytes),
-				       ALIGN_UP(bytes, c->cluster_bytes));
-}
-
 static bool is_free(struct check *c, u64 cluster)
 {
+	u64 offset = cluster << c->img->cluster_bits;
+
 	return check_counted(c, cluster) == 0 && !check_is_block(c, cluster) &&
-	       !in_old_table(c, cluster, c->reftable_offset, (u64)c->reftable_entries * sizeof(u64)) &&
-	       !in_old_table(c, cluster, c->snapshots_offset, c->snapshots_bytes);
+	       !check_in_table(c, offset, c->reftable_offset,
+			       (u64)c->reftable_entries * sizeof(u64)) &&
+	       !check_in_table(c, offset, c->snapshots_offset, c->snapshots_bytes);
 }
 
 /* The first @nr free clusters in a row; *@offset of the first. */
@@ -58,7 +54,8 @@ static int take_clusters(struct rebuild *r, u32 nr, u64 *offset)
 	for (cluster = r->cursor; cluster < r->limit && run < nr; cluster++)
 		run = is_free(c, cluster) ? run + 1 : 0;
 	if (run < nr)
-		return check_failed(c, -ENOSPC, "no room for new refcount tables (%u clusters of 2^%u in a row), the device ends at 0x%llx; extend it",
+		return check_failed(c, -ENOSPC, "no room for new refcount tables (%u clusters of "
+				    "2^%u in a row), the device ends at 0x%llx; extend it",
 				    nr, c->img->cluster_bits, (unsigned long long)c->dev_bytes);
 	cluster -= nr;
 	*offset = cluster << c->img->cluster_bits;
@@ -110,7 +107,8 @@ static int plan_table(struct rebuild *r)
 	u64 bytes = ALIGN_UP(blocks * sizeof(u64), c->cluster_bytes);
 
 	if (bytes > QC_MAX_REFTABLE_BYTES)
-		return check_failed(c, -EFBIG, "refcount table would have %llu bytes, must be at most %u",
+		return check_failed(c, -EFBIG, "refcount table would have %llu bytes, must be at "
+				    "most %u",
 				    (unsigned long long)bytes, QC_MAX_REFTABLE_BYTES);
 	r->table_clusters = bytes >> c->img->cluster_bits;
 	r->nr_blocks = bytes / sizeof(u64);
@@ -159,7 +157,8 @@ static int lengthen_snapshots(struct rebuild *r, const u8 *old)
 			load_be16(&disk->id_size) + load_be16(&disk->name_size);
 		/* The device may have changed since the table was read. */
 		if (from + bytes > c->snapshots_bytes)
-			return check_failed(c, -EILSEQ, "snapshot table changed while it was checked");
+			return check_failed(c, -EILSEQ, "snapshot table changed while it was "
+					    "checked");
 		to = ALIGN_UP(to, 8);
 		to += lengthen_snapshot(c, old + from, bytes, r->snapshots + to);
 		from += bytes;
@@ -189,7 +188,8 @@ static int plan_snapshots(struct rebuild *r)
 	if (ret)
 		return ret;
 	if (r->snapshots_bytes > QC_MAX_SNAPSHOT_TABLE_BYTES)
-		return check_failed(c, -EFBIG, "snapshot table would have %llu bytes, must be at most %u",
+		return check_failed(c, -EFBIG, "snapshot table would have %llu bytes, must be at "
+				    "most %u",
 				    (unsigned long long)r->snapshots_bytes,
 				    QC_MAX_SNAPSHOT_TABLE_BYTES);
 	return take_clusters(r, DIV_ROUND_UP(r->snapshots_bytes, c->cluster_bytes),
@@ -322,7 +322,8 @@ int check_rebuild(struct check *c)
 	int ret;
 
 	if (c->window_most < c->room)
-		return check_failed(c, -EFBIG, "too many clusters for new refcount tables (%llu), must be at most %llu",
+		return check_failed(c, -EFBIG, "too many clusters for new refcount tables "
+				    "(%llu), must be at most %llu",
 				    (unsigned long long)c->room,
 				    (unsigned long long)c->window_most);
 	r.limit = c->img->dev->blockdev ? c->dev_bytes >> c->img->cluster_bits : c->room;

@@ -40,8 +40,9 @@ int check_begin_write(struct check *c)
 
 int check_mark_clean(struct check *c)
 {
-	return write_features(c, c->img->incompatible & ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT),
-			      kept_autoclear(c));
+	u64 marks = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
+
+	return write_features(c, c->img->incompatible & ~marks, kept_autoclear(c));
 }
 
 /* ---- what must not be overwritten -------------------------------------------------- */
@@ -81,18 +82,19 @@ bool check_is_block(struct check *c, u64 cluster)
 					 sizeof(u64), compare_u64);
 }
 
-static bool in_table(const struct check *c, u64 cluster_at, u64 offset, u64 bytes)
+bool check_in_table(const struct check *c, u64 offset, u64 table, u64 bytes)
 {
-	return bytes && ranges_overlap(cluster_at, c->cluster_bytes,
-				       ALIGN_DOWN(offset, c->cluster_bytes),
-				       ALIGN_UP(offset % c->cluster_bytes + bytes, c->cluster_bytes));
+	u64 first = ALIGN_DOWN(table, c->cluster_bytes);
+	u64 end = ALIGN_UP(table + bytes, c->cluster_bytes);
+
+	return bytes && ranges_overlap(offset, c->cluster_bytes, first, end - first);
 }
 
 /* The L1 tables of snapshots are not written, but others' entries are in them. */
 static bool in_snapshot(const struct check *c, u64 offset)
 {
 	for (u32 i = 0; i < c->nr_snapshots; i++) {
-		if (in_table(c, offset, c->snapshots[i].l1_offset,
+		if (check_in_table(c, offset, c->snapshots[i].l1_offset,
 			     (u64)c->snapshots[i].l1_entries * sizeof(u64)))
 			return true;
 	}
@@ -109,13 +111,13 @@ const char *check_l2_overlap(struct check *c, u64 offset)
 		return "end of the image";
 	if (offset == 0)
 		return "header";
-	if (in_table(c, offset, img->l1_offset, (u64)img->l1_size * sizeof(u64)))
+	if (check_in_table(c, offset, img->l1_offset, (u64)img->l1_size * sizeof(u64)))
 		return "L1 table";
-	if (in_table(c, offset, c->reftable_offset, (u64)c->reftable_entries * sizeof(u64)))
+	if (check_in_table(c, offset, c->reftable_offset, (u64)c->reftable_entries * sizeof(u64)))
 		return "refcount table";
-	if (in_table(c, offset, c->snapshots_offset, c->snapshots_bytes))
+	if (check_in_table(c, offset, c->snapshots_offset, c->snapshots_bytes))
 		return "snapshot table";
-	if (in_table(c, offset, img->bitmap_dir_offset, img->bitmap_dir_bytes))
+	if (check_in_table(c, offset, img->bitmap_dir_offset, img->bitmap_dir_bytes))
 		return "bitmap directory";
 	if (in_snapshot(c, offset))
 		return "L1 table of a snapshot";

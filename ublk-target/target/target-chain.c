@@ -416,9 +416,12 @@ static bool is_idle(struct chain_target *ct)
 {
 	if (ct->nr_ops || ct->nr_loads)
 		return false;
-	if (!ct->meta || ct->failed)
+	if (!ct->meta)
 		return true;
-	return !ct->nr_reclaims && !refcounts_busy(ct->rc) && meta_idle(ct->meta);
+	if (!meta_idle(ct->meta) || refcounts_busy(ct->rc))
+		return false;
+	/* what a failed device has unmapped never becomes durable, nor free */
+	return ct->failed ? !ct->grace.running : !ct->nr_reclaims;
 }
 
 static void drain_check(struct loop *loop, struct loop_timer *timer)
