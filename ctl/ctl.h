@@ -13,11 +13,6 @@
 #define QCHAIN_VERSION "0.1"
 #endif
 
-/* Where a served chain NAME has its folder, with qmp.sock in it. */
-#ifndef QCHAIN_RUN_DIR
-#define QCHAIN_RUN_DIR "/run/qchain"
-#endif
-
 /* ---- verbs (main.c) ------------------------------------------------------ */
 
 /* Exit status; `check` and `compare` have qemu-img's numbers beside these. */
@@ -89,7 +84,7 @@ enum name_kind { NAME_PATH, NAME_CHAIN, NAME_LV };
 /*
  * struct object_name - what a word of the command line stands for
  * @text: as it was given, for messages
- * @path: the image's path; LV: /dev/VG/LV; chain: its folder in QCHAIN_RUN_DIR
+ * @path: the image's path; LV: /dev/VG/LV; chain: its folder
  */
 struct object_name {
 	enum name_kind kind;

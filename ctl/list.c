@@ -105,7 +105,7 @@ const struct verb verb_list = {
 	.options =
 		"  --json     a list of {name, device, state, top, size, exports}\n"
 		"\n"
-		"States: serving; recoverable (the daemon has died, the device waits for\n"
+		"States: serving; recoverable (its daemon has ended, the device waits for\n"
 		"qchainctl up NAME); dead (no daemon, no device); unresponsive.\n",
 	.examples =
 		"  qchainctl list\n"

@@ -3,8 +3,10 @@
 #include "ctl.h"
 
 #include <errno.h>
+#include <qchain/control.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static bool looks_like_path(const char *text)
 {
@@ -32,19 +34,22 @@ static int name_path(const char *text, struct object_name *result, struct qc_err
 	return 0;
 }
 
-/* A served chain has its socket in its own folder. */
+/*
+ * Served, or was until its daemon died: its folder holds the daemon's socket or
+ * the record of `up`.
+ */
 static bool name_chain(const char *text, struct object_name *result)
 {
-	char socket[sizeof(result->path)];
-	struct stat st;
+	static const char *const files[] = { "qmp.sock", "state.json" };
+	bool found = false;
 
-	if (strchr(text, '/') || strcmp(text, ".") == 0 || strcmp(text, "..") == 0 || !*text)
+	if (chain_name_check(text, NULL))
 		return false;
-	if (snprintf(socket, sizeof(socket), QCHAIN_RUN_DIR "/%s/qmp.sock", text) >= sizeof(socket))
+	for (u32 i = 0; i < ARRAY_SIZE(files) && !found; i++)
+		found = chain_run_path(text, files[i], result->path, sizeof(result->path),
+				       NULL) == 0 && access(result->path, F_OK) == 0;
+	if (!found || chain_run_path(text, NULL, result->path, sizeof(result->path), NULL))
 		return false;
-	if (stat(socket, &st) < 0 || !S_ISSOCK(st.st_mode))
-		return false;
-	snprintf(result->path, sizeof(result->path), QCHAIN_RUN_DIR "/%s", text);
 	result->kind = NAME_CHAIN;
 	return true;
 }

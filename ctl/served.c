@@ -187,11 +187,13 @@ int served_not_live(const struct served *served, struct qc_err *err)
 {
 	if (served->state == SERVED_SILENT)
 		return qc_err_set(err, -ETIMEDOUT,
-				  "%s: the daemon (process %d) does not answer; see %s/%s/qchaind.log",
-				  served->name, (int)served->pid, chain_run_root(), served->name);
-	return qc_err_set(err, -ESRCH, "%s: its daemon has ended (state %s), must be serving; start "
-			  "it again with qchainctl up %s", served->name,
-			  served_state_name(served->state), served->name);
+				  "%s: the daemon (process %d) does not answer; see "
+				  "%s/%s/qchaind.log", served->name, (int)served->pid,
+				  chain_run_root(), served->name);
+	return qc_err_set(err, -ESRCH,
+			  "%s: its daemon has ended (state %s), must be serving; start it again "
+			  "with qchainctl up %s", served->name, served_state_name(served->state),
+			  served->name);
 }
 
 int served_arguments(const struct verb *verb, int argc, char **argv, int least, int most,

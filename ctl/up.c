@@ -302,9 +302,10 @@ static int check_same_top(const struct up_options *up, const struct served *dead
 	if (!up->top[0] || strcmp(up->top, served_top(dead)) == 0)
 		return 0;
 	return qc_err_set(err, -EEXIST,
-			  "%s: is the name of a chain whose daemon has died (top %s), which must be "
-			  "ended first; start it again with qchainctl up %s, or end it with qchainctl "
-			  "down %s", dead->name, served_top(dead), dead->name, dead->name);
+			  "%s: is the name of a chain whose daemon has ended (top %s), expected "
+			  "another name; serve that one again with qchainctl up %s, or clear it "
+			  "with qchainctl down %s", dead->name, served_top(dead), dead->name,
+			  dead->name);
 }
 
 /*
@@ -353,7 +354,7 @@ static int up_fresh(const struct up_options *up, struct rundir *dir, struct serv
 	return ret;
 }
 
-/* *@how: what became of a chain whose daemon had died, else NULL */
+/* *@how: what became of a chain whose daemon had ended, else NULL */
 static int up_locked(const struct up_options *up, struct rundir *dir, struct served *result,
 		     const char **how, struct qc_err *err)
 {

@@ -205,12 +205,12 @@ static void print_help(void)
 	       "  --cache-size SIZE    memory for the map, such as 64M\n"
 	       "  --on-full wait|fail  when the volume of TOP is full: wait for it to grow\n"
 	       "                       (default), or fail the writes\n"
-	       "  --qmp PATH           control socket (default with --name: qmp.sock in its folder)\n"
+	       "  --qmp PATH           control socket (with --name: qmp.sock in its folder)\n"
 	       "  --wait               wait while a dead process's I/O holds an image\n"
 	       "  --daemonize          go to the background once the exports are usable\n\n"
 	       "Examples:\n"
 	       "  qchaind --export nbd,socket=/tmp/disk.sock /dev/vg/vm-7-disk-0\n"
-	       "  qchaind --read-only --snapshot monday --export nbd,socket=./nbd.sock ./disk.qcow2\n"
+	       "  qchaind --snapshot monday --export nbd,socket=./nbd.sock ./disk.qcow2\n"
 	       "  qchaind --name vm7 --export ublk --daemonize /dev/vg/vm-7-disk-0\n\n"
 	       "SIGTERM or SIGINT: stop cleanly; refused while a ublk device is in use.\n",
 	       chain_run_root());
@@ -425,7 +425,7 @@ static void signals_ready(struct loop_poll *poll, int revents)
 	ret = daemon_stop(signals->daemon, STOP_SIGNAL, "host-signal", &err);
 	if (ret)
 		log_error("%s", err.msg);
-	if (ret == -EBUSY)
+	if (!signals->daemon->stopped)
 		signals_arm(signals);
 }
 
@@ -477,6 +477,11 @@ static int start_exports(struct daemon *daemon, const struct arguments *args, st
 	return ret;
 }
 
+static void raise_event(void *arg, const char *name, json_object *data_owned)
+{
+	qmp_event(name, data_owned);
+}
+
 static int open_target(struct daemon *daemon, struct arguments *args, struct qc_err *err)
 {
 	int ret;
@@ -485,6 +490,8 @@ static int open_target(struct daemon *daemon, struct arguments *args, struct qc_
 	ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target, err);
 	opening = 0;
 	alarm(0);
+	if (ret == 0)
+		target_set_event(daemon->target, raise_event, NULL);
 	if (ret && signals_take())
 		qc_err_prefix(err, "start: ended by a signal while waiting");
 	return ret;

@@ -226,7 +226,7 @@ static int run_check(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_check = {
 	.name = "check",
-	.summary = "Check the tables of an image, and repair them.",
+	.summary = "check the tables of an image, and repair them",
 	.usage = "[OPTION]... IMAGE",
 	.options = OFFLINE_IMAGE_HELP
 	"  --repair leaks|all     free leaked clusters, or repair all that can be\n"

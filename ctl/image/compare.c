@@ -197,7 +197,7 @@ static int run_compare(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_compare = {
 	.name = "compare",
-	.summary = "Compare the content of two images and of what lies below them.",
+	.summary = "compare the content of two images and of what lies below them",
 	.usage = "[OPTION]... IMAGE IMAGE",
 	.options = OFFLINE_CHAIN_HELP
 	"  --second-format FMT    format of the second image, qcow2 (default) or raw\n"

@@ -170,9 +170,9 @@ static int find_target(const char *text, struct target *target, struct qc_err *e
 	if (ret)
 		return ret;
 	if (target->name.kind == NAME_CHAIN)
-		return qc_err_set(err, -EINVAL, "%s: is a served chain, a new image was "
-				  "expected; its next image is made by qchainctl snapshot %s",
-				  text, text);
+		return qc_err_set(err, -EINVAL,
+				  "%s: is a served chain, expected VG/LV or a path for the new "
+				  "image; for a file in this directory write ./%s", text, text);
 	target->exists = stat(target->name.path, &st) == 0;
 	return 0;
 }
@@ -426,7 +426,7 @@ static int run_create(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_create = {
 	.name = "create",
-	.summary = "Make an image on a new LV, or on a given LV, device or file.",
+	.summary = "make an image on a new LV, or on a given LV, device or file",
 	.usage = "[OPTION]... NAME",
 	.options = CREATE_HELP
 	"  --backing NAME         the new image is an overlay of this one\n"

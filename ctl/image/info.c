@@ -340,7 +340,7 @@ static int run_info(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_info = {
 	.name = "info",
-	.summary = "Show what the header of an image says.",
+	.summary = "what the header of an image says",
 	.usage = "[OPTION]... IMAGE",
 	.options = OFFLINE_CHAIN_HELP
 	"  --backing-chain        all images from this one down to the base\n",

@@ -191,7 +191,7 @@ static int run_map(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_map = {
 	.name = "map",
-	.summary = "List where in which layer the bytes of an image lie.",
+	.summary = "where in which layer the bytes of an image lie",
 	.usage = "[OPTION]... IMAGE",
 	.options = OFFLINE_CHAIN_HELP
 	"  --start-offset SIZE    begin here\n"

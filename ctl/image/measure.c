@@ -186,7 +186,7 @@ static int run_measure(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_measure = {
 	.name = "measure",
-	.summary = "Tell how large a new image becomes, and the LV for it.",
+	.summary = "how large a new image becomes, and the LV for it",
 	.usage = "[OPTION]... --size SIZE | IMAGE",
 	.options = CREATE_HELP OFFLINE_CHAIN_HELP,
 	.examples = "  qchainctl measure --size 150G --extended-l2 --cluster-size 128K\n"

@@ -124,11 +124,11 @@ int daemon_add_export(struct daemon *daemon, const struct export_options *option
 
 /*
  * daemon_stop - end the exports, write everything back, make loop_run() return
+ * @reason: a constant, for the event SHUTDOWN, in QMP's words
  *
- * -EBUSY: somebody uses an export and @mode protects him; @err names him, the
- * daemon goes on serving. Any other error: the exports are gone but the images
- * may not be clean; the daemon ends with exit status 1. @reason: a constant, for
- * the event SHUTDOWN, in QMP's words.
+ * Where it fails before @daemon->stopped is set, the daemon goes on serving:
+ * -EBUSY when somebody uses an export and @mode protects him, named in @err.
+ * After that the images may not be clean; the daemon ends with exit status 1.
  */
 int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,
 		struct qc_err *err);

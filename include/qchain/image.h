@@ -343,7 +343,11 @@ struct check_result {
 
 /*
  * image_check - same verdict as `qemu-img check`
+ * @img: opened with IMAGE_OPEN_CHECK | IMAGE_OPEN_BITMAPS, for a repair also
+ * with IMAGE_OPEN_WRITE; nobody else uses it.
  * @report: called for each finding with a line for people; may be NULL.
+ * Returns 0 with the verdict in @result, or -errno when it was given up: then
+ * @err says why, and what @result has is not all.
  * Repairs by rule B1's order; a repair that succeeded clears dirty and corrupt.
  */
 int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char *line),

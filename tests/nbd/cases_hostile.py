@@ -157,6 +157,7 @@ def idle_connections(suite):
 def too_many_connections(suite):
     """Connection 65 is turned away at once; when one ends there is room again."""
     with suite.server() as server:
+        server.wait_until_idle()
         wires = [server.open() for _ in range(MAX_CONNECTIONS)]
         with server.wire(greet=False) as wire:
             true("one too many", wire.is_closed())

@@ -122,6 +122,7 @@ def stop_when_idle(suite):
     if not suite.is_bringup("zero"):
         raise Skip("needs nbd-bringup")
     with suite.server("zero") as server:
+        server.wait_until_idle()
         wire = server.open()
         server.signal(signal.SIGINT)
         while "in use by 1 clients" not in server.output():

@@ -444,6 +444,21 @@ static void test_short_snapshot(void)
 	ram_destroy(ram);
 }
 
+/* An offset that is negative for who counts with signs. */
+static void test_wild_snapshot(void)
+{
+	struct ram_dev *ram = make_snapshot(24);
+	struct check_result result;
+
+	put64(ram, SNAPSHOTS_AT, 0xffffffff00001000ull);
+	result = check_with(ram, 0, 0);
+	CU_ASSERT_TRUE(result.corruptions > 0);
+	check_with(ram, FIX_ALL, 0);
+	put64(ram, SNAPSHOTS_AT, 0xfffffffffffff000ull);
+	check_with(ram, FIX_ALL, 0);
+	ram_destroy(ram);
+}
+
 /* ---- hostile images -------------------------------------------------------------------- */
 
 static void test_too_many_clusters(void)
@@ -561,6 +576,7 @@ int main(int argc, char **argv)
 		{ "autoclear bits first", test_autoclear_first },
 		{ "snapshot", test_snapshot },
 		{ "short snapshot entry", test_short_snapshot },
+		{ "wild snapshot", test_wild_snapshot },
 		{ "too many clusters", test_too_many_clusters },
 		{ "windows", test_windows },
 		{ "noise", test_noise },

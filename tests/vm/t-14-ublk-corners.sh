@@ -50,6 +50,18 @@ fio --name=tags --allow_file_create=0 --filename="$dev" --size=64M --direct=1 --
 [[ $(status failed-tags) == 0 ]] || fail "$(status failed-tags) tags failed"
 down
 
+step "as with a driver before 6.5: bare command numbers, copy mode, user recovery"
+up old --old-driver --queues 1 linear "$disk"
+[[ $(status mode) == copy ]] || fail "mode is $(status mode)"
+[[ $(status features) == *user-recovery-reissue* && $(status features) != *user-copy* ]] ||
+	fail "features are $(status features)"
+verify "$dev" 16
+kill -9 "$pid"
+wait "$pid" 2> /dev/null || true
+up old --old-driver --recover "${dev#/dev/ublkb}" linear "$disk"
+verify "$dev" 16
+down
+
 step "stopped by somebody else"
 up other zero 1048576
 [[ $(status shutting-down) == false ]] || fail "shutting down?"

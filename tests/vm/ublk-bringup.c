@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Serves one target as a ublk device, for the system tests of the ublk transport alone. */
+#include "../../ublk-target/transport/ublk-private.h"
 #include "ublk-mixed.h"
 
 #include <errno.h>
 #include <getopt.h>
-#include <liburing.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,10 +20,15 @@
  * "busy TEXT", "stopped"; "error TEXT" and status 1 when it cannot start.
  */
 
-/* Buffer slots of a ring; fewer than tags make the driver's registration fail. */
-static unsigned int slots;
+/*
+ * Linked with --wrap=ublk_control_open,--wrap=io_uring_register_buffers_sparse:
+ * kernels that the machine does not have, failures that it does not show.
+ */
+static unsigned int slots; /* buffer slots of a ring; too few: registration fails */
+static bool old_driver; /* as before Linux 6.5 */
 
-/* Linked with -Wl,--wrap=io_uring_register_buffers_sparse. */
+int __real_ublk_control_open(struct ublk_control *ctl, struct qc_err *err);
+int __wrap_ublk_control_open(struct ublk_control *ctl, struct qc_err *err);
 int __real_io_uring_register_buffers_sparse(struct io_uring *ring, unsigned int nr);
 int __wrap_io_uring_register_buffers_sparse(struct io_uring *ring, unsigned int nr);
 
@@ -32,10 +37,22 @@ int __wrap_io_uring_register_buffers_sparse(struct io_uring *ring, unsigned int 
 	return __real_io_uring_register_buffers_sparse(ring, slots ? slots : nr);
 }
 
+int __wrap_ublk_control_open(struct ublk_control *ctl, struct qc_err *err)
+{
+	int ret = __real_ublk_control_open(ctl, err);
+
+	if (old_driver) {
+		ctl->raw_opcodes = true;
+		ctl->features = UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE;
+	}
+	return ret;
+}
+
 static int usage(void)
 {
 	fprintf(stderr, "usage: ublk-bringup [--id N] [--recover N] [--copy] [--queues N] "
-			"[--depth N] [--tag N] [--scan] [--slots N] TYPE [WORD]...\n");
+			"[--depth N] [--tag N] [--scan] [--slots N] [--old-driver] "
+			"TYPE [WORD]...\n");
 	return 2;
 }
 
@@ -50,6 +67,7 @@ static int parse(int argc, char **argv, struct ublk_options *o)
 		{ "tag", required_argument, NULL, 't' },
 		{ "scan", no_argument, NULL, 's' },
 		{ "slots", required_argument, NULL, 'n' },
+		{ "old-driver", no_argument, NULL, 'o' },
 		{ NULL },
 	};
 	int c;
@@ -71,6 +89,8 @@ static int parse(int argc, char **argv, struct ublk_options *o)
 			o->scan_partitions = true;
 		else if (c == 'n')
 			slots = atoi(optarg);
+		else if (c == 'o')
+			old_driver = true;
 		else if (c == '?')
 			return -EINVAL;
 	}

@@ -93,6 +93,51 @@ static void forget_export(struct daemon *daemon, u32 index)
 		(daemon->nr_exports - index) * sizeof(daemon->exports[0]));
 }
 
+/* Clients of @t, as far as it counts them. */
+static s64 export_clients(const struct transport *t)
+{
+	json_object *status = json_object_new_object(), *clients;
+	s64 nr = 0;
+
+	t->ops->status((struct transport *)t, status);
+	if (json_object_object_get_ex(status, "connections", &clients))
+		nr = json_object_get_int64(clients);
+	json_object_put(status);
+	return nr;
+}
+
+/* Refuse before the first export is gone, not after it. */
+static int check_unused(const struct daemon *daemon, struct qc_err *err)
+{
+	s64 clients;
+
+	for (u32 i = 0; i < daemon->nr_exports; i++) {
+		clients = export_clients(daemon->exports[i]);
+		if (clients)
+			return qc_err_set(err, -EBUSY,
+					  "%s: in use by %lld client%s, expected none; disconnect "
+					  "them, or end it by force", daemon->exports[i]->id,
+					  (long long)clients, clients == 1 ? "" : "s");
+	}
+	return 0;
+}
+
+/*
+ * Requests that wait for space hold up an export whose clients are cut off
+ * already. Only the end of waiting for space helps.
+ */
+static int stop_export(struct daemon *daemon, struct transport *t, bool force, struct qc_err *err)
+{
+	struct qc_err first = { 0 };
+	int ret = t->ops->stop(t, force, &first);
+
+	if (ret == -EBUSY && force && target_suspend(daemon->target, NULL) == 0)
+		return t->ops->stop(t, force, err);
+	if (ret)
+		qc_err_set(err, ret, "%s", first.msg);
+	return ret;
+}
+
 static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, struct qc_err *err)
 {
 	bool force = mode == STOP_FORCE || (mode == STOP_SIGNAL && !ublk);
@@ -105,7 +150,7 @@ static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, s
 			i++;
 			continue;
 		}
-		ret = t->ops->stop(t, force, err);
+		ret = stop_export(daemon, t, force, err);
 		if (ret)
 			return ret;
 		forget_export(daemon, i);
@@ -116,21 +161,20 @@ static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, s
 int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,
 		struct qc_err *err)
 {
-	int ret;
+	int ret = mode == STOP_UNUSED && !daemon->stopped ? check_unused(daemon, err) : 0;
 
-	if (daemon->stopped)
-		return 0;
+	if (ret || daemon->stopped)
+		return ret;
 	ret = stop_exports(daemon, mode, true, err);
 	if (ret == 0)
 		ret = stop_exports(daemon, mode, false, err);
-	if (ret == -EBUSY)
+	if (ret)
 		return ret;
 	daemon->stopped = true;
-	if (ret == 0)
-		ret = target_suspend(daemon->target, err);
+	daemon->reason = reason;
+	ret = target_suspend(daemon->target, err);
 	if (ret)
 		daemon->exit_status = EXIT_FAILURE;
-	daemon->reason = reason;
 	loop_quit(daemon->loop);
 	return ret;
 }

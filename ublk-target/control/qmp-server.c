@@ -171,18 +171,20 @@ static int remove_stale(const struct sockaddr_un *address, struct qc_err *err)
 {
 	const char *path = address->sun_path;
 	struct ucred peer = { 0 };
-	struct stat st;
+	struct stat st = { 0 };
 	int ret;
 
-	if (lstat(path, &st) < 0)
-		return errno == ENOENT ? 0 : qc_err_set(err, -errno, "%s: not looked at (%m)", path);
+	if (lstat(path, &st) < 0 && errno == ENOENT)
+		return 0;
 	if (!S_ISSOCK(st.st_mode))
-		return qc_err_set(err, -EEXIST, "%s: exists and is no socket, expected an unused path",
-				  path);
+		return qc_err_set(err, -EEXIST,
+				  "%s: exists and is no socket, expected an unused path", path);
 	ret = wait_for_listener(address, &peer);
-	if (ret == -ECONNREFUSED)
-		return unlink(path) < 0 ? qc_err_set(err, -errno, "%s: old socket not removed (%m)",
-						     path) : 0;
+	if (ret == -ECONNREFUSED && unlink(path) == 0)
+		return 0;
+	if (ret)
+		return qc_err_set(err, ret, "%s: old socket not removed (%s)", path,
+				  strerror(-ret));
 	return qc_err_set(err, -EADDRINUSE,
 			  "%s: a daemon answers there (process %d), expected an unused path", path,
 			  (int)peer.pid);

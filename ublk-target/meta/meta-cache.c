@@ -71,13 +71,14 @@ static void block_loaded(struct io_op *op, int error)
 	CDS_LIST_HEAD(waiters);
 
 	meta->loading--;
-	b->state = error ? BLOCK_UNREADABLE : BLOCK_READY;
+	if (b->state != BLOCK_STALE)
+		b->state = error ? BLOCK_UNREADABLE : BLOCK_READY;
 	cds_list_splice(&b->waiters, &waiters);
 	CDS_INIT_LIST_HEAD(&b->waiters);
 	meta_pin(b);
 	run_waiters(b, &waiters);
 	meta_unpin(b);
-	if (error)
+	if (b->state != BLOCK_READY)
 		drop(meta, b);
 }
 
@@ -164,8 +165,14 @@ void meta_forget(struct meta *meta, u64 offset, u64 bytes)
 	for (pos = offset; pos < offset + bytes; pos += meta->block_bytes) {
 		struct meta_block *b = find(meta, pos);
 
-		if (!b || b->state != BLOCK_READY || b->pins)
+		if (!b || b->state == BLOCK_UNREADABLE || b->pins)
 			continue;
+		if (b->state == BLOCK_LOADING) { /* nobody finds it; dropped when read */
+			cds_list_del(&b->hash);
+			CDS_INIT_LIST_HEAD(&b->hash);
+			b->state = BLOCK_STALE;
+			continue;
+		}
 		if (b->dirty)
 			cds_list_del(&b->dirty_node);
 		b->dirty = 0;

@@ -7,7 +7,7 @@
 
 #define META_HASH_BUCKETS 256u
 
-enum block_state { BLOCK_LOADING, BLOCK_READY, BLOCK_UNREADABLE };
+enum block_state { BLOCK_LOADING, BLOCK_READY, BLOCK_UNREADABLE, BLOCK_STALE };
 
 struct meta_txn {
 	struct cds_list_head sets; /* struct txn_set, step 3, in order */
@@ -42,6 +42,7 @@ struct meta {
 	u32 stage;
 	u32 stage_ios;
 	int error;
+	u32 aborts_in_row;
 	bool kicked;
 	bool failed;
 	struct io_op flush;

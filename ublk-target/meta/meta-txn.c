@@ -14,6 +14,8 @@
  */
 
 #define HOUSEKEEP_NS 500000000ull
+/* So many commits in a row failed: the device is dead, and stopping must end. */
+#define META_MAX_ABORTS 100u
 
 /* One entry range in a reachable sector, waiting for step 3. */
 struct txn_set {
@@ -79,7 +81,6 @@ int meta_txn_fresh(struct meta *meta, u64 host, void *data_owned, u32 bytes)
 	assert_on_loop(meta->loop);
 	if (!w)
 		return -ENOMEM;
-	meta_forget(meta, host, bytes);
 	w->meta = meta;
 	w->data = data_owned;
 	w->io.offset = host;
@@ -296,19 +297,29 @@ static void drop_sets(struct meta_txn *txn)
 	}
 }
 
+/* The cache follows the disk: changed entries, and places that are tables now. */
+static void update_cache(struct meta *meta, const struct meta_txn *txn, int error)
+{
+	struct txn_write *w;
+	struct txn_set *set;
+
+	cds_list_for_each_entry(set, &txn->sets, node)
+		if (!error)
+			memcpy((char *)set->block->data + set->at, set->data, set->bytes);
+	cds_list_for_each_entry(w, &txn->fresh, node)
+		meta_forget(meta, w->io.offset, w->io.len);
+}
+
 /* Linked, or failed: hand the joined operations back, take the next transaction. */
 static void txn_finish(struct meta *meta, int error)
 {
 	struct meta_txn *txn = meta->committing;
 	struct meta_join *j, *tmp;
-	struct txn_write *w;
 	CDS_LIST_HEAD(fresh);
 	CDS_LIST_HEAD(joined);
 	CDS_LIST_HEAD(unmaps);
 
-	if (!error)
-		cds_list_for_each_entry(w, &txn->writes, node)
-			memcpy(w->block->data, w->data, meta->block_bytes);
+	update_cache(meta, txn, error);
 	put_writes(&txn->writes);
 	drop_sets(txn);
 	cds_list_splice(&txn->fresh, &fresh);
@@ -333,6 +344,7 @@ static void txn_finish(struct meta *meta, int error)
 
 static void stage_linked(struct meta *meta)
 {
+	meta->aborts_in_row = 0;
 	txn_finish(meta, 0);
 }
 
@@ -359,10 +371,14 @@ static void txn_abort(struct meta *meta)
 
 	meta->error = 0;
 	meta->stats.aborts++;
-	if (meta->stage <= STAGE_FLUSH) {
+	if (meta->stage <= STAGE_FLUSH && ++meta->aborts_in_row < META_MAX_ABORTS) {
 		redirty(meta);
 	} else {
 		meta->failed = true;
+		cds_list_splice(&meta->flushing, &meta->committing->unmaps);
+		cds_list_splice(&meta->unmapped, &meta->committing->unmaps);
+		CDS_INIT_LIST_HEAD(&meta->flushing);
+		CDS_INIT_LIST_HEAD(&meta->unmapped);
 		meta->ops->failed(meta->arg, error);
 	}
 	txn_finish(meta, error);

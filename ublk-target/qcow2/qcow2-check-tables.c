@@ -293,9 +293,10 @@ static int drop_bitmaps(struct check *c)
 	if (!(c->fix & CHECK_FIX_ERRORS))
 		return check_failed(c, -EILSEQ, "bitmaps cannot be counted; repair all errors to "
 				    "drop them");
-	c->drop_bitmaps = true;
 	if (!check_judges(c))
 		return 0;
+	c->drop_bitmaps = true;
+	c->writing = false; /* the header is written again, without their bit */
 	c->result->corruptions--;
 	c->result->corruptions_fixed++;
 	return check_begin_write(c);

@@ -124,12 +124,13 @@ static void count_one(struct check *c, u64 cluster)
 
 void check_count(struct check *c, u64 offset, u64 bytes)
 {
-	u64 first, last;
+	u64 first, last, end;
 
 	if (!bytes)
 		return;
-	/* The last cluster may be there in part. */
-	if ((s64)(offset + bytes - c->dev_bytes) >= (s64)c->cluster_bytes) {
+	/* The last cluster may be there in part. No sum overflows: bytes are few. */
+	end = c->dev_bytes + c->cluster_bytes;
+	if (offset >= end || offset + bytes >= end) {
 		check_corrupt(c, "offset 0x%llx: %llu bytes are used there, the image ends at "
 			      "0x%llx",
 			      (unsigned long long)offset, (unsigned long long)bytes,

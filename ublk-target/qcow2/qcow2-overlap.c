@@ -232,12 +232,12 @@ int overlap_build(struct image *img, const u64 *reftable, u32 nr_reftable, struc
 	if (!ret)
 		return 0;
 	if (ret == -EEXIST)
-		qc_err_set(err, -EUCLEAN,
-			   "%s: corrupt: the cluster at %llu is %s and %s, each may have one use; "
-			   "serve it with --read-only or run qchainctl check --repair",
-			   img->dev->path, (unsigned long long)img->overlap->twice,
-			   overlap_what(img, img->overlap->twice),
-			   overlap_names[img->overlap->twice_kind]);
+		ret = qc_err_set(err, -EUCLEAN,
+				 "%s: corrupt: the cluster at %llu is %s and %s, each may have one "
+				 "use; serve it with --read-only or run qchainctl check --repair",
+				 img->dev->path, (unsigned long long)img->overlap->twice,
+				 overlap_what(img, img->overlap->twice),
+				 overlap_names[img->overlap->twice_kind]);
 	overlap_free(img->overlap);
 	img->overlap = NULL;
 	return qc_err_set(err, ret, "%s: cannot read the tables to protect: %s", img->dev->path,

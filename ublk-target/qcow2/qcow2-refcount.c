@@ -414,7 +414,7 @@ static int take_from_block(struct refcounts *rc, u32 want, struct meta_wait *wai
 	while (i < per_block && rc->cursor + *got < limit && *got < want &&
 	       !count_get(block->data, i, order)) {
 		if (overlap_what(rc->img, (rc->cursor + *got) << rc->img->cluster_bits))
-			return -EUCLEAN; /* metadata that nobody counts */
+			return *got ? 0 : -EUCLEAN; /* metadata that nobody counts */
 		count_put(rc, block, i, 1);
 		(*got)++;
 		i++;

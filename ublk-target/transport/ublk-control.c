@@ -56,13 +56,17 @@ static void control_queue(struct ublk_control *ctl, const struct ublk_command *c
 		.len = cmd->len,
 		.data = { cmd->data },
 	};
+	u8 *at;
 
 	assert(sqe); /* one command at a time */
 	memset(sqe, 0, 2 * sizeof(*sqe));
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->fd = ctl->fd;
 	sqe->cmd_op = ublk_control_opcode(ctl, cmd->op);
-	memcpy((char *)sqe + offsetof(struct io_uring_sqe, cmd), &payload, sizeof(payload));
+	/* SQE128: the payload goes on in the second half, which no type shows */
+	at = (u8 *)sqe + offsetof(struct io_uring_sqe, cmd);
+	__asm__("" : "+r"(at));
+	memcpy(at, &payload, sizeof(payload));
 }
 
 static int control_patience(const struct ublk_control *ctl, u64 deadline_ms)
@@ -153,9 +157,10 @@ int ublk_control_open(struct ublk_control *ctl, struct qc_err *err)
 	if (ctl->fd < 0) {
 		ret = -errno;
 		return qc_err_set(err, ret,
-				  UBLK_CONTROL_PATH ": cannot be opened (%s), ublk_drv of Linux "
-				  "6.1 or later is needed; run `modprobe ublk_drv` as root, or "
-				  "serve with `--export nbd`, which works without it",
+				  UBLK_CONTROL_PATH ": cannot be opened (%s), ublk_drv is needed: "
+				  "Linux 6.1 or later, Debian 13, Debian 12 with a backports "
+				  "kernel; run `modprobe ublk_drv` as root, or serve with "
+				  "`--export nbd`, which works without it",
 				  strerror(-ret));
 	}
 	ret = control_ring(ctl);

@@ -63,7 +63,8 @@ static void ublk_wish(const struct ublk *u, struct ublksrv_ctrl_dev_info *info)
 	info->queue_depth = o->queue_depth ? o->queue_depth : UBLK_DEFAULT_DEPTH;
 	info->dev_id = o->dev_id;
 	info->ublksrv_flags = o->tag;
-	info->flags = UBLK_RECOVERY_FLAGS | UBLK_F_CMD_IOCTL_ENCODE | UBLK_F_UPDATE_SIZE;
+	info->flags = UBLK_RECOVERY_FLAGS | UBLK_F_CMD_IOCTL_ENCODE | UBLK_F_UPDATE_SIZE |
+		      UBLK_F_QUIESCE;
 	if (zero_copy)
 		info->flags |= UBLK_ZERO_COPY_FLAGS;
 	if (!o->scan_partitions)
