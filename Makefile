@@ -11,6 +11,7 @@ DESTDIR ?=
 PREFIX ?= /usr
 SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
+DOCDIR ?= $(PREFIX)/share/doc/qchain
 UDEVDIR ?= /usr/lib/udev/rules.d
 
 ifeq ($(V),1)
@@ -123,8 +124,10 @@ bench: deps
 install: all
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UDEVDIR)
 	install -m 755 $(BINS) $(DESTDIR)$(SBINDIR)
-	install -m 644 docs/man/qchaind.8 docs/man/qchainctl.8 $(DESTDIR)$(MANDIR)/man8
-	install -m 644 debian/60-qchain.rules $(DESTDIR)$(UDEVDIR)
+	install -m 644 docs/man/*.8 $(DESTDIR)$(MANDIR)/man8
+	install -m 644 debian/59-qchain.rules $(DESTDIR)$(UDEVDIR)
+	install -d $(DESTDIR)$(DOCDIR)
+	install -m 644 README.md LICENSE debian/qchain-lvm.conf docs/*.md $(DESTDIR)$(DOCDIR)
 
 clean:
 	rm -rf $(O)

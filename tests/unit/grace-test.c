@@ -317,7 +317,7 @@ static void reader_tick(struct loop *l, struct loop_msg *msg)
 {
 	struct reader *r = container_of(msg, struct reader, tick);
 	const struct piece *held;
-	struct extent before;
+	struct extent before = { .host = 0 };
 	u32 i;
 
 	if (r->stopping) {

@@ -6,9 +6,12 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
+#include <urcu/arch.h>
 
 /* A wake-up that was lost hangs the test: end it instead. */
 #define WATCHDOG_S 120
@@ -225,6 +228,65 @@ static void test_ping_pong(void)
 	end_loop(p.loops[1]);
 	CU_ASSERT_EQUAL(p.rounds, PING_ROUNDS);
 	sem_destroy(&p.done);
+}
+
+#define RACE_ROUNDS 30000u
+#define RACE_MAX_NS 1000000000ull /* of all rounds, on a busy machine */
+#define LOST_NS 20000000000ull
+
+static u64 clock_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
+}
+
+static u32 race_handled; /* atomic */
+
+static void race_count(struct loop *l, struct loop_msg *msg)
+{
+	__atomic_add_fetch(&race_handled, 1, __ATOMIC_RELEASE);
+}
+
+/* False: nobody woke the loop. */
+static bool race_wait(u32 count)
+{
+	u64 start = clock_ns();
+	u32 looks = 0;
+
+	while (__atomic_load_n(&race_handled, __ATOMIC_ACQUIRE) != count) {
+		if (++looks < 1000) {
+			caa_cpu_relax();
+			continue;
+		}
+		if (clock_ns() - start > LOST_NS)
+			return false;
+		sched_yield();
+	}
+	return true;
+}
+
+/*
+ * One message at a time, each a random moment after the last one was handled:
+ * some of them come between the loop's last look at its inbox and its sleep.
+ */
+static void test_no_wake_is_lost(void)
+{
+	struct rnd r = { rnd_seed("wake") };
+	struct loop *l = start_loop("sleepy");
+	u64 start = clock_ns();
+	struct loop_msg msg;
+	u32 i;
+
+	race_handled = 0;
+	for (i = 1; i <= RACE_ROUNDS && clock_ns() - start < RACE_MAX_NS; i++) {
+		loop_send(l, &msg, race_count);
+		CU_ASSERT_FATAL(race_wait(i));
+		for (u64 n = rnd_below(&r, 100); n; n--)
+			caa_cpu_relax();
+	}
+	end_loop(l);
 }
 
 static void count_msg(struct loop *l, struct loop_msg *msg)
@@ -631,6 +693,7 @@ int main(void)
 		{ "only a sleeper is woken", test_wakes_only_sleepers },
 		{ "many senders, two loops", test_hammer },
 		{ "ping pong", test_ping_pong },
+		{ "no wake-up is lost", test_no_wake_is_lost },
 		{ "stop runs what was sent", test_stop_runs_the_rest },
 		{ "calls", test_call },
 		{ "call on a loop without a thread", test_call_without_thread },

@@ -380,6 +380,24 @@ static void test_housekeeping_retries(void)
 	meta_stop();
 }
 
+/* A device that takes no writes at all is given up: stopping must come to an end. */
+static void test_dead_device(void)
+{
+	u32 i;
+
+	meta_start(64);
+	change_word(get_block(COUNTS), 0, 5);
+	for (i = 0; i < 10000 && !meta_idle(meta); i++) {
+		meta_housekeep(meta);
+		if (io_mock_pending(mock))
+			end_first(-EIO);
+	}
+	CU_ASSERT(meta_idle(meta));
+	CU_ASSERT_PTR_NOT_NULL(strstr(io_mock_log(mock), "failed -5"));
+	CU_ASSERT_EQUAL(disk_word(COUNTS), 0);
+	meta_stop();
+}
+
 /* ---- the n-th I/O fails ----------------------------------------------------------------- */
 
 /* Step 1 (the fresh table, the refcounts): as if it had never been tried. */
@@ -543,6 +561,7 @@ int main(void)
 		{ "dirty blocks are housekept", test_dirty_housekept },
 		{ "dirty again on the way", test_dirty_again },
 		{ "housekeeping retries", test_housekeeping_retries },
+		{ "a dead device", test_dead_device },
 		{ "step 1 fails", test_step_1_fails },
 		{ "the flush fails", test_flush_fails },
 		{ "an entry fails", test_entry_fails },

@@ -182,7 +182,7 @@ static void plan_zero_bits(const struct cluster_view *v, struct cluster_plan *p,
 
 	p->host = v->host;
 	change_entry(v, p, v->entry, zero ? bitmap | bits << 32 : bitmap);
-	valid_zero(v, p, zero, false);
+	valid_zero(v, p, zero, zero && v->host);
 }
 
 static bool reads_zero_already(const struct cluster_view *v, const struct cluster_info *c)
