@@ -254,9 +254,12 @@ static int finish_start(struct rundir *dir, json_object *record, struct served *
 	return ret;
 }
 
-/* Start a chain that has no device; leaves nothing behind when that fails. */
-static int start_new(struct rundir *dir, json_object *record, bool wait, struct served *result,
-		     struct qc_err *err)
+/*
+ * Start a chain that has no device, for the first time or after the death of its
+ * daemon, when @before is its record. A failure leaves all as it was.
+ */
+static int start_new(struct rundir *dir, json_object *record, json_object *before,
+		     struct served *result, struct qc_err *err)
 {
 	int ret = activate_chain(json_text(record, "top"), record_activated(record), err);
 
@@ -265,14 +268,17 @@ static int start_new(struct rundir *dir, json_object *record, bool wait, struct 
 	if (ret == 0)
 		ret = rundir_save(dir, record, err);
 	if (ret == 0)
-		ret = spawn_daemon(record, wait, false, err);
-	if (ret) {
-		forget_device(record);
-		deactivate_chain(record_activated(record), NULL);
-		rundir_remove(dir, NULL);
+		ret = spawn_daemon(record, before != NULL, false, err);
+	if (ret == 0)
+		return finish_start(dir, record, result, err);
+	forget_device(record);
+	if (before) {
+		rundir_save(dir, before, NULL);
 		return ret;
 	}
-	return finish_start(dir, record, result, err);
+	deactivate_chain(record_activated(record), NULL);
+	rundir_remove(dir, NULL);
+	return ret;
 }
 
 /* Take the device over; it keeps waiting when that fails. */
@@ -328,11 +334,11 @@ static int up_again(const struct up_options *up, struct rundir *dir, struct serv
 		return start_recovery(dir, dead->record, result, err);
 	forget_device(dead->record);
 	if (!up->top[0])
-		return start_new(dir, dead->record, true, result, err);
+		return start_new(dir, dead->record, dead->record, result, err);
 	record = make_record(up);
 	json_object_object_add(record, "activated",
 			       json_object_get(record_activated(dead->record)));
-	ret = start_new(dir, record, true, result, err);
+	ret = start_new(dir, record, dead->record, result, err);
 	json_object_put(record);
 	return ret;
 }
@@ -349,7 +355,7 @@ static int up_fresh(const struct up_options *up, struct rundir *dir, struct serv
 				  "qchainctl up %s TOP", up->name, up->name);
 	}
 	record = make_record(up);
-	ret = start_new(dir, record, false, result, err);
+	ret = start_new(dir, record, NULL, result, err);
 	json_object_put(record);
 	return ret;
 }

@@ -87,8 +87,8 @@ native() {
 	run broken tests/images/broken.py --qchaind "$build/qchaind"
 	run nbd tests/nbd/protocol.py --qchaind "$build/qchaind"
 	run door tests/door/door.py --qchaind "$build/qchaind"
-	run qmp tests/control/qmp.py --qchaind "$build/qchaind"
-	run lifecycle tests/control/lifecycle.py --qchaind "$build/qchaind"
+	run qmp tests/control/qmp.py --build "$build"
+	run lifecycle tests/control/lifecycle.py --build "$build"
 	run diff tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
 		--qchaind "$build/qchaind"
 	run diff-kill tests/diff/diff.py --kill --count $kill_count --seed $((seed + 100000)) \

@@ -57,6 +57,13 @@ def guest_io(place, sock, *commands):
     expect("fail" not in output.lower(), output)
 
 
+def is_locked(path):
+    """Does any process hold a lock on the file?"""
+    inode = f":{os.stat(path).st_ino} "
+    with open("/proc/locks", encoding="ascii") as locks:
+        return any(inode in line for line in locks)
+
+
 class NbdUser:
     """A client that is connected and does nothing."""
 
@@ -136,10 +143,10 @@ def test_daemon_background(place):
 def test_daemon_waits(place):
     """--wait: until the image is free; a signal ends the wait."""
     place.make_chain()
-    holder = subprocess.Popen(["qemu-io", "-f", "qcow2", "-c", "read 0 512", "-c", "sleep 600000",
-                               place.path("top.qcow2")], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(["qemu-io", "-f", "qcow2", "-c", "sleep 600000", place.path("top.qcow2")],
+                              stdout=subprocess.DEVNULL)
     place.children.append(holder)
-    expect(holder.stdout.readline().startswith(b"read 512"), "qemu-io does not hold the image")
+    wait_until(lambda: is_locked(place.path("top.qcow2")), "qemu-io holds the image")
     words = ["--export", f"nbd,socket={place.path('seven.sock')}", place.path("top.qcow2")]
     child = place.start("--wait", *words)
     wait_until(lambda: place.output() != "", "a first word")
@@ -355,6 +362,22 @@ def test_killed_and_changed(place):
     expect_equal((row["recovered"], row["exports"][0]["read-only"]), (True, True), "answer")
     place.ctl("down", "seven")
     os.unlink(place.path("seven.sock"))  # of the killed one, which used another name
+    nothing_left(place)
+
+
+def test_killed_and_cannot_start(place):
+    """A new start that fails leaves it dead, with its record."""
+    place.make_chain()
+    up(place)
+    kill_daemon(place)
+    os.rename(place.path("base.qcow2"), place.path("away"))
+    done = place.ctl("up", "seven", status=1)
+    expect("base.qcow2" in one_line(done.stderr, "qchainctl: seven: ", "up"), done.stderr)
+    up(place, "seven", "./top.qcow2", "other.sock", status=1)
+    expect_equal(states(place), {"seven": "dead"}, "states")
+    os.rename(place.path("away"), place.path("base.qcow2"))
+    expect_equal(place.ctl("up", "seven").stdout, place.path("seven.sock") + "\n", "output of up")
+    place.ctl("down", "seven")
     nothing_left(place)
 
 

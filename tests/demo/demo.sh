@@ -64,12 +64,14 @@ has_ublk() { [[ -e /dev/ublk-control ]] || modprobe -q ublk_drv 2> /dev/null && 
 in_vm() {
 	say "This machine's kernel ($(uname -r)) has no ublk driver, so the demo boots a small VM with Debian's own kernel" \
 		"and goes on in there. It is an emulated machine: expect a tenth of the real speed."
-	QCHAIN_BUILD=$build exec "$src/tests/vm/run-vm.sh" --kernel "${QCHAIN_KERNEL:-7}" --timeout 900 "$here/demo.sh"
+	QCHAIN_BUILD=$build "$src/tests/vm/run-vm.sh" --kernel "${QCHAIN_KERNEL:-7}" --timeout 900 "$here/demo.sh" |
+		if [[ -t 1 ]]; then cat; else sed -u 's/\x1b\[[0-9]*m//g'; fi
 }
 
 clean_up() {
 	set +e
-	[[ -z $work ]] || mountpoint -q "$work/mnt" && umount "$work/mnt"
+	cd /
+	mountpoint -q "$work/mnt" && umount "$work/mnt"
 	[[ ! -e /run/qchain/debian ]] || qchainctl down --force debian
 	vgs "$vg" > /dev/null 2>&1 && vgremove -q -f -y "$vg" > /dev/null 2>&1
 	[[ -z $loop ]] || losetup -d "$loop"
@@ -81,7 +83,8 @@ make_disk() {
 	! vgs "$vg" > /dev/null 2>&1 || die "VG $vg: exists already, must not; vgremove it"
 	work=$(mktemp -d "${TMPDIR:-/var/tmp}/qchain-demo.XXXXXX")
 	trap clean_up EXIT
-	mkdir "$work/mnt"
+	cd "$work"
+	mkdir mnt
 	disk=/dev/ram0
 	if [[ -z ${QCHAIN_VM_RUN:-} ]]; then
 		truncate -s 2200M "$work/disk"
@@ -105,11 +108,11 @@ down() { run qchainctl down debian; }
 overlay() {
 	run qchainctl create "$vg/$1" --backing "$vg/$2" --extended-l2 --cluster-size 128K
 	up "$1"
-	mount "$dev" "$work/mnt"
+	mount "$dev" mnt
 }
 
 close_overlay() {
-	umount "$work/mnt"
+	umount mnt
 	down
 }
 
@@ -124,51 +127,49 @@ tell_base() {
 }
 
 tell_overlays() {
-	local mnt=$work/mnt
 	chapter "Three overlays, three changes"
 	say "An overlay holds only what was changed since; everything else is read from the images below." \
 		"Monday: the machine gets a name."
 	overlay monday.qcow2 debian.qcow2
-	echo qchain-demo > "$mnt/etc/hostname"
+	echo qchain-demo > "mnt/etc/hostname"
 	close_overlay
 	say "Tuesday: 20 MB of data arrive."
 	overlay tuesday.qcow2 monday.qcow2
-	dd if=/dev/urandom of="$mnt/srv/data" bs=1M count=20 status=none
-	(cd "$mnt/srv" && md5sum data > data.md5)
+	dd if=/dev/urandom of="mnt/srv/data" bs=1M count=20 status=none
+	(cd "mnt/srv" && md5sum data > data.md5)
 	close_overlay
 	say "Wednesday: the documentation is thrown away."
 	overlay wednesday.qcow2 tuesday.qcow2
-	rm -rf "$mnt/usr/share/doc"
+	rm -rf "mnt/usr/share/doc"
 	close_overlay
 }
 
 tell_mounted() {
-	local mnt=$work/mnt
 	chapter "All four as one block device"
 	say "Nobody changed the base or Monday or Tuesday: their checksums are taken now and compared at the end."
 	(cd "/dev/$vg" && md5sum debian.qcow2 monday.qcow2 tuesday.qcow2) > "$work/sums"
 	up wednesday.qcow2
 	run qchainctl tree debian
-	run mount "$dev" "$mnt"
-	run cat "$mnt/etc/os-release"
+	run mount "$dev" mnt
+	run cat "mnt/etc/os-release"
 	say "The changes of the three days:"
-	run cat "$mnt/etc/hostname"
-	(cd "$mnt/srv" && run md5sum -c data.md5)
-	[[ ! -e $mnt/usr/share/doc ]] || die "Wednesday's change is not seen"
+	run cat "mnt/etc/hostname"
+	(cd "mnt/srv" && run md5sum -c data.md5)
+	[[ ! -e mnt/usr/share/doc ]] || die "Wednesday's change is not seen"
 	say "/usr/share/doc is gone, as it should be." "And a program that runs from the chain:"
-	run chroot "$mnt" dpkg -l bash apt libc6
+	run chroot mnt dpkg -l bash apt libc6
 	say "Now we write to it:"
-	echo "written through $dev" > "$mnt/root/hello"
-	run cat "$mnt/root/hello"
+	run sh -c "echo written through $dev > mnt/root/hello"
+	run cat "mnt/root/hello"
 }
 
 tell_busy() {
 	chapter "It cannot be pulled away"
 	say "The device is mounted, so taking the chain down has to be refused:"
 	printf '   %s$ qchainctl down debian%s\n' "$faint" "$plain"
-	if qchainctl down debian > "$work/refused" 2>&1; then die "down succeeded while the device was mounted"; fi
-	sed 's/^/     /' "$work/refused"
-	run umount "$work/mnt"
+	if qchainctl down debian > refused 2>&1; then die "down succeeded while the device was mounted"; fi
+	sed 's/^/     /' refused
+	run umount mnt
 	down
 	[[ ! -e $dev ]] || die "$dev is still there"
 	say "$dev is gone."
@@ -179,10 +180,10 @@ tell_qemu() {
 	chapter "QEMU agrees"
 	for name in debian monday tuesday wednesday; do run qemu-img check -f qcow2 "/dev/$vg/$name.qcow2"; done
 	say "QEMU reads the chain, and finds the file that we wrote:"
-	qemu-img convert -f qcow2 -O raw "/dev/$vg/wednesday.qcow2" "$work/raw"
-	run debugfs -R 'cat /root/hello' "$work/raw"
-	debugfs -R 'cat /root/hello' "$work/raw" 2> /dev/null | grep -q written || die "QEMU does not see what was written"
-	e2fsck -fn "$work/raw" > "$work/fsck" 2>&1 || { cat "$work/fsck"; die "the file system has errors"; }
+	qemu-img convert -f qcow2 -O raw "/dev/$vg/wednesday.qcow2" raw
+	run debugfs -R 'cat /root/hello' raw
+	debugfs -R 'cat /root/hello' raw 2> /dev/null | grep -q written || die "QEMU does not see what was written"
+	e2fsck -fn raw > fsck 2>&1 || { cat fsck; die "the file system has errors"; }
 	say "The file system has no errors. The layers below, unchanged:"
 	(cd "/dev/$vg" && run md5sum -c "$work/sums")
 }

@@ -47,7 +47,7 @@ struct stack {
 
 static struct stack st;
 
-/* ---- making layers ---------------------------------------------------------- */
+/* ---- making layers -------------------------------------------------------- */
 
 static u32 cells_per_cluster(const struct image *img)
 {
@@ -308,7 +308,7 @@ static void free_stack(void)
 			free(st.made[i].made[k]);
 }
 
-/* ---- the oracle: one sector at a time -------------------------------------------- */
+/* ---- the oracle: one sector at a time ------------------------------------- */
 
 /* Data of a regular file that nobody writes ends with the file. */
 static struct cell cut_at_file_end(const struct fold_layer *l, struct cell c)
@@ -363,7 +363,7 @@ static struct cell oracle(u64 guest, u16 *layer)
 	return (struct cell){ .kind = EXTENT_NONE };
 }
 
-/* ---- comparing ---------------------------------------------------------------------- */
+/* ---- comparing ------------------------------------------------------------ */
 
 static bool has_host(u8 kind, u8 flags)
 {
@@ -465,7 +465,7 @@ static void test_random_stacks(void)
 	}
 }
 
-/* ---- cases with names ------------------------------------------------------------------ */
+/* ---- cases with names ----------------------------------------------------- */
 
 /* A qcow2 layer of 64 KiB clusters on a block device, one table from guest 0 on. */
 static void plain_layer(u32 depth, u16 id, u64 virtual_size, u64 *entries, u32 nr)

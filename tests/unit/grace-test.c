@@ -14,7 +14,7 @@
 
 static struct grace grace;
 
-/* ---- rounds, step by step ----------------------------------------------------- */
+/* ---- rounds, step by step ------------------------------------------------- */
 
 struct note_waiter {
 	struct grace_waiter waiter;
@@ -212,7 +212,7 @@ static void test_no_callbacks(void)
 	stop();
 }
 
-/* ---- threads --------------------------------------------------------------------- */
+/* ---- threads -------------------------------------------------------------- */
 
 /*
  * Each window is one extent whose host is its generation. A reader takes the

@@ -82,7 +82,7 @@ static void free_retired(void)
 	map_free_retired(&pieces, &windows);
 }
 
-/* ---- checking --------------------------------------------------------------- */
+/* ---- checking ------------------------------------------------------------- */
 
 static bool check_run(const struct run *run, const struct sector *s)
 {
@@ -178,7 +178,7 @@ static void check_map(void)
 		CU_ASSERT_FATAL(resolves(i * WINDOW_SECT, window_sectors(i)));
 }
 
-/* ---- changing ------------------------------------------------------------------ */
+/* ---- changing ------------------------------------------------------------- */
 
 static void put(struct map_update *u, u32 from, u32 nr, struct extent e)
 {
@@ -292,7 +292,7 @@ static void test_random_no_budget(void)
 	run_random("map, no budget", 0);
 }
 
-/* ---- cases with names -------------------------------------------------------------- */
+/* ---- cases with names ----------------------------------------------------- */
 
 static u32 count_retired(void)
 {

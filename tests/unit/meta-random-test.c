@@ -92,7 +92,7 @@ static void batch_unmapped(struct meta_unmap *unmap, int error)
 	free(u);
 }
 
-/* ---- what the disk sees ------------------------------------------------------------ */
+/* ---- what the disk sees --------------------------------------------------- */
 
 static bool in_tables(const struct io_op *op)
 {
@@ -155,7 +155,7 @@ static void end_one(u32 fail_once_in)
 	look();
 }
 
-/* ---- what the user does -------------------------------------------------------------- */
+/* ---- what the user does --------------------------------------------------- */
 
 static struct meta_block *cached(u64 offset)
 {
@@ -255,7 +255,7 @@ static void step(u32 fail_once_in)
 	look();
 }
 
-/* ---- the end of a round ----------------------------------------------------------------- */
+/* ---- the end of a round --------------------------------------------------- */
 
 static void settle(void)
 {

@@ -8,7 +8,7 @@
 #define COUNTS 0x8000u
 #define FRESH 0x10000u
 
-/* ---- the order ------------------------------------------------------------------ */
+/* ---- the order ------------------------------------------------------------ */
 
 /* Everything that one transaction can hold; the refcount's sector is the second. */
 static void fill_txn(struct meta_block *table, struct meta_block *counts, struct note_join *j)
@@ -259,7 +259,7 @@ static void test_dirty_beside_a_set(void)
 	meta_stop();
 }
 
-/* ---- unmaps ------------------------------------------------------------------------ */
+/* ---- unmaps --------------------------------------------------------------- */
 
 static void unmap_one(struct meta_block *table, struct note_unmap *u, struct note_join *j)
 {
@@ -318,7 +318,7 @@ static void test_unmap_housekept(void)
 	meta_stop();
 }
 
-/* ---- housekeeping ---------------------------------------------------------------------- */
+/* ---- housekeeping --------------------------------------------------------- */
 
 static void test_dirty_housekept(void)
 {
@@ -398,7 +398,7 @@ static void test_dead_device(void)
 	meta_stop();
 }
 
-/* ---- the n-th I/O fails ----------------------------------------------------------------- */
+/* ---- the n-th I/O fails --------------------------------------------------- */
 
 /* Step 1 (the fresh table, the refcounts): as if it had never been tried. */
 static void fail_step_1(u32 n)

@@ -19,7 +19,7 @@
 #define ZERO_BIT(sc) (1ull << (32 + (sc)))
 #define DATA_BIT(sc) (1ull << (sc))
 
-/* ---- a target with one image and one table of entries -------------------------- */
+/* ---- a target with one image and one table of entries --------------------- */
 
 static struct io_dev dev = { .path = (char *)"mem", .blockdev = true, .size_bytes = 1ull << 40 };
 static struct image img;
@@ -66,7 +66,7 @@ static u64 compressed_entry(void)
 	return image_compressed_entry(&img, 0x70123, 3000);
 }
 
-/* ---- rows -------------------------------------------------------------------------- */
+/* ---- rows ----------------------------------------------------------------- */
 
 #define COMPRESSED (~0ull) /* stands for compressed_entry() */
 
@@ -161,7 +161,8 @@ static void test_write_standard(void)
 	static const struct row rows[] = {
 		/* partial writes: changed, alloc, host, entry, bitmap, valid, kind, unmap */
 		WRITE_ROW("unallocated", true, 0, 0, PART, 1, 1, 0, COPIED, 0, WHOLE_DATA, 0),
-		WRITE_ROW("unallocated, base", false, 0, 0, PART, 1, 1, 0, COPIED, 0, WHOLE_DATA, 0),
+		WRITE_ROW("unallocated, base", false, 0, 0, PART, 1, 1, 0, COPIED, 0, WHOLE_DATA,
+			  0),
 		WRITE_ROW("data", true, PLACE | COPIED, 0, PART, 0, 0, PLACE, 0, 0, 0x1000, 0x1200,
 			  EXTENT_DATA, EXTENT_COPIED, 0),
 		WRITE_ROW("shared data", true, PLACE, 0, PART, 1, 1, 0, COPIED, 0, WHOLE_DATA,
@@ -393,7 +394,7 @@ static void test_several(void)
 	CU_ASSERT_EQUAL(plans[2].valid_end, GUEST + 3 * CLUSTER);
 }
 
-/* ---- what must not be written (rule B7) --------------------------------------------- */
+/* ---- what must not be written (rule B7) ----------------------------------- */
 
 static void expect_corrupt(u64 entry, u64 bitmap)
 {
@@ -427,7 +428,7 @@ static void test_metadata_place(void)
 	img.overlap = NULL;
 }
 
-/* ---- any entry, any range: what must hold ---------------------------------------------- */
+/* ---- any entry, any range: what must hold --------------------------------- */
 
 static u64 draw_entry(struct rnd *r, u64 *bitmap)
 {

@@ -28,7 +28,7 @@ static void on_failed(void *arg, int error)
 
 static const struct meta_ops ops = { .linked = on_linked, .failed = on_failed };
 
-/* ---- an image ------------------------------------------------------------------ */
+/* ---- an image ------------------------------------------------------------- */
 
 struct geometry {
 	u32 cluster_bits;
@@ -102,7 +102,7 @@ static void settle(void)
 	CU_ASSERT_FALSE(refcounts_busy(rc));
 }
 
-/* ---- asking ----------------------------------------------------------------------- */
+/* ---- asking --------------------------------------------------------------- */
 
 struct asking {
 	struct meta_wait wait;
@@ -157,7 +157,7 @@ static int give(u64 host, u64 bytes)
 	return ret;
 }
 
-/* ---- what the disk says: read without the code under test ------------------------------ */
+/* ---- what the disk says: read without the code under test ----------------- */
 
 static u64 be(u64 at, u32 bytes)
 {
@@ -231,7 +231,7 @@ static void expect_check(u64 leaks)
 	image_close(checked);
 }
 
-/* ---- one width after the other ------------------------------------------------------------ */
+/* ---- one width after the other -------------------------------------------- */
 
 static void check_width(u32 order)
 {
@@ -268,7 +268,7 @@ static void test_widths(void)
 		check_width(order);
 }
 
-/* ---- runs and ranges -------------------------------------------------------------------------- */
+/* ---- runs and ranges ------------------------------------------------------ */
 
 static void test_runs(void)
 {
@@ -348,8 +348,8 @@ static void test_release_free(void)
 	close_all();
 }
 
-/* A range over more refcount blocks than the cache holds comes to an end. */
-static void test_release_in_a_small_cache(void)
+/* A range over several refcount blocks that are not in the cache. */
+static void test_release_over_blocks(void)
 {
 	struct geometry g = { .cluster_bits = 9, .refcount_order = 6, .dev_bytes = 1 * MiB };
 	u64 first, host;
@@ -362,17 +362,16 @@ static void test_release_in_a_small_cache(void)
 		n += got;
 	}
 	settle();
-	refcounts_close(rc);
-	meta_destroy(meta);
-	image_close(img);
-	CU_ASSERT_EQUAL_FATAL(image_open(disk, IMAGE_QCOW2, IMAGE_OPEN_WRITE, &img, NULL), 0);
-	CU_ASSERT_EQUAL_FATAL(meta_create(mock_loop, disk, 512, 2, &ops, NULL, &meta), 0);
-	CU_ASSERT_EQUAL_FATAL(refcounts_open(img, meta, &rc, NULL), 0);
+	meta_forget(meta, 0, 1 * MiB);
 	CU_ASSERT_EQUAL(give(first, 200 * 512), 0);
+	CU_ASSERT_EQUAL(take_one(), first);
+	settle();
+	CU_ASSERT_EQUAL(count_on_disk(first / 512 + 199), 0);
+	CU_ASSERT_EQUAL(count_on_disk(first / 512 + 200), 1);
 	close_all();
 }
 
-/* ---- growth ---------------------------------------------------------------------------------------- */
+/* ---- growth --------------------------------------------------------------- */
 
 /* Take all of a small device; every cluster of it is used then. */
 static u64 take_all(void)
@@ -509,7 +508,7 @@ static void test_growth_of_a_file(void)
 	close_all();
 }
 
-/* ---- full ---------------------------------------------------------------------------------------------- */
+/* ---- full ----------------------------------------------------------------- */
 
 static void test_full(void)
 {
@@ -560,7 +559,7 @@ static void test_full_for_the_table(void)
 	close_all();
 }
 
-/* ---- errors ----------------------------------------------------------------------------------------------- */
+/* ---- errors --------------------------------------------------------------- */
 
 /* The n-th I/O of a growth fails: an error or success, and it works the next time. */
 static void fail_growth(u32 n, u64 filled)
@@ -604,7 +603,60 @@ static void test_table_growth_fails(void)
 		fail_growth(n, 64 * 64);
 }
 
-/* ---- images that lie (rule B7) ----------------------------------------------------------------------------- */
+struct eager {
+	struct meta_wait wait;
+	u32 asked;
+	int ret;
+	u64 host;
+	u32 got;
+};
+
+/* Asks from its own callback, as an operation that waits does. */
+static void ask_at_once(struct meta_wait *wait)
+{
+	struct eager *e = container_of(wait, struct eager, wait);
+
+	CU_ASSERT_FATAL(++e->asked < 50);
+	e->ret = refcounts_alloc(rc, 1, wait, &e->host, &e->got);
+}
+
+/* Several wait for one growth: all hear of its error, then all get their cluster. */
+static void fail_for_all(u32 n)
+{
+	struct geometry g = { .cluster_bits = 9, .refcount_order = 6, .dev_bytes = 1 * MiB };
+	struct eager e[3];
+	u32 i;
+
+	start(&g);
+	fill_blocks(192);
+	meta_forget(meta, 0, 1 * MiB);
+	io_mock_fail(mock, n, -EIO);
+	for (i = 0; i < ARRAY_SIZE(e); i++) {
+		e[i] = (struct eager){ .wait = { .fn = ask_at_once } };
+		ask_at_once(&e[i].wait);
+		CU_ASSERT_EQUAL(e[i].ret, -EAGAIN);
+	}
+	run_dry();
+	for (i = 0; i < ARRAY_SIZE(e); i++) {
+		CU_ASSERT_EQUAL(e[i].ret, -EIO);
+		ask_at_once(&e[i].wait);
+	}
+	run_dry();
+	for (i = 0; i < ARRAY_SIZE(e); i++) {
+		CU_ASSERT_EQUAL(e[i].ret, 0);
+		CU_ASSERT_EQUAL(e[i].host, (193 + i) * 512);
+	}
+	settle();
+	close_all();
+}
+
+static void test_growth_fails_for_all(void)
+{
+	fail_for_all(1); /* reading the sector that will name the block */
+	fail_for_all(2); /* writing the block */
+}
+
+/* ---- images that lie (rule B7) -------------------------------------------- */
 
 /* A table that nobody counts looks free: it is not handed out. */
 static void test_uncounted_metadata(void)
@@ -715,7 +767,7 @@ static void test_open_fails(void)
 	close_all();
 }
 
-/* ---- against a model ------------------------------------------------------------------------------------------ */
+/* ---- against a model ------------------------------------------------------ */
 
 #define MODEL_CLUSTERS 4000u
 
@@ -800,7 +852,7 @@ int main(void)
 		{ "release of bytes", test_release_bytes },
 		{ "release of a shared cluster", test_release_shared },
 		{ "release of a free cluster", test_release_free },
-		{ "release in a small cache", test_release_in_a_small_cache },
+		{ "release over several blocks", test_release_over_blocks },
 		{ "growth", test_growth },
 		{ "order of growth", test_growth_order },
 		{ "order of table growth", test_table_growth_order },
@@ -809,6 +861,7 @@ int main(void)
 		{ "full for the table", test_full_for_the_table },
 		{ "growth fails", test_growth_fails },
 		{ "table growth fails", test_table_growth_fails },
+		{ "growth fails for all who wait", test_growth_fails_for_all },
 		{ "uncounted metadata", test_uncounted_metadata },
 		{ "uncounted behind free clusters", test_uncounted_behind_free },
 		{ "no first block", test_no_first_block },

@@ -20,7 +20,7 @@ is_wanted() {
 	return 1
 }
 
-for test in "$here"/t-*.sh "$here"/../door/t-*.sh; do
+for test in "$here"/../door/t-*.sh "$here"/t-*.sh; do
 	if is_wanted "$test"; then tests+=("$test"); fi
 done
 ((${#tests[@]})) || { echo "check: no test fits: ${wanted[*]}" >&2; exit 2; }

@@ -5,7 +5,7 @@
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup
-need_ublk_feature 0x880 "automatic buffer registration with user copy"
+need_ublk_feature 0x800 "automatic buffer registration"
 need_cmd fio
 disk=$(free_ramdisk)
 

@@ -70,5 +70,6 @@ verify() {
 		{ cat "$TMPDIR/fio.out" >&2; fail "fio found a difference"; }
 }
 
-# wrote DEVICE N: have at least N writes ended on it?
-wrote() { (($(awk '{ print $5 }' "/sys/block/${1#/dev/}/stat") >= $2)); }
+# wrote_nr DEVICE: how many writes have ended on it; wrote DEVICE N: at least N?
+wrote_nr() { awk '{ print $5 }' "/sys/block/${1#/dev/}/stat"; }
+wrote() { (($(wrote_nr "$1") >= $2)); }

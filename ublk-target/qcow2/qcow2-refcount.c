@@ -494,11 +494,11 @@ static int read_table(struct refcounts *rc, struct qc_err *err)
 	for (i = 0; i < rc->nr_reftable; i++) {
 		u64 entry = __builtin_bswap64(rc->reftable[i]);
 
-		if (entry & (image_cluster_bytes(img) - 1))
+		if (entry & (image_cluster_bytes(img) - 1) || entry >= img->dev->size_bytes)
 			return qc_err_set(err, -EUCLEAN,
 					  "%s: refcount table entry %u is 0x%llx, expected a "
-					  "multiple of the cluster size; run qchainctl check "
-					  "--repair",
+					  "multiple of the cluster size inside the image; run "
+					  "qchainctl check --repair",
 					  img->dev->path, i, (unsigned long long)entry);
 		rc->reftable[i] = entry;
 	}
