@@ -93,7 +93,19 @@ $(O)/tests/%: $(O)/tests/unit/%.o $(patsubst %.c,$(O)/%.o,$(unit-help)) $(LIB)
 	$(say) LINK $@
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
 
-units: $(UNITS) $(PROBES)
+# Programs of the system tests and the simulator.
+$(O)/ublk-bringup: $(O)/tests/vm/ublk-bringup.o $(O)/tests/vm/ublk-mixed.o $(LIB)
+	$(say) LINK $@
+	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -Wl,--wrap=ublk_control_open \
+		-Wl,--wrap=io_uring_register_buffers_sparse -o $@ $^ $(PKG_LIBS)
+
+$(O)/tests/sim/chain-sim.o: QCFLAGS += -Iublk-target/target
+
+$(O)/chain-sim: $(O)/tests/sim/chain-sim.o $(LIB)
+	$(say) LINK $@
+	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+units: $(UNITS) $(PROBES) $(O)/ublk-bringup $(O)/chain-sim
 
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 

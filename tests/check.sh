@@ -18,9 +18,9 @@ jobs=$(nproc)
 mkdir -p "$logs"
 
 case $mode in
-check-fast) diff_count=30 kill_count=8 san_count=0 vm=no ;;
-check) diff_count=200 kill_count=40 san_count=30 vm=yes ;;
-check-full) diff_count=1000 kill_count=300 san_count=300 vm=yes ;;
+check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 vm=no ;;
+check) diff_count=200 kill_count=40 san_count=30 sim_count=20 vm=yes ;;
+check-full) diff_count=1000 kill_count=300 san_count=300 sim_count=1000 vm=yes ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
 
@@ -117,6 +117,12 @@ sanitizers() {
 	tier_end
 }
 
+simulation() {
+	tier "simulation"
+	run sim timeout 600 "$build/chain-sim" $((seed % 1000000)) $sim_count
+	tier_end
+}
+
 system() {
 	tier "system (VM, two kernels)"
 	run vm-6.12 env QCHAIN_BUILD="$build" tests/vm/check.sh 6.12
@@ -127,6 +133,7 @@ system() {
 echo "check: seed $seed, logs in $logs"
 native
 [ "$san_count" = 0 ] || sanitizers
+[ "$mode" = check-fast ] || simulation
 [ "$vm" = no ] || system
 
 echo

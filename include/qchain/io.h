@@ -34,8 +34,11 @@ struct io_dev {
 	bool direct; /* O_DIRECT: the alignments bind synchronous calls too */
 	/* any thread, atomic: grows when the LV grows */
 	u64 size_bytes;
-	/* any thread, atomic: guest data was written since the last flush */
-	u32 dirty;
+	/*
+	 * any thread, atomic: a flush failed. What it should have made durable may
+	 * be lost, and the kernel says so only once: no later flush succeeds.
+	 */
+	u32 flush_failed;
 	void *private; /* of the simulated and the mock device */
 };
 

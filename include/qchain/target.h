@@ -50,6 +50,11 @@ typedef enum target_map_result (*target_map_fn)(struct target *ti, struct reques
  */
 typedef int (*target_attach_fn)(struct target *ti, struct loop *loop);
 typedef void (*target_detach_fn)(struct target *ti, struct loop *loop);
+/*
+ * target_presuspend_fn - requests that wait for something from outside (space)
+ * fail from now on, so that the exports can be stopped by force. Control thread.
+ */
+typedef void (*target_presuspend_fn)(struct target *ti);
 /* suspend: everything acknowledged is on disk and consistent. Control thread. */
 typedef int (*target_suspend_fn)(struct target *ti, struct qc_err *err);
 typedef void (*target_resume_fn)(struct target *ti);
@@ -73,6 +78,7 @@ struct target_type {
 	target_map_fn map;
 	target_attach_fn attach;
 	target_detach_fn detach;
+	target_presuspend_fn presuspend;
 	target_suspend_fn suspend;
 	target_resume_fn resume;
 	target_status_fn status;
@@ -98,6 +104,7 @@ int target_create(const char *type, int argc, char **argv, struct target **resul
 void target_destroy(struct target *ti);
 int target_attach(struct target *ti, struct loop *loop);
 void target_detach(struct target *ti, struct loop *loop);
+void target_presuspend(struct target *ti);
 int target_suspend(struct target *ti, struct qc_err *err);
 void target_status(struct target *ti, json_object *result);
 

@@ -19,23 +19,7 @@
  *   chain-sim FIRST-SEED COUNT [FOLDER] [verbose]
  */
 
-static int sim_sem_wait(sem_t *sem);
-
-#define loop_create real_loop_create
-#define loop_start real_loop_start
-#define loop_stop real_loop_stop
-#include "../../ublk-target/io/loop.c"
-#undef loop_create
-#undef loop_start
-#undef loop_stop
-
-int loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
-int loop_start(struct loop *loop, int cpu);
-void loop_stop(struct loop *loop);
-
-#define sem_wait sim_sem_wait
-#include "../../ublk-target/target/target-chain.c"
-#undef sem_wait
+#include "sim-shim.h"
 
 #define SIM_BLOCK 512u
 #define MAX_DISK (96u * 1024u * 1024u)
@@ -162,13 +146,14 @@ static void sim_submit(struct io_engine *io, struct io_op *op)
 		if (op->dev != disk)
 			fail("write to an image that is not the active layer");
 		if (op->offset + op->len > MAX_DISK)
-			fail("write beyond the simulated disk: %llu", (unsigned long long)op->offset);
+			fail("write beyond the simulated disk: %llu",
+			     (unsigned long long)op->offset);
 		if (disk->blockdev && op->offset + op->len > disk->size_bytes)
 			fail("write beyond the end of the device: %llu+%u",
 			     (unsigned long long)op->offset, op->len);
 		if ((op->offset | op->len) % SIM_BLOCK)
 			fail("unaligned write");
-		cds_list_for_each_entry(other, &pendings, node)
+		cds_list_for_each_entry (other, &pendings, node)
 			if (other->rec && ranges_overlap(other->rec->offset, other->rec->len,
 							 op->offset, op->len))
 				collisions++;
@@ -192,7 +177,7 @@ static void disk_flush(u64 submitted_at)
 {
 	struct record *r, *tmp;
 
-	cds_list_for_each_entry_safe(r, tmp, &records, node) {
+	cds_list_for_each_entry_safe (r, tmp, &records, node) {
 		if (r->completed_at > submitted_at)
 			continue;
 		memcpy(durable + r->offset, r->data, r->len);
@@ -273,14 +258,17 @@ static void sim_destroy(struct io_engine *io)
 
 	if (!cds_list_empty(&e->ready))
 		fail("engine destroyed with completions under way");
-	cds_list_for_each_entry(p, &pendings, node)
+	cds_list_for_each_entry (p, &pendings, node)
 		if (p->io == io)
 			fail("engine destroyed with I/O under way");
 	free(e);
 }
 
 static const struct io_engine_ops sim_ops = {
-	.submit = sim_submit, .run = sim_run, .wake = sim_wake, .now_ns = sim_now_ns,
+	.submit = sim_submit,
+	.run = sim_run,
+	.wake = sim_wake,
+	.now_ns = sim_now_ns,
 	.destroy = sim_destroy,
 };
 
@@ -327,8 +315,8 @@ static bool quiet(void)
 		return false;
 	for (i = 0; i < nr_sim_loops; i++)
 		if (sim_loops[i]->inbox ||
-		    !cds_list_empty(&container_of(sim_loops[i]->io, struct sim_engine,
-						  engine)->ready))
+		    !cds_list_empty(
+			    &container_of(sim_loops[i]->io, struct sim_engine, engine)->ready))
 			return false;
 	return true;
 }
@@ -365,7 +353,7 @@ static bool sim_step(void)
 	sim_now += 1000;
 	if (nr_pending && !chance(lazy_device)) {
 		i = rnd(nr_pending);
-		cds_list_for_each_entry(p, &pendings, node)
+		cds_list_for_each_entry (p, &pendings, node)
 			if (i-- == 0)
 				break;
 		if (p->stalled_until > sim_time && chance(99))
@@ -462,8 +450,8 @@ static bool allowed(const u8 *data, u64 sector, u64 until, bool power_cut)
 	for (v = 0; v <= nr_ops; v++) {
 		bool superseded = false;
 
-		if (v && (ops[v].op == REQ_READ || ops[v].op == REQ_FLUSH ||
-			  at < ops[v].offset || at >= ops[v].offset + ops[v].len))
+		if (v && (ops[v].op == REQ_READ || ops[v].op == REQ_FLUSH || at < ops[v].offset ||
+			  at >= ops[v].offset + ops[v].len))
 			continue;
 		if (!content_is(data, v, sector))
 			continue;
@@ -475,8 +463,8 @@ static bool allowed(const u8 *data, u64 sector, u64 until, bool power_cut)
 				continue;
 			if (v && (!ops[v].done || ops[v].done > ops[w].submit))
 				continue; /* side by side */
-			superseded = power_cut ? ops[w].durable && ops[w].durable <= until :
-						 ops[w].done < until;
+			superseded = power_cut ? ops[w].durable && ops[w].durable <= until
+					       : ops[w].done < until;
 		}
 		if (!superseded)
 			return true;
@@ -507,7 +495,8 @@ static void say_sector(u64 sector, const u8 *data)
 			       ops[v].error ? " error" : "");
 }
 
-static void check_content(const u8 *data, u64 offset, u64 len, u64 until, bool cut, const char *what)
+static void check_content(const u8 *data, u64 offset, u64 len, u64 until, bool cut,
+			  const char *what)
 {
 	u64 s;
 
@@ -561,7 +550,9 @@ static int guest_copy_to(struct request *req, u32 offset, const void *buf, u32 l
 }
 
 static const struct request_ops guest_ops = {
-	.end_io = guest_end_io, .copy_from = guest_copy_from, .copy_to = guest_copy_to,
+	.end_io = guest_end_io,
+	.copy_from = guest_copy_from,
+	.copy_to = guest_copy_to,
 };
 
 static u64 hot_start;
@@ -598,9 +589,12 @@ static void guest_submit(struct loop *loop, void *arg)
 	u32 roll = rnd(100), i;
 
 	g->id = ++nr_ops;
-	g->op = roll < 45 ? REQ_WRITE : roll < 65 ? REQ_READ : roll < 72 ? REQ_FLUSH :
-		roll < 72 + trim_percent ? REQ_DISCARD :
-		roll < 72 + 2 * trim_percent ? REQ_WRITE_ZEROES : REQ_WRITE;
+	g->op = roll < 45		       ? REQ_WRITE
+		: roll < 65		       ? REQ_READ
+		: roll < 72		       ? REQ_FLUSH
+		: roll < 72 + trim_percent     ? REQ_DISCARD
+		: roll < 72 + 2 * trim_percent ? REQ_WRITE_ZEROES
+					       : REQ_WRITE;
 	draw_range(g);
 	g->flags = g->op != REQ_READ && g->op != REQ_FLUSH && chance(12) ? REQ_FUA : 0;
 	if (g->op == REQ_WRITE_ZEROES && chance(40))
@@ -613,15 +607,20 @@ static void guest_submit(struct loop *loop, void *arg)
 	for (i = 0; g->op == REQ_WRITE && i < g->len / SIM_BLOCK; i++)
 		tag_sector(g->mem + i * SIM_BLOCK, g->id, g->offset / SIM_BLOCK + i);
 	g->submitted_at = ++sim_time;
-	ops[g->id] = (struct done_op){ .offset = g->offset, .len = g->len, .op = g->op,
-				       .submit = g->submitted_at };
+	ops[g->id] = (struct done_op){
+		.offset = g->offset, .len = g->len, .op = g->op, .submit = g->submitted_at};
 	if (verbose)
 		printf("op %u type %u flags %u %llu+%u\n", g->id, g->op, g->flags,
 		       (unsigned long long)g->offset, g->len);
 	kernel_buffers[g->slot] = g->mem;
-	g->req = (struct request){ .ops = &guest_ops, .loop = loop, .offset = g->offset,
-				   .len = g->len, .op = g->op, .flags = g->flags,
-				   .base = chance(30) ? NULL : g->mem, .fixed_index = g->slot };
+	g->req = (struct request){.ops = &guest_ops,
+				  .loop = loop,
+				  .offset = g->offset,
+				  .len = g->len,
+				  .op = g->op,
+				  .flags = g->flags,
+				  .base = chance(30) ? NULL : g->mem,
+				  .fixed_index = g->slot};
 	in_flight++;
 	target_submit(ti, &g->req);
 }
@@ -675,8 +674,8 @@ static u8 *read_raw_copy(const char *from)
 static void cut(bool power)
 {
 	static u8 *img;
-	u32 percent = power ? (u32[]){ 0, 15, 50, 85, 100 }[rnd(5)] : 100;
-	u32 under_way = (u32[]){ 0, 50, 100 }[rnd(3)];
+	u32 percent = power ? (u32[]){0, 15, 50, 85, 100}[rnd(5)] : 100;
+	u32 under_way = (u32[]){0, 50, 100}[rnd(3)];
 	struct record *r;
 	struct pending *p;
 	struct stat st;
@@ -686,27 +685,29 @@ static void cut(bool power)
 		img = malloc(MAX_DISK);
 	fstat(disk->fd, &st);
 	memcpy(img, durable, st.st_size);
-	cds_list_for_each_entry(r, &records, node)
+	cds_list_for_each_entry (r, &records, node)
 		cut_range(img, r, percent);
-	cds_list_for_each_entry(p, &pendings, node)
+	cds_list_for_each_entry (p, &pendings, node)
 		if (p->rec)
 			cut_range(img, p->rec, under_way);
 	write_cut(img, st.st_size);
 	ret = sh("qemu-img check -U %s/cut.qcow2 >%s/check 2>&1", folder, folder);
 	if (ret != 0 && ret != 3) {
 		sh("grep -a -B3 -A3 ERROR %s/check | head -20", folder);
-		fail("%s cut %u at %llu: qemu-img check says %d", power ? "power" : "death", nr_cuts,
-		     (unsigned long long)sim_time, ret);
+		fail("%s cut %u at %llu: qemu-img check says %d", power ? "power" : "death",
+		     nr_cuts, (unsigned long long)sim_time, ret);
 	}
 	if (power) {
-		check_content(read_raw_copy("cut.qcow2"), 0, guest_bytes, sim_time, true, "power cut");
+		check_content(read_raw_copy("cut.qcow2"), 0, guest_bytes, sim_time, true,
+			      "power cut");
 	} else {
 		check_content(read_raw_copy("cut.qcow2"), 0, guest_bytes, sim_time, false, "death");
 	}
 	nr_cuts++;
 }
 
-/* ---- a case ----------------------------------------------------------------------------------- */
+
+	* ---- a case ----------------------------------------------------------------------------------- */
 
 struct plan {
 	u32 cluster;
@@ -726,7 +727,7 @@ struct plan {
 
 static void draw_plan(struct plan *p)
 {
-	static const u32 clusters[] = { 512, 512, 1024, 4096, 16384, 65536 };
+	static const u32 clusters[] = {512, 512, 1024, 4096, 16384, 65536};
 
 	p->cluster = clusters[rnd(ARRAY_SIZE(clusters))];
 	p->extl2 = p->cluster >= 16384 && chance(60);
@@ -738,7 +739,7 @@ static void draw_plan(struct plan *p)
 	p->size = (p->cluster <= 1024 ? 2 * MiB : 6 * MiB) + rnd(64) * 512;
 	p->lv = chance(60);
 	p->small_lv = p->lv && chance(40);
-	p->cache_kib = (u32[]){ 1, 16, 4096 }[rnd(3)];
+	p->cache_kib = (u32[]){1, 16, 4096}[rnd(3)];
 	p->nr_ops = 60 + rnd(240);
 	p->cuts = 6;
 	faults = chance(25);
@@ -747,9 +748,9 @@ static void draw_plan(struct plan *p)
 	fail_count = chance(60) ? 1 : chance(50) ? 4 : 1000000;
 	if (fail_kind == 3 && faults)
 		fail_at = 1 + rnd(60);
-	trim_percent = (u32[]){ 0, 4, 12 }[rnd(3)];
-	lazy_device = (u32[]){ 0, 20, 70 }[rnd(3)];
-	lazy_flush = (u32[]){ 0, 60, 90 }[rnd(3)];
+	trim_percent = (u32[]){0, 4, 12}[rnd(3)];
+	lazy_device = (u32[]){0, 20, 70}[rnd(3)];
+	lazy_flush = (u32[]){0, 60, 90}[rnd(3)];
 	granule_bytes = p->extl2 ? p->cluster / 32 : p->cluster;
 }
 
@@ -798,11 +799,12 @@ static void make_images(const struct plan *p)
 		sh("qemu-img create -q -f qcow2 %s/src.qcow2 %llu", folder,
 		   (unsigned long long)p->size);
 		fill_with_qemu_io(p, "src.qcow2", 5);
-		if (sh("qemu-img convert -c -O qcow2 %s %s/src.qcow2 %s/top.qcow2 >>%s/log 2>&1", opts,
-		       folder, folder, folder))
+		if (sh("qemu-img convert -c -O qcow2 %s %s/src.qcow2 %s/top.qcow2 >>%s/log 2>&1",
+		       opts, folder, folder, folder))
 			fail("qemu-img convert -c");
 		if (p->backing)
-			sh("qemu-img rebase -u -F qcow2 -b %s/base.qcow2 %s/top.qcow2", folder, folder);
+			sh("qemu-img rebase -u -F qcow2 -b %s/base.qcow2 %s/top.qcow2", folder,
+			   folder);
 	} else {
 		if (sh("qemu-img create -q -f qcow2 %s %s%s%s %s/top.qcow2 %llu", opts,
 		       p->backing ? "-F qcow2 -b " : "", p->backing ? folder : "",
@@ -845,8 +847,8 @@ static void become_lv(const struct plan *p)
 static void start(const struct plan *p)
 {
 	char top[300], cache[64];
-	char *argv[] = { top, cache };
-	struct qc_err err = { 0 };
+	char *argv[] = {top, cache};
+	struct qc_err err = {0};
 	struct io_engine *io;
 	struct stat st;
 	u32 i;
@@ -881,7 +883,7 @@ static void run_guest(const struct plan *p)
 {
 	u64 steps = 0, cut_every = p->nr_ops / (p->cuts + 1) + 1;
 	u32 submitted = 0, next_cut = cut_every + rnd(10);
-	u32 window = (u32[]){ 1, 8, 30 }[rnd(3)];
+	u32 window = (u32[]){1, 8, 30}[rnd(3)];
 
 	hot_start = rnd(guest_bytes / SIM_BLOCK);
 	while (submitted < p->nr_ops || in_flight) {
@@ -923,17 +925,19 @@ static void stop(const struct plan *p)
 		fail("stopped: qemu-img check says %d", ret);
 	}
 	if (!faults || !nr_errors)
-		check_content(read_raw_copy("top.qcow2"), 0, guest_bytes, sim_time + 1, false, "end");
+		check_content(read_raw_copy("top.qcow2"), 0, guest_bytes, sim_time + 1, false,
+			      "end");
 }
 
 static void run_case(u64 seed)
 {
-	struct plan p = { 0 };
+	struct plan p = {0};
 
 	sim_seed = seed;
 	sim_random = seed * 0x1234567 + 99;
 	draw_plan(&p);
-	printf("seed %llu: cluster %u%s%s%s%s%s rc%u size %llu%s%s cache %uK ops %u%s kind %u at %llu x%u trim %u lazy %u/%u\n",
+	printf("seed %llu: cluster %u%s%s%s%s%s rc%u size %llu%s%s cache %uK ops %u%s kind %u at "
+	       "%llu x%u trim %u lazy %u/%u\n",
 	       (unsigned long long)seed, p.cluster, p.extl2 ? " extl2" : "", p.v2 ? " v2" : "",
 	       p.backing ? " backing" : "", p.snapshot ? " snapshot" : "",
 	       p.compressed ? " compressed" : "", p.refcount_bits, (unsigned long long)p.size,
@@ -978,10 +982,11 @@ int main(int argc, char **argv)
 		waitpid(pid, &status, 0);
 		if (status) {
 			bad++;
-			printf("BAD seed %llu status 0x%x\n", (unsigned long long)(first + i), status);
+			printf("BAD seed %llu status 0x%x\n", (unsigned long long)(first + i),
+			       status);
 		}
 	}
 	sh("rm -rf %s", folder);
-	printf("chain-sim: %llu cases, %d failed\n", (unsigned long long)count, bad);
+	printf("sim: %llu passed, %d failed\n", (unsigned long long)count - bad, bad);
 	return bad != 0;
 }

@@ -186,6 +186,27 @@ static void test_error_replies(void)
 	fixture_destroy(f);
 }
 
+/* A kernel that sends less than all: any cut, also inside a vector. */
+static void test_short_sends(void)
+{
+	char text[] = "abcdefghij";
+	struct iovec iov[4];
+	struct msghdr msg;
+	size_t cut;
+
+	for (cut = 0; cut <= 10; cut++) {
+		iov[0] = (struct iovec){ text, 3 };
+		iov[1] = (struct iovec){ text + 3, 0 };
+		iov[2] = (struct iovec){ text + 3, 1 };
+		iov[3] = (struct iovec){ text + 4, 6 };
+		msg = (struct msghdr){ .msg_iov = iov, .msg_iovlen = 4 };
+		CU_ASSERT_EQUAL(nbd_out_advance(&msg, cut), cut < 10);
+		CU_ASSERT_EQUAL(iov_bytes(msg.msg_iov, msg.msg_iovlen), 10 - cut);
+		if (cut < 10)
+			CU_ASSERT_EQUAL(*(char *)msg.msg_iov->iov_base, text[cut]);
+	}
+}
+
 /* ---- the export --------------------------------------------------------------- */
 
 static char directory[] = "/tmp/nbd-test-XXXXXX";
@@ -735,6 +756,7 @@ static const struct unit_test tests[] = {
 	{ "extents are merged and bounded", test_extents_merge },
 	{ "buffers and their cost", test_pieces },
 	{ "replies with an error", test_error_replies },
+	{ "short sends", test_short_sends },
 	{ "options are checked", test_options },
 	{ "start, use and stop", test_start_and_stop },
 	{ "one export for one socket", test_second_export_refused },

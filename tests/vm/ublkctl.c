@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Asks ublk_drv for its features and deletes devices that a test left, without any code of qchain. */
+/* ublkctl: asks ublk_drv for its features and deletes a device left behind. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>

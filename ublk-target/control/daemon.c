@@ -122,35 +122,22 @@ static int check_unused(const struct daemon *daemon, struct qc_err *err)
 	return 0;
 }
 
-/*
- * Requests that wait for space hold up an export whose clients are cut off
- * already. Only the end of waiting for space helps.
- */
-static int stop_export(struct daemon *daemon, struct transport *t, bool force, struct qc_err *err)
-{
-	struct qc_err first = { 0 };
-	int ret = t->ops->stop(t, force, &first);
-
-	if (ret == -EBUSY && force && target_suspend(daemon->target, NULL) == 0)
-		return t->ops->stop(t, force, err);
-	if (ret)
-		qc_err_set(err, ret, "%s", first.msg);
-	return ret;
-}
-
 static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, struct qc_err *err)
 {
 	bool force = mode == STOP_FORCE || (mode == STOP_SIGNAL && !ublk);
 	struct transport *t;
 	int ret;
 
+	/* What waits for space would hold up the stop for ever (rule E2). */
+	if (force)
+		target_presuspend(daemon->target);
 	for (u32 i = 0; i < daemon->nr_exports;) {
 		t = daemon->exports[i];
 		if (export_is_ublk(t) != ublk) {
 			i++;
 			continue;
 		}
-		ret = stop_export(daemon, t, force, err);
+		ret = t->ops->stop(t, force, err);
 		if (ret)
 			return ret;
 		forget_export(daemon, i);

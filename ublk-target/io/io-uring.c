@@ -127,6 +127,10 @@ static void uring_op_done(struct io_completion *completion, int res, u32 cqe_fla
 		uring_queue(to_uring(op->loop->io), op);
 		return;
 	}
+	if (op->type == IO_FLUSH && error)
+		__atomic_store_n(&op->dev->flush_failed, 1, __ATOMIC_RELAXED);
+	if (op->type == IO_FLUSH && __atomic_load_n(&op->dev->flush_failed, __ATOMIC_RELAXED))
+		error = -EIO;
 	op->done(op, error);
 }
 

@@ -288,8 +288,8 @@ static int stop(struct lvm_process *p, int why, u32 timeout_ms, struct qc_err *e
 			  timeout_ms / 1000);
 }
 
-int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **output,
-	    struct qc_err *err)
+static int lvm_run_plain(const char *object, const char *const *args, u32 timeout_ms,
+			 char **output, struct qc_err *err)
 {
 	struct lvm_process p = {
 		.object = object,
@@ -320,4 +320,41 @@ out:
 	free(p.output.text);
 	free(p.errors.text);
 	return ret;
+}
+
+/*
+ * lvm must not look at our own devices: the read of one whose daemon has died
+ * waits for its recovery, for which we may be calling. The administrator's
+ * filter (default: everything) stays behind our pattern.
+ */
+static const char *filter_config(void)
+{
+	static const char *const ask[] = { "lvmconfig", "devices/filter", NULL };
+	static char config[4096];
+	char *output = NULL, *list = NULL;
+
+	if (config[0])
+		return config;
+	if (!lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, &output, NULL))
+		list = strchr(output, '[');
+	if (list)
+		list[strcspn(list, "\n")] = 0;
+	snprintf(config, sizeof(config), "devices/filter=[\"r|^/dev/ublkb|\",%s",
+		 list ? list + 1 : "\"r|^/dev/qchain/|\"]");
+	free(output);
+	return config;
+}
+
+int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **output,
+	    struct qc_err *err)
+{
+	const char *filtered[MAX_ARGS + 1] = { args[0], "--config", filter_config() };
+	u32 n = 3;
+
+	for (args++; *args && n < MAX_ARGS; args++)
+		filtered[n++] = *args;
+	if (*args)
+		return qc_err_set(err, -E2BIG, "%s: %s has too many arguments", object,
+				  filtered[0]);
+	return lvm_run_plain(object, filtered, timeout_ms, output, err);
 }

@@ -18,7 +18,7 @@ enum { STAGE_NEXT, STAGE_WAIT, STAGE_DONE };
 
 static void op_done(struct write_op *op, int error);
 
-/* ---- detain: one operation at a time on a cluster (rule B4) ---------------------- */
+/* ---- detain: one operation at a time on a cluster (rule B4) ----------------------- */
 
 #define CELL_BUCKETS 256u
 
@@ -68,7 +68,7 @@ static void release_cell(struct write_op *op)
 	}
 }
 
-/* ---- table: the entries, as they are now -------------------------------------------- */
+/* ---- table: the entries, as they are now ------------------------------------------ */
 
 static u32 l1_index(const struct write_op *op)
 {
@@ -233,7 +233,7 @@ static int write_op_table(struct write_op *op)
 	return table_build(op, nt);
 }
 
-/* ---- plan: what becomes of each cluster, and where its data goes ---------------------- */
+/* ---- plan: what becomes of each cluster, and where its data goes ------------------ */
 
 static u32 clusters_to_allocate(const struct write_op *op, u32 from)
 {
@@ -407,7 +407,7 @@ static int write_fill(struct write_op *op)
 	return STAGE_NEXT;
 }
 
-/* ---- data: every byte range that becomes valid, on the device ----------------------------- */
+/* ---- data: every byte range that becomes valid, on the device --------------------- */
 
 static void data_written(struct io_op *io, int error)
 {
@@ -500,7 +500,7 @@ static int write_data(struct write_op *op)
 	return STAGE_WAIT;
 }
 
-/* ---- link: the entries join the open transaction ---------------------------------------------- */
+/* ---- link: the entries join the open transaction ---------------------------------- */
 
 static void op_linked(struct meta_join *join, int error)
 {
@@ -645,7 +645,7 @@ void write_op_run(struct write_op *op)
 		op_done(op, ret == STAGE_DONE ? 0 : ret);
 }
 
-/* ---- publish and acknowledge ----------------------------------------------------------------------- */
+/* ---- publish and acknowledge ------------------------------------------------------ */
 
 static int add_update(struct chain_target *ct, const struct cluster_plan *p, u64 host)
 {
@@ -737,7 +737,7 @@ static void op_free(struct write_op *op)
 	free(op);
 }
 
-/* ---- a request, cut into operations ------------------------------------------------------------------ */
+/* ---- a request, cut into operations ----------------------------------------------- */
 
 static void split_run(struct slow_request *s);
 
@@ -812,7 +812,8 @@ static u64 next_piece(const struct slow_request *s, u8 *type)
 	*type = split_type(s);
 	if (*type == OP_WRITE)
 		return min(end, s->pos + QC_MAX_REQUEST_BYTES);
-	if (s->pos % granule || (ALIGN_DOWN(end, granule) <= s->pos && end != s->ct->map.size_bytes)) {
+	if (s->pos % granule ||
+	    (ALIGN_DOWN(end, granule) <= s->pos && end != s->ct->map.size_bytes)) {
 		*type = OP_WRITE;
 		return min(end, ALIGN_UP(s->pos + 1, granule));
 	}
@@ -900,7 +901,7 @@ void chain_write(struct chain_target *ct, struct request *req)
 		chain_raw_write(s);
 }
 
-/* ---- a raw active layer: what the fast path could not do -------------------------------- */
+/* ---- a raw active layer: what the fast path could not do -------------------------- */
 
 static void raw_written(struct io_op *io, int error)
 {

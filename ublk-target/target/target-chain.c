@@ -28,7 +28,7 @@
 #define MAX_WINDOW_BITS 30u
 #define DEFAULT_CACHE_BYTES (48u * 1024u * 1024u)
 
-/* ---- words ---------------------------------------------------------------------- */
+/* ---- words ------------------------------------------------------------------------ */
 
 struct chain_words {
 	struct chain_open_options open;
@@ -90,8 +90,8 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 		size_t len = eq ? (size_t)(eq - argv[i]) : 0;
 
 		if (!len || len >= sizeof(key))
-			return qc_err_set(err, -EINVAL, "qcow2-chain: word \"%s\", expected key=value",
-					  argv[i]);
+			return qc_err_set(err, -EINVAL,
+					  "qcow2-chain: word \"%s\", expected key=value", argv[i]);
 		memcpy(key, argv[i], len);
 		key[len] = 0;
 		if (word_apply(w, key, eq + 1))
@@ -104,7 +104,7 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 	return 0;
 }
 
-/* ---- opening ------------------------------------------------------------------------- */
+/* ---- opening ---------------------------------------------------------------------- */
 
 static void say_finding(void *arg, const char *line)
 {
@@ -234,7 +234,7 @@ static u32 window_bits(const struct chain *chain)
 	return min(max(bits, MIN_WINDOW_BITS), MAX_WINDOW_BITS);
 }
 
-/* ---- the metadata of the active layer ----------------------------------------------------- */
+/* ---- the metadata of the active layer --------------------------------------------- */
 
 /*
  * Before the first other write (rule B5): bits that others set and we do not
@@ -297,7 +297,7 @@ static void pin_header(struct meta_wait *wait)
 		meta_pin(ct->header);
 }
 
-/* ---- loops ----------------------------------------------------------------------------------- */
+/* ---- loops ------------------------------------------------------------------------ */
 
 static int make_loop(const char *name, u32 entries, struct loop **result)
 {
@@ -396,13 +396,16 @@ static void chain_detach(struct target *ti, struct loop *loop)
 
 	sem_init(&a.done, 0, 0);
 	loop_call(a.ct->loop, detach_run, &a);
-	while (sem_wait(&a.done) < 0)
+	/* a loop that was never started, or has stopped, answers from here */
+	while (!loop->has_thread && sem_trywait(&a.done) < 0)
+		loop_run_once(loop, false);
+	while (loop->has_thread && sem_wait(&a.done) < 0)
 		;
 	sem_destroy(&a.done);
 	chain_loop_exit(loop);
 }
 
-/* ---- stopping ------------------------------------------------------------------------------------ */
+/* ---- stopping --------------------------------------------------------------------- */
 
 struct drain {
 	struct chain_target *ct;
@@ -444,6 +447,22 @@ static void drain_run(struct loop *loop, void *arg)
 	struct drain *d = arg;
 
 	drain_check(loop, &d->timer);
+}
+
+static void presuspend_run(struct loop *loop, void *arg)
+{
+	struct chain_target *ct = arg;
+
+	ct->on_full = ON_FULL_FAIL;
+	if (!cds_list_empty(&ct->parked))
+		loop_timer_set(loop, &ct->full_timer, 0);
+}
+
+static void chain_presuspend(struct target *ti)
+{
+	struct chain_target *ct = ti->private;
+
+	loop_call(ct->loop, presuspend_run, ct);
 }
 
 /* Everything that was acknowledged is durable, everything freed is free. */
@@ -512,7 +531,7 @@ static void chain_dtr(struct target *ti)
 	chain_free(ct);
 }
 
-/* ---- building ------------------------------------------------------------------------------------- */
+/* ---- building --------------------------------------------------------------------- */
 
 static int chain_build(struct chain_target *ct, const char *top, struct chain_words *w,
 		       struct qc_err *err)
@@ -609,6 +628,7 @@ const struct target_type target_chain = {
 	.map = chain_map,
 	.attach = chain_attach,
 	.detach = chain_detach,
+	.presuspend = chain_presuspend,
 	.suspend = chain_suspend,
 	.status = chain_status,
 	.limits = chain_limits,

@@ -34,7 +34,12 @@ static void linear_done(struct io_op *op, int error)
 {
 	struct request *req = container_of(op, struct request, io);
 
-	target_end_io(req, error);
+	if (error || op->type == IO_FLUSH || !(req->flags & REQ_FUA)) {
+		target_end_io(req, error);
+		return;
+	}
+	op->type = IO_FLUSH; /* FUA: durable before it ends */
+	io_submit(req->loop, op);
 }
 
 static enum target_map_result linear_map(struct target *ti, struct request *req)

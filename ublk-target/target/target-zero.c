@@ -21,13 +21,16 @@ static int zero_ctr(struct target *ti, int argc, char **argv, struct qc_err *err
 
 static enum target_map_result zero_map(struct target *ti, struct request *req)
 {
+	static const u8 zeroes[QC_MAX_REQUEST_BYTES];
+
 	if (req->op == REQ_READ && req->base)
 		memset(req->base, 0, req->len);
+	else if (req->op == REQ_READ) /* a kernel buffer left as it came leaks memory */
+		req->error = req->ops->copy_to(req, 0, zeroes, req->len);
 	if (req->op == REQ_BLOCK_STATUS) {
 		req->status[0] = (struct block_status){ .len = req->len, .zero = true };
 		req->status_nr = 1;
 	}
-	/* A kernel buffer is left as it came: this target measures, it serves nobody. */
 	return TARGET_DONE;
 }
 

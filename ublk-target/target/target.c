@@ -85,6 +85,12 @@ void target_detach(struct target *ti, struct loop *loop)
 		ti->type->detach(ti, loop);
 }
 
+void target_presuspend(struct target *ti)
+{
+	if (ti->type->presuspend)
+		ti->type->presuspend(ti);
+}
+
 int target_suspend(struct target *ti, struct qc_err *err)
 {
 	return ti->type->suspend ? ti->type->suspend(ti, err) : 0;

@@ -365,11 +365,8 @@ static void out_submit(struct nbd_conn *c)
 	io_uring_sqe_set_data(sqe, &c->out.completion);
 }
 
-/* Skip what has left; false when all has. */
-static bool out_advance(struct nbd_output *out, size_t len)
+bool nbd_out_advance(struct msghdr *msg, size_t len)
 {
-	struct msghdr *msg = &out->msg;
-
 	while (msg->msg_iovlen && len >= msg->msg_iov->iov_len) {
 		len -= msg->msg_iov->iov_len;
 		msg->msg_iov++;
@@ -392,7 +389,7 @@ static void out_done(struct io_completion *completion, int res, u32 cqe_flags)
 		res = 0;
 	if (res < 0)
 		nbd_conn_set_life(c, NBD_DEAD);
-	else if (out_advance(&c->out, res) && c->life != NBD_DEAD) {
+	else if (nbd_out_advance(&c->out.msg, res) && c->life != NBD_DEAD) {
 		out_submit(c);
 		return;
 	}

@@ -379,6 +379,8 @@ static inline u32 nbd_in_bytes(const struct nbd_conn *c)
 
 /* Append to the reply to the option of the moment. */
 void nbd_out_append(struct nbd_conn *c, const void *data, u32 len);
+/* Skip the @len bytes that have left; false when all have. */
+bool nbd_out_advance(struct msghdr *msg, size_t len);
 
 /* Give a request's memory and its slot back; it is on no list or on one of output. */
 void nbd_slot_release(struct nbd_slot *slot);
