@@ -18,7 +18,9 @@ int loop_start(struct loop *loop, int cpu);
 void loop_stop(struct loop *loop);
 
 #define sem_wait sim_sem_wait
+#define sem_trywait sim_sem_wait
 #include "../../ublk-target/target/target-chain.c"
 #undef sem_wait
+#undef sem_trywait
 
 #endif
