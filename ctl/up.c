@@ -145,6 +145,11 @@ static int up_parse(const struct verb *verb, int argc, char **argv, struct up_op
 		ret = take_top(up, argv[optind + 1], &err);
 	if (ret)
 		return verb_usage(verb, "%s", err.msg);
+	if (!up->no_ublk && up->nbd[0] && access("/dev/ublk-control", F_OK)) {
+		fprintf(stderr, "qchainctl: %s: no ublk_drv on this host, served on %s only\n",
+			up->name, up->nbd);
+		up->no_ublk = true;
+	}
 	if (up->no_ublk && !up->nbd[0])
 		return verb_usage(verb, "--no-ublk: nothing is left to be served, expected --nbd "
 					"SOCK too");
@@ -429,7 +434,8 @@ const struct verb verb_up = {
 	.usage = "NAME [TOP] [OPTION]...",
 	.options =
 		"  --read-only            serve it for reading only\n"
-		"  --nbd SOCK             serve it on this NBD socket too\n"
+		"  --nbd SOCK             serve it on this NBD socket too; alone where the host has\n"
+		   "                         no ublk_drv\n"
 		"  --no-ublk              no block device, only --nbd\n"
 		"  --scan                 let the host read what is on it: partitions, LVM, md\n"
 		"  --allow-backing DIR    follow backing references into DIR too, repeatable\n"

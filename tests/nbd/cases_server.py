@@ -99,7 +99,7 @@ def starting_at_once(suite):
     """Of many servers on one stale socket exactly one gets it."""
     server = suite.server("zero")
     argv = suite.server_argv(server, False, "vm1")
-    for _ in range(10):
+    for _ in range(40):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(server.socket)
         children = [subprocess.Popen(argv, stderr=subprocess.DEVNULL) for _ in range(8)]
