@@ -434,8 +434,8 @@ const struct verb verb_up = {
 	.usage = "NAME [TOP] [OPTION]...",
 	.options =
 		"  --read-only            serve it for reading only\n"
-		"  --nbd SOCK             serve it on this NBD socket too; alone where the host has\n"
-		   "                         no ublk_drv\n"
+		"  --nbd SOCK             serve it on this NBD socket too; alone where\n"
+		"                         the host has no ublk_drv\n"
 		"  --no-ublk              no block device, only --nbd\n"
 		"  --scan                 let the host read what is on it: partitions, LVM, md\n"
 		"  --allow-backing DIR    follow backing references into DIR too, repeatable\n"

@@ -98,7 +98,7 @@ static void test_report(void)
 
 	list_fails("printf \"{\\\"report\\\":[{\\\"lv\\\":[" ONE_LV("5k", "") "]}]}\"", -EPROTO,
 		   "5k");
-	use_false_lvm("[ $# = 8 ] && [ $8 = vg ] && [ $LC_ALL = C ] && "
+	use_false_lvm("[ $# = 10 ] && [ ${10} = vg ] && [ $LC_ALL = C ] && "
 		      "printf \"{\\\"report\\\":[{\\\"lv\\\":[" ONE_LV("4096", "a,b") ","
 		      ONE_LV("18446744073709551615", "$(printf 'tag-%04d,' $(seq 300))") "]}]}\"");
 	CU_ASSERT_FATAL(lvm_list("vg", &lvs, &nr, &err) == 0);
@@ -141,7 +141,9 @@ static void test_arguments(void)
 	char seen[512] = "";
 	int fd;
 
-	use_false_lvm("echo \"$*\" >> $(dirname $0)/seen");
+	/* our own devices are never looked at: the pattern comes with every command */
+	use_false_lvm("case \"$2 $3\" in '--config devices/filter=[\"r|^/dev/ublkb|\",'*) ;; "
+		      "*) exit 9;; esac; c=$1; shift 3; echo \"$c $*\" >> $(dirname $0)/seen");
 	CU_ASSERT(lvm_create("vg", "a-b", 1000000, "t=1", &err) == 0);
 	CU_ASSERT(lvm_remove("vg", "a-b", &err) == 0);
 	CU_ASSERT(lvm_activate("vg", "a-b", false, &err) == 0);

@@ -373,6 +373,7 @@ static void test_status(void)
 #define STATUS_PIECE 65536u
 
 struct record {
+	struct loop *loop;
 	u64 offset;
 	u32 len;
 	u8 op;
@@ -434,7 +435,7 @@ static enum target_map_result record_map(struct target *ti, struct request *req)
 	pthread_mutex_lock(&recorder.lock);
 	if (recorder.nr < RECORD_MAX)
 		recorder.records[recorder.nr++] = (struct record){
-			req->offset, req->len, req->op, req->flags,
+			req->loop, req->offset, req->len, req->op, req->flags,
 		};
 	recorder.most_held = max(recorder.most_held, recorder.nr_held + 1);
 	pthread_mutex_unlock(&recorder.lock);
@@ -514,9 +515,9 @@ static u32 client_reply(int fd, void *payload, u32 room)
 	return nbd_get32(rest);
 }
 
-static struct transport *record_start(void)
+static struct transport *record_start(u32 nr_loops)
 {
-	struct nbd_options options = { .socket = socket_path, .nr_loops = 1 };
+	struct nbd_options options = { .socket = socket_path, .nr_loops = nr_loops };
 	struct transport *t = NULL;
 	struct qc_err err = { 0 };
 
@@ -598,7 +599,7 @@ static void test_flags_reach_target(void)
 		{ NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, REQ_WRITE, REQ_FUA },
 		{ NBD_CMD_WRITE, 0, REQ_WRITE, 0 },
 	};
-	struct transport *t = record_start();
+	struct transport *t = record_start(1);
 	char data[4096] = { 0 }, answer[5000];
 	int fd = client_open();
 	size_t i;
@@ -618,7 +619,7 @@ static void test_flags_reach_target(void)
 
 static void test_cut_to_size(void)
 {
-	struct transport *t = record_start();
+	struct transport *t = record_start(1);
 	u32 len = 9 * MiB + 512;
 	u8 *data = calloc(1, len + 64);
 	int fd = client_open();
@@ -644,7 +645,7 @@ static void test_cut_to_size(void)
 
 static void test_failing_part(void)
 {
-	struct transport *t = record_start();
+	struct transport *t = record_start(1);
 	u32 len = 8 * MiB;
 	u8 *data = calloc(1, len + 64);
 	int fd = client_open();
@@ -700,7 +701,7 @@ static void client_status(int fd, u16 flags, u64 offset, u32 len, struct answer 
 
 static void test_block_status(void)
 {
-	struct transport *t = record_start();
+	struct transport *t = record_start(1);
 	int fd = client_open();
 	struct answer a[2];
 
@@ -730,7 +731,7 @@ static void test_block_status(void)
 
 static void test_block_status_long(void)
 {
-	struct transport *t = record_start();
+	struct transport *t = record_start(1);
 	int fd = client_open();
 	struct answer a[2];
 
@@ -750,6 +751,30 @@ static void test_block_status_long(void)
 	record_stop(t, fd);
 }
 
+/* ---- loops --------------------------------------------------------------------------- */
+
+static void test_loops_share(void)
+{
+	struct transport *t = record_start(3);
+	struct answer a[2];
+	u32 i, j, same;
+	int fds[6];
+
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = client_open();
+		client_status(fds[i], 0, 0, 512, a);
+	}
+	CU_ASSERT_EQUAL_FATAL(recorded(), ARRAY_SIZE(fds));
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		for (j = 0, same = 0; j < ARRAY_SIZE(fds); j++)
+			same += recorder.records[i].loop == recorder.records[j].loop;
+		CU_ASSERT_EQUAL(same, 2);
+		if (i)
+			close(fds[i]);
+	}
+	record_stop(t, fds[0]);
+}
+
 static const struct unit_test tests[] = {
 	{ "errors of the protocol", test_errors },
 	{ "preferred block size", test_preferred_block },
@@ -766,6 +791,7 @@ static const struct unit_test tests[] = {
 	{ "one part fails", test_failing_part },
 	{ "block status: merged, cut, one", test_block_status },
 	{ "block status: many extents", test_block_status_long },
+	{ "connections are spread over the loops", test_loops_share },
 	{ NULL, NULL },
 };
 

@@ -336,11 +336,11 @@ static const char *filter_config(void)
 	if (config[0])
 		return config;
 	if (!lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, &output, NULL))
-		list = strchr(output, '[');
+		list = strstr(output, "filter=[");
 	if (list)
 		list[strcspn(list, "\n")] = 0;
 	snprintf(config, sizeof(config), "devices/filter=[\"r|^/dev/ublkb|\",%s",
-		 list ? list + 1 : "\"r|^/dev/qchain/|\"]");
+		 list ? list + strlen("filter=[") : "\"r|^/dev/qchain/|\"]");
 	free(output);
 	return config;
 }
