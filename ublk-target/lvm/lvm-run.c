@@ -331,12 +331,14 @@ static const char *filter_config(void)
 {
 	static const char *const ask[] = { "lvmconfig", "devices/filter", NULL };
 	static char config[4096];
+	static bool found; /* the administrator's list: it is asked for once */
 	char *output = NULL, *list = NULL;
 
-	if (config[0])
+	if (found)
 		return config;
 	if (!lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, &output, NULL))
 		list = strstr(output, "filter=[");
+	found = list != NULL;
 	if (list)
 		list[strcspn(list, "\n")] = 0;
 	snprintf(config, sizeof(config), "devices/filter=[\"r|^/dev/ublkb|\",%s",
