@@ -15,11 +15,24 @@
 #define HISTOGRAM_STEPS 32u
 #define HISTOGRAM_SLOTS (64u * HISTOGRAM_STEPS)
 
+/* With --no-drain flushes overlap; a further one waits for one of these. */
+#define BENCH_FLUSHES 64u
+
+/* The smallest window that a chain has: 4 KiB of L2 at 512-byte clusters. */
+#define WARM_STEP (256 * KiB)
+
 struct lane {
 	struct request req;
 	struct queue *queue;
+	struct lane *next; /* free */
 	u64 start_ns;
 	void *buffer;
+};
+
+struct flush {
+	struct request req;
+	struct queue *queue;
+	struct flush *next; /* free */
 };
 
 struct queue {
@@ -27,15 +40,18 @@ struct queue {
 	struct target *ti;
 	struct loop *loop;
 	struct lane lanes[BENCH_MAX_DEPTH];
-	struct request flush;
+	struct lane *free_lanes;
+	struct flush flushes[BENCH_FLUSHES];
+	struct flush *free_flushes;
 	sem_t *done;
+	u64 now_ns; /* the clock is read once for an end and the start that it allows */
 	u64 left; /* requests to start */
 	u64 next; /* offset */
 	u64 random;
 	u32 in_flight;
+	u32 flushing; /* flushes in flight */
 	u32 since_flush;
 	bool starting; /* queue_fill() is on the stack */
-	bool flushing;
 	u64 errors;
 	u64 slots[HISTOGRAM_SLOTS];
 	u64 max_ns;
@@ -89,37 +105,44 @@ static void lane_end_io(struct request *req, int error)
 {
 	struct lane *lane = container_of(req, struct lane, req);
 	struct queue *q = lane->queue;
-	u64 ns = loop_now_ns(q->loop) - lane->start_ns;
+	u64 ns;
 
+	q->now_ns = loop_now_ns(q->loop);
+	ns = q->now_ns - lane->start_ns;
 	q->slots[slot_of(ns)]++;
 	q->max_ns = max(q->max_ns, ns);
 	q->errors += error != 0;
 	q->in_flight--;
-	lane->start_ns = 0;
+	lane->next = q->free_lanes;
+	q->free_lanes = lane;
 	queue_fill(q);
 }
 
 static void flush_end_io(struct request *req, int error)
 {
-	struct queue *q = container_of(req, struct queue, flush);
+	struct flush *flush = container_of(req, struct flush, req);
+	struct queue *q = flush->queue;
 
+	q->now_ns = loop_now_ns(q->loop);
 	q->errors += error != 0;
-	q->flushing = false;
-	q->since_flush = 0;
+	q->flushing--;
+	flush->next = q->free_flushes;
+	q->free_flushes = flush;
 	queue_fill(q);
 }
 
 static const struct request_ops lane_ops = { .end_io = lane_end_io };
 static const struct request_ops flush_ops = { .end_io = flush_end_io };
 
-static void lane_start(struct lane *lane)
+static void lane_start(struct queue *q)
 {
-	struct queue *q = lane->queue;
+	struct lane *lane = q->free_lanes;
 
+	q->free_lanes = lane->next;
 	q->left--;
 	q->since_flush++;
 	q->in_flight++;
-	lane->start_ns = loop_now_ns(q->loop);
+	lane->start_ns = q->now_ns;
 	lane->req.ops = &lane_ops;
 	lane->req.loop = q->loop;
 	lane->req.op = q->options->write ? REQ_WRITE : REQ_READ;
@@ -129,32 +152,56 @@ static void lane_start(struct lane *lane)
 	target_submit(q->ti, &lane->req);
 }
 
+static void flush_start(struct queue *q)
+{
+	struct flush *flush = q->free_flushes;
+
+	q->free_flushes = flush->next;
+	q->since_flush = 0;
+	q->flushing++;
+	flush->req = (struct request){ .ops = &flush_ops, .loop = q->loop, .op = REQ_FLUSH };
+	target_submit(q->ti, &flush->req);
+}
+
 static bool flush_is_due(const struct queue *q)
 {
 	return q->options->flush_interval && q->since_flush >= q->options->flush_interval;
 }
 
-/* Keep the lanes busy; a flush waits for what is in flight, as qemu-img's does. */
+/* May a flush that is due start? Drained, as qemu-img's: nothing else is in flight. */
+static bool flush_may_start(const struct queue *q)
+{
+	if (q->options->no_drain)
+		return q->free_flushes;
+	return !q->in_flight && !q->flushing;
+}
+
+/* One step; false: nothing can be started until something has ended. */
+static bool queue_start_one(struct queue *q)
+{
+	if (flush_is_due(q)) {
+		if (!flush_may_start(q))
+			return false;
+		flush_start(q);
+		return true;
+	}
+	if (!q->left || !q->free_lanes || (q->flushing && !q->options->no_drain))
+		return false;
+	lane_start(q);
+	return true;
+}
+
+/* Keep the lanes busy. What ends while it is started is seen by the loop here. */
 static void queue_fill(struct queue *q)
 {
-	u32 i;
-
-	if (q->starting || q->flushing)
+	if (q->starting)
 		return;
 	q->starting = true;
-	for (i = 0; i < q->options->depth && q->left && !flush_is_due(q); i++)
-		while (!q->lanes[i].start_ns && q->left && !flush_is_due(q))
-			lane_start(&q->lanes[i]);
+	while (queue_start_one(q))
+		;
 	q->starting = false;
-	if (q->in_flight)
-		return;
-	if (flush_is_due(q)) {
-		q->flushing = true;
-		q->flush = (struct request){ .ops = &flush_ops, .loop = q->loop, .op = REQ_FLUSH };
-		target_submit(q->ti, &q->flush);
-	} else if (!q->left) {
+	if (!q->left && !q->in_flight && !q->flushing)
 		sem_post(q->done);
-	}
 }
 
 struct begin {
@@ -164,7 +211,10 @@ struct begin {
 
 static void queue_begin(struct loop *loop, struct loop_msg *msg)
 {
-	queue_fill(container_of(msg, struct begin, msg)->queue);
+	struct queue *q = container_of(msg, struct begin, msg)->queue;
+
+	q->now_ns = loop_now_ns(loop);
+	queue_fill(q);
 }
 
 /* ---- warming: every window is asked for its status once ---------------------------- */
@@ -174,51 +224,63 @@ struct warm {
 	struct block_status status;
 	struct loop_msg msg;
 	sem_t done;
-	u64 step;
+	u64 next; /* offset */
+	u64 errors;
 	struct queue *queue;
+	bool starting; /* warm_run() is on the stack */
+	bool in_flight;
 };
 
-static void warm_next(struct warm *w, u64 offset);
+static void warm_run(struct warm *w);
 
 static void warm_end_io(struct request *req, int error)
 {
 	struct warm *w = container_of(req, struct warm, req);
 
-	warm_next(w, req->offset + w->step);
+	w->errors += error != 0;
+	w->in_flight = false;
+	if (!w->starting)
+		warm_run(w);
 }
 
 static const struct request_ops warm_ops = { .end_io = warm_end_io };
 
-static void warm_next(struct warm *w, u64 offset)
+static void warm_run(struct warm *w)
 {
 	struct queue *q = w->queue;
 
-	if (offset >= q->ti->size_bytes) {
-		sem_post(&w->done);
-		return;
+	w->starting = true;
+	while (!w->in_flight && w->next < q->ti->size_bytes) {
+		w->in_flight = true;
+		w->req = (struct request){
+			.ops = &warm_ops, .loop = q->loop, .op = REQ_BLOCK_STATUS,
+			.offset = w->next, .len = q->ti->limits.logical_block,
+			.status = &w->status, .status_max = 1,
+		};
+		w->next += WARM_STEP;
+		target_submit(q->ti, &w->req);
 	}
-	w->req = (struct request){
-		.ops = &warm_ops, .loop = q->loop, .op = REQ_BLOCK_STATUS, .offset = offset,
-		.len = q->ti->limits.logical_block, .status = &w->status, .status_max = 1,
-	};
-	target_submit(q->ti, &w->req);
+	w->starting = false;
+	if (!w->in_flight)
+		sem_post(&w->done);
 }
 
 static void warm_begin(struct loop *loop, struct loop_msg *msg)
 {
-	warm_next(container_of(msg, struct warm, msg), 0);
+	warm_run(container_of(msg, struct warm, msg));
 }
 
-/* 256 KiB is the smallest window that a chain has. */
-static void warm(struct queue *q)
+/* Returns how many windows could not be loaded. */
+static u64 warm(struct queue *q)
 {
-	struct warm w = { .queue = q, .step = 256 * KiB };
+	struct warm w = { .queue = q };
 
 	sem_init(&w.done, 0, 0);
 	loop_send(q->loop, &w.msg, warm_begin);
 	while (sem_wait(&w.done) < 0)
 		;
 	sem_destroy(&w.done);
+	return w.errors;
 }
 
 /* ---- queues ------------------------------------------------------------------------- */
@@ -240,8 +302,15 @@ static int queue_create(struct target *ti, const struct bench_options *o, u32 in
 	q->next = o->offset + (o->pattern == BENCH_SEQ ? o->bytes : o->step) * index;
 	q->random = (o->seed + index + 1) * 0x9e3779b97f4a7c15ull | 1;
 	*result = q;
+	for (i = 0; i < BENCH_FLUSHES; i++) {
+		q->flushes[i].queue = q;
+		q->flushes[i].next = q->free_flushes;
+		q->free_flushes = &q->flushes[i];
+	}
 	for (i = 0; i < o->depth; i++) {
 		q->lanes[i].queue = q;
+		q->lanes[i].next = q->free_lanes;
+		q->free_lanes = &q->lanes[i];
 		q->lanes[i].buffer = io_alloc(o->bytes);
 		if (!q->lanes[i].buffer)
 			return -ENOMEM;
@@ -281,17 +350,20 @@ static double cpu_seconds(void)
 	       (ru.ru_utime.tv_usec + ru.ru_stime.tv_usec) / 1e6;
 }
 
+/* Counted page by page: statm and status are off by what the processors cache. */
 static u64 resident_bytes(void)
 {
-	unsigned long long size = 0, resident = 0;
-	FILE *f = fopen("/proc/self/statm", "r");
+	unsigned long long kib = 0;
+	char line[256];
+	FILE *f = fopen("/proc/self/smaps_rollup", "r");
 
-	if (f) {
-		if (fscanf(f, "%llu %llu", &size, &resident) != 2)
-			resident = 0;
-		fclose(f);
-	}
-	return resident * sysconf(_SC_PAGESIZE);
+	if (!f)
+		return 0;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Rss: %llu kB", &kib) == 1)
+			break;
+	fclose(f);
+	return kib * KiB;
 }
 
 static u64 percentile(struct queue **queues, u32 nr, u64 count, double part)
@@ -395,7 +467,7 @@ int bench_run(int argc, char **argv, const struct bench_options *options,
 		qc_err_set(err, ret, "bench: cannot set up its queues: %s", strerror(-ret));
 	} else {
 		if (options->warm)
-			warm(queues[0]);
+			result->errors = warm(queues[0]);
 		run_queues(queues, options, &done, result);
 		collect(ti, queues, options, result);
 	}

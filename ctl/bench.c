@@ -13,7 +13,7 @@
 /* The options and the access pattern are those of `qemu-img bench`. */
 
 enum { OPTION_PATTERN = 256, OPTION_WARM, OPTION_JSON, OPTION_QUEUES, OPTION_CACHE,
-       OPTION_FLUSH, OPTION_FUA, OPTION_ALLOW };
+       OPTION_FLUSH, OPTION_NO_DRAIN, OPTION_ALLOW };
 
 static const struct option rows[] = {
 	{ "count", required_argument, NULL, 'c' },
@@ -24,6 +24,7 @@ static const struct option rows[] = {
 	{ "format", required_argument, NULL, 'f' },
 	{ "write", no_argument, NULL, 'w' },
 	{ "flush-interval", required_argument, NULL, OPTION_FLUSH },
+	{ "no-drain", no_argument, NULL, OPTION_NO_DRAIN },
 	{ "pattern", required_argument, NULL, OPTION_PATTERN },
 	{ "warm", no_argument, NULL, OPTION_WARM },
 	{ "queues", required_argument, NULL, OPTION_QUEUES },
@@ -120,6 +121,7 @@ static void apply(struct bench_words *w, int c, struct qc_err *err)
 		break;
 	}
 	b->write |= c == 'w';
+	b->no_drain |= c == OPTION_NO_DRAIN;
 	b->warm |= c == OPTION_WARM;
 	w->json |= c == OPTION_JSON;
 }
@@ -186,6 +188,16 @@ static int measure(struct bench_words *w, const char *name)
 	return result.errors ? CTL_FAILED : CTL_DONE;
 }
 
+/* What cannot be meant; NULL: nothing. */
+static const char *contradiction(const struct bench_options *b)
+{
+	if (b->flush_interval && !b->write)
+		return "--flush-interval needs --write: reads leave nothing to flush";
+	if (b->no_drain && !b->flush_interval)
+		return "--no-drain needs --flush-interval";
+	return NULL;
+}
+
 static int run_bench(const struct verb *verb, int argc, char **argv)
 {
 	struct bench_words w = { .argc = 1, .bench = { .count = 75000, .depth = 64, .bytes = 4096,
@@ -203,6 +215,8 @@ static int run_bench(const struct verb *verb, int argc, char **argv)
 		ret = verb_status(verb);
 	else if (err.code)
 		ret = verb_usage(verb, "%s", err.msg);
+	else if (contradiction(&w.bench))
+		ret = verb_usage(verb, "%s", contradiction(&w.bench));
 	else
 		ret = verb_arguments(verb, argc, argv, 1, 1);
 	if (!ret)
@@ -223,6 +237,7 @@ const struct verb verb_bench = {
 		   "  -o, --offset SIZE       of the first request (0)\n"
 		   "  -w, --write             write; changes the image\n"
 		   "      --flush-interval N  flush after every N requests\n"
+		   "      --no-drain          a flush does not wait for the writes before it\n"
 		   "      --pattern P         seq, step, or random[,seed=N]\n"
 		   "      --warm              load the whole map before measuring\n"
 		   "      --queues N          threads with a queue each (1)\n"

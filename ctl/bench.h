@@ -23,6 +23,7 @@ struct bench_options {
 	u32 flush_interval; /* requests; 0: never */
 	enum bench_pattern pattern;
 	bool write;
+	bool no_drain; /* flushes do not wait for what is in flight */
 	bool warm;
 };
 
