@@ -105,6 +105,19 @@ $(O)/chain-sim: $(O)/tests/sim/chain-sim.o $(LIB)
 	$(say) LINK $@
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
+# libFuzzer programs; `make fuzz` builds them in a tree of their own.
+FUZZERS := $(addprefix $(O)/fuzz-,image chain nbd qmp text)
+
+$(O)/tests/fuzz/fuzz-chain.o: QCFLAGS += -Iublk-target/target
+$(O)/fuzz-image $(O)/fuzz-chain: $(O)/tests/fuzz/fuzz-mutate.o
+
+$(O)/fuzz-%: $(O)/tests/fuzz/fuzz-%.o $(O)/tests/fuzz/fuzz-common.o $(LIB)
+	$(say) LINK $@
+	$(Q)$(CC) $(QLDFLAGS) -fsanitize=fuzzer $(LDFLAGS) -Wl,--wrap=daemon_stop -o $@ \
+		$(filter %.o,$^) $(LIB) $(PKG_LIBS)
+
+fuzzers: $(FUZZERS)
+
 units: $(UNITS) $(PROBES) $(O)/ublk-bringup $(O)/chain-sim
 
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
@@ -129,6 +142,13 @@ demo: deps
 	$(Q)$(MAKE) --no-print-directory O=$(O) all
 	$(Q)QCHAIN_BUILD=$(abspath $(O)) tests/demo/demo.sh
 
+# FUZZ_SECONDS each, beside the seeds; FUZZ="image nbd" chooses.
+FUZZ_SECONDS ?= 60
+fuzz: deps
+	$(Q)$(MAKE) --no-print-directory O=$(O)/fuzz CC=clang \
+		SAN=address,undefined,fuzzer-no-link fuzzers
+	$(Q)O=$(O)/fuzz tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ)
+
 bench: deps
 	$(Q)$(MAKE) --no-print-directory O=$(O) all
 	$(Q)O=$(O) tests/bench/bench.sh
@@ -151,6 +171,7 @@ help:
 	@echo 'make check-fast   the daily loop, under two minutes'
 	@echo 'make check-full   all tests without sampling'
 	@echo 'make check-unit   unit tests only'
+	@echo 'make fuzz         feed hostile images and clients to the parsers; FUZZ_SECONDS=60'
 	@echo 'make style        length, naming and include rules'
 	@echo 'make bench        measure against the peers, write build/bench/'
 	@echo 'make install      DESTDIR= PREFIX=/usr'
@@ -158,6 +179,6 @@ help:
 	@echo 'V=1 shows commands, O=dir builds elsewhere, CC=clang,'
 	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers'
 
-.PHONY: all units deps check check-fast check-full check-unit style demo bench install \
+.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit style demo bench install \
 	clean help
 .SECONDARY:

@@ -18,9 +18,9 @@ jobs=$(nproc)
 mkdir -p "$logs"
 
 case $mode in
-check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 vm=no ;;
-check) diff_count=200 kill_count=40 san_count=30 sim_count=20 vm=yes ;;
-check-full) diff_count=1000 kill_count=300 san_count=300 sim_count=1000 vm=yes ;;
+check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 fuzz_seconds=0 vm=no ;;
+check) diff_count=200 kill_count=40 san_count=30 sim_count=20 fuzz_seconds=10 vm=yes ;;
+check-full) diff_count=1000 kill_count=300 san_count=300 sim_count=1000 fuzz_seconds=600 vm=yes ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
 
@@ -123,6 +123,14 @@ simulation() {
 	tier_end
 }
 
+fuzzing() {
+	tier "fuzzing"
+	run build-fuzz make -j"$jobs" O="$build/fuzz" CC=clang \
+		SAN=address,undefined,fuzzer-no-link fuzzers
+	run fuzz env O="$build/fuzz" tests/fuzz/run.sh "$fuzz_seconds"
+	tier_end
+}
+
 system() {
 	tier "system (VM, two kernels)"
 	run vm-6.12 env QCHAIN_BUILD="$build" tests/vm/check.sh 6.12
@@ -134,6 +142,7 @@ echo "check: seed $seed, logs in $logs"
 native
 [ "$san_count" = 0 ] || sanitizers
 [ "$mode" = check-fast ] || simulation
+[ "$mode" = check-fast ] || fuzzing
 [ "$vm" = no ] || system
 
 echo

@@ -513,7 +513,7 @@ static void stop_loops(struct chain_target *ct)
 
 	for (i = 0; i < CHAIN_WORKERS; i++)
 		loop_stop(ct->workers[i]);
-	if (ct->loop->has_thread)
+	if (!cds_list_empty(&ct->grace.loops)) /* first_run() has added it */
 		chain_detach(ct->ti, ct->loop);
 	loop_stop(ct->loop);
 }
