@@ -62,6 +62,7 @@ struct window {
 /* A layer as the map names it. Ids are stable for the run (rule C1). */
 struct layer {
 	struct image *img;
+	struct writer *writer; /* the target's, metadata thread only; NULL: nobody writes it */
 	char node_name[QC_MAX_NODE_NAME + 1];
 	char *path;
 };

@@ -29,6 +29,7 @@ static struct layer_table table;
 static bool corrupt_layers[1];
 static struct target ti;
 static struct chain_target ct;
+static struct writer writer;
 static struct new_table nt;
 static u8 entries[4096] __attribute__((aligned(8)));
 static struct cluster_plan plans[4];
@@ -44,18 +45,19 @@ static void make_target(u32 version, bool extl2, bool below)
 	};
 	table = (struct layer_table){ .nr = 1, .by_id = by_id };
 	corrupt_layers[0] = false;
-	ct = (struct chain_target){ .ti = &ti, .img = &img, .below = below,
-				    .corrupt_layers = corrupt_layers,
+	ct = (struct chain_target){ .ti = &ti, .corrupt_layers = corrupt_layers,
 				    .map = { .table = &table, .size_bytes = VIRTUAL_BYTES } };
-	nt = (struct new_table){ .ct = &ct, .data = entries };
+	writer = (struct writer){ .ct = &ct, .layer = &layer, .img = &img, .below = below };
+	layer.writer = &writer;
+	nt = (struct new_table){ .writer = &writer, .data = entries };
 	memset(entries, 0, sizeof(entries));
 }
 
 static int decide(u8 type, bool nounmap, u64 start, u64 len)
 {
 	memset(plans, 0xa5, sizeof(plans));
-	op = (struct write_op){ .ct = &ct, .type = type, .nounmap = nounmap, .start = start,
-				.len = len, .table = &nt, .plans = plans };
+	op = (struct write_op){ .writer = &writer, .type = type, .nounmap = nounmap,
+				.start = start, .len = len, .table = &nt, .plans = plans };
 	op.first_cluster = start / CLUSTER;
 	op.nr_clusters = (start + len - 1) / CLUSTER - op.first_cluster + 1;
 	return write_op_decide(&op);
@@ -495,7 +497,7 @@ static bool zero_holds(const struct sub_range *s)
 		return reads_the_same(&s->old, &s->new);
 	if (!p->changed && may_leave)
 		return reads_the_same(&s->old, &s->new);
-	if (!is_zero(&s->new) && (ct.below || !from_below(&s->new)))
+	if (!is_zero(&s->new) && (writer.below || !from_below(&s->new)))
 		return false;
 	return !p->changed || p->kind == (is_zero(&s->new) ? EXTENT_ZERO : EXTENT_NONE);
 }

@@ -8,7 +8,7 @@
 
 /*
  * Layers that nobody writes are read from their devices, all in one batch. The
- * active layer's entries come from the metadata cache, in the very event that
+ * entries of one that has a writer come from its cache, in the very event that
  * folds and publishes (rule C1): what is published is what was committed.
  */
 
@@ -137,10 +137,10 @@ static void add_source(struct load_fold *f, struct fold_layer *l, const void *ta
 	l->nr_sources++;
 }
 
-/* The active layer's entries out of the metadata cache: one source a block. */
-static int fold_write_layer(struct window_load *load, struct load_fold *f, struct fold_layer *l)
+/* The entries of an image that is written, out of its cache: one source a block. */
+static int fold_written(struct window_load *load, struct load_fold *f, struct fold_layer *l,
+			struct meta *meta)
 {
-	struct meta *meta = load->ct->meta;
 	u32 per_block = meta_block_bytes(meta) / l->img->l2_entry_bytes;
 	struct table_cursor cur = { .pos = load->start };
 	struct meta_block *block;
@@ -177,17 +177,12 @@ static void fold_parts(struct window_load *load, struct load_fold *f, struct fol
 	}
 }
 
-/* Blocks of the active layer that a window can touch. */
+/* Cached blocks of images that are written, as many as a window can touch. */
 static u32 max_blocks(const struct window_load *load)
 {
-	const struct chain_target *ct = load->ct;
-	u64 per_block;
+	const struct writer *w = load->ct->active;
 
-	if (!ct->meta)
-		return 0;
-	per_block = (u64)(meta_block_bytes(ct->meta) / ct->img->l2_entry_bytes)
-		    << ct->img->cluster_bits;
-	return load->len / per_block + 2;
+	return w && w->meta ? load->len / writer_block_coverage(w) + 2 : 0;
 }
 
 static int fold_collect(struct window_load *load, const struct layer_table *table,
@@ -198,13 +193,15 @@ static int fold_collect(struct window_load *load, const struct layer_table *tabl
 
 	for (depth = 0; depth < table->nr && !ret; depth++) {
 		struct fold_layer *l = &f->layers[depth];
+		const struct writer *w;
 
 		l->layer = table->order[depth];
 		l->img = table->by_id[l->layer]->img;
-		l->writable = l->img == load->ct->img;
+		w = table->by_id[l->layer]->writer;
+		l->writable = w != NULL;
 		l->sources = f->sources + f->nr_sources;
-		if (l->writable && l->img->format == IMAGE_QCOW2)
-			ret = fold_write_layer(load, f, l);
+		if (w && w->meta)
+			ret = fold_written(load, f, l, w->meta);
 		else
 			fold_parts(load, f, l, &part);
 	}
@@ -321,7 +318,7 @@ static int collect_parts(struct window_load *load)
 		const struct image *img = table->by_id[id]->img;
 		struct table_cursor cur = { .pos = load->start };
 
-		if (img->format == IMAGE_RAW || img == load->ct->img)
+		if (img->format == IMAGE_RAW || table->by_id[id]->writer)
 			continue;
 		while (!ret && next_table(load, img, &cur))
 			ret = add_part(load, &room, img, id, &cur);

@@ -177,50 +177,49 @@ void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem)
 /* ---- bad news --------------------------------------------------------------------------- */
 
 /* No request that starts from here on changes anything (one pointer, rule C3). */
-static void make_read_only(struct chain_target *ct)
+static void make_read_only(struct writer *w)
 {
-	ct->failed = true;
-	__atomic_store_n(&ct->map.table->read_only, true, __ATOMIC_RELEASE);
+	w->failed = true;
+	__atomic_store_n(&w->ct->map.table->read_only, true, __ATOMIC_RELEASE);
 }
 
-void chain_failed(void *arg, int error)
+void writer_failed(void *arg, int error)
 {
-	struct chain_target *ct = arg;
+	struct writer *w = arg;
 	json_object *data = json_object_new_object();
 
 	log_error("%s: metadata could not be written (error %d): the device is read-only now; "
 		  "check the volume below, then take the device down and up again",
-		  ct->chain->layers[0].path, -error);
-	json_object_object_add(data, "node-name",
-			       json_object_new_string(ct->chain->layers[0].node_name));
+		  w->layer->path, -error);
+	json_object_object_add(data, "node-name", json_object_new_string(w->layer->node_name));
 	json_object_object_add(data, "operation", json_object_new_string("write"));
 	json_object_object_add(data, "action", json_object_new_string("report"));
-	make_read_only(ct);
-	target_event(ct->ti, "BLOCK_IO_ERROR", data);
+	make_read_only(w);
+	target_event(w->ct->ti, "BLOCK_IO_ERROR", data);
 }
 
 /*
  * The corrupt bit, as QEMU sets it: the next opener refuses to write before a
  * repair. One set in the header's sector, by the common write order.
  */
-static void mark_corrupt(struct chain_target *ct)
+static void mark_corrupt(struct writer *w)
 {
 	__be64 word;
 
-	if (!ct->header || ct->img->version < 3 || ct->img->incompatible & QCOW2_INCOMPAT_CORRUPT)
+	if (!w->header || w->img->version < 3 || w->img->incompatible & QCOW2_INCOMPAT_CORRUPT)
 		return;
-	ct->img->incompatible |= QCOW2_INCOMPAT_CORRUPT;
-	word = __builtin_bswap64(ct->img->incompatible);
-	if (!meta_txn_set(ct->meta, ct->header,
+	w->img->incompatible |= QCOW2_INCOMPAT_CORRUPT;
+	word = __builtin_bswap64(w->img->incompatible);
+	if (!meta_txn_set(w->meta, w->header,
 			  offsetof(struct qcow2_disk_header, incompatible_features), &word,
 			  sizeof(word)))
-		meta_kick(ct->meta);
+		meta_kick(w->meta);
 }
 
 void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what)
 {
 	const struct layer *l = ct->map.table->by_id[layer];
-	bool active = l->img == ct->img;
+	struct writer *w = l->writer;
 	json_object *data;
 
 	if (ct->corrupt_layers[layer])
@@ -229,15 +228,15 @@ void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, cons
 	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s; "
 		  "run qchainctl check on it",
 		  l->path, (unsigned long long)guest, (unsigned long long)host, what,
-		  active ? ", the device is read-only now" : "");
+		  w ? ", the device is read-only now" : "");
 	data = json_object_new_object();
 	json_object_object_add(data, "node-name", json_object_new_string(l->node_name));
 	json_object_object_add(data, "msg", json_object_new_string(what));
 	json_object_object_add(data, "offset", json_object_new_int64(host));
-	json_object_object_add(data, "fatal", json_object_new_boolean(active));
-	if (active) {
-		mark_corrupt(ct);
-		make_read_only(ct);
+	json_object_object_add(data, "fatal", json_object_new_boolean(w != NULL));
+	if (w) {
+		mark_corrupt(w);
+		make_read_only(w);
 	}
 	target_event(ct->ti, "BLOCK_IMAGE_CORRUPTED", data);
 }

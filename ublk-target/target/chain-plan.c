@@ -12,7 +12,7 @@
 
 /* One cluster as it is, and the op's share of it. */
 struct cluster_view {
-	const struct chain_target *ct;
+	const struct writer *writer;
 	const struct image *img;
 	u64 guest; /* of the cluster */
 	u64 from; /* the op's range in it, guest bytes */
@@ -145,7 +145,7 @@ static void valid_zero(const struct cluster_view *v, struct cluster_plan *p, boo
 /* The whole cluster reads as zero and has no place any more (rule B4). */
 static void plan_zero_free(const struct cluster_view *v, struct cluster_plan *p)
 {
-	bool hide = v->ct->below;
+	bool hide = v->writer->below;
 	u64 bitmap = 0;
 	u64 entry = 0;
 
@@ -177,7 +177,7 @@ static void plan_zero_keep(const struct cluster_view *v, struct cluster_plan *p)
 static void plan_zero_bits(const struct cluster_view *v, struct cluster_plan *p, bool discard)
 {
 	u64 bits = touched_bits(v);
-	bool zero = v->ct->below || !discard;
+	bool zero = v->writer->below || !discard;
 	u64 bitmap = v->bitmap & ~bits & ~(bits << 32);
 
 	p->host = v->host;
@@ -188,7 +188,7 @@ static void plan_zero_bits(const struct cluster_view *v, struct cluster_plan *p,
 static bool reads_zero_already(const struct cluster_view *v, const struct cluster_info *c)
 {
 	return c->kind == CLUSTER_ZERO || c->kind == CLUSTER_ZERO_PLACE ||
-	       (c->kind == CLUSTER_UNALLOCATED && !v->ct->below);
+	       (c->kind == CLUSTER_UNALLOCATED && !v->writer->below);
 }
 
 static void plan_zero(struct write_op *op, const struct cluster_view *v,
@@ -198,7 +198,7 @@ static void plan_zero(struct write_op *op, const struct cluster_view *v,
 	bool ext = image_has_extl2(v->img);
 
 	change_entry(v, p, v->entry, v->bitmap); /* nothing, unless below says so */
-	if (v->img->version < 3 && (!discard || v->ct->below))
+	if (v->img->version < 3 && (!discard || v->writer->below))
 		return; /* no zero flag; write zeroes came as OP_WRITE */
 	if (!is_whole(v)) {
 		if (!v->compressed)
@@ -218,21 +218,21 @@ static void plan_zero(struct write_op *op, const struct cluster_view *v,
 
 void *write_op_entries(const struct write_op *op)
 {
-	const struct image *img = op->ct->img;
+	const struct image *img = op->writer->img;
 	u64 index = op->first_cluster & ((1ull << img->l2_bits) - 1);
 	u64 at = index * img->l2_entry_bytes;
 
 	if (op->table)
 		return op->table->data + at;
-	return (u8 *)op->block->data + at % meta_block_bytes(op->ct->meta);
+	return (u8 *)op->block->data + at % meta_block_bytes(op->writer->meta);
 }
 
 static void view_cluster(const struct write_op *op, u32 i, struct cluster_view *v)
 {
-	const struct image *img = op->ct->img;
+	const struct image *img = op->writer->img;
 	const void *entries = write_op_entries(op);
 
-	v->ct = op->ct;
+	v->writer = op->writer;
 	v->img = img;
 	v->guest = (op->first_cluster + i) << img->cluster_bits;
 	v->from = max(v->guest, op->start);
@@ -261,7 +261,7 @@ static int check_cluster(const struct write_op *op, const struct cluster_view *v
 		what = overlap_what(v->img, v->host);
 	if (!what)
 		return 0;
-	chain_corrupt(op->ct, op->ct->map.table->write_layer, v->guest, v->host, what);
+	chain_corrupt(op->writer->ct, op->writer->id, v->guest, v->host, what);
 	return -EIO;
 }
 

@@ -34,7 +34,6 @@ struct chain_target {
 	struct loop *workers[CHAIN_WORKERS];
 	u32 next_worker;
 	enum chain_on_full on_full;
-	bool below; /* something lies below the active layer */
 
 	/* any loop reads it */
 	struct map map;
@@ -44,38 +43,53 @@ struct chain_target {
 	struct cds_list_head load_queue; /* beyond CHAIN_MAX_LOADS */
 	u32 nr_loads;
 
-	/* the active layer, when it is written */
-	struct image *img;
-	struct meta *meta;
-	struct refcounts *rc;
-	struct meta_block *header; /* pinned: the corrupt bit must never wait for a read */
-	struct meta_wait header_wait;
-	struct cds_list_head *cells; /* hash of struct write_op by L2 block */
-	struct cds_list_head new_tables; /* struct new_table */
-	struct cds_list_head linked; /* struct write_op: publish, then release */
-	struct map_update *updates;
+	struct writer *active; /* of the active layer; NULL: nothing is written */
+	struct map_update *updates; /* of the transaction that is being published */
 	u32 nr_updates;
 	u32 room_updates;
-	struct cds_list_head parked; /* struct write_op: the device is full */
-	struct loop_timer full_timer;
-	u32 nr_reclaims; /* unmapped, not yet released */
-	u32 nr_ops;
 	u64 bounce_bytes;
 	struct cds_list_head bounce_waiters; /* struct meta_wait */
 	bool bounce_refused; /* somebody had to wait since the last put */
 	bool bounce_waking; /* waiters run: on the stack */
 	bool load_starting; /* queued loads start: on the stack */
 	bool *corrupt_layers; /* by id: reported already */
-	bool failed; /* metadata could not be written: read-only from here */
-	bool full;
 	bool stopping; /* nothing waits for space any more */
 
 	/* counters, for status */
 	u64 stat_loads;
 	u64 stat_deferred;
 	u64 stat_slow_reads;
+};
+
+/*
+ * struct writer - one image that is being written (rule C5)
+ * Metadata thread only. Requests, operations and tables point to theirs.
+ */
+struct writer {
+	/* set once */
+	struct chain_target *ct;
+	struct layer *layer;
+	u16 id; /* of the layer */
+	struct image *img;
+	struct meta *meta; /* NULL, and all below: a raw image */
+	struct refcounts *rc;
+	bool below; /* something lies below the layer */
+
+	struct meta_block *header; /* pinned: the corrupt bit must never wait for a read */
+	struct meta_wait header_wait;
+	struct cds_list_head *cells; /* hash of struct write_op by L2 block */
+	struct cds_list_head new_tables; /* struct new_table */
+	struct cds_list_head linked; /* struct write_op: publish, then release */
+	struct cds_list_head parked; /* struct write_op: the device is full */
+	struct loop_timer full_timer;
+	u32 nr_reclaims; /* unmapped, not yet released */
+	u32 nr_ops;
+	bool failed; /* metadata could not be written: nothing goes there any more */
+	bool full;
 	u64 stat_allocated;
 };
+
+#define CELL_BUCKETS 256u
 
 /* ---- chain-map.c: the fast path, on every loop -------------------------------- */
 
@@ -108,7 +122,27 @@ int chain_bounce_get(struct chain_target *ct, u32 bytes, struct meta_wait *wait,
 void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem);
 /* A violation was found; in the active layer it ends writing. */
 void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what);
-void chain_failed(void *arg, int error);
+/* meta_ops.failed: the device turns read-only. */
+void writer_failed(void *arg, int error);
+
+/* ---- chain-writer.c: an image is opened for writing, and closed again --------------- */
+
+/*
+ * writer_open - make @layer's image, open read-write, ready: refcounts, cells,
+ * marks in the header (promise P15). Control thread, before the loops run.
+ */
+int writer_open(struct chain_target *ct, u16 layer, bool below, struct writer **result,
+		struct qc_err *err);
+/* First thing on the metadata loop. */
+void writer_start(struct writer *w);
+/* Nothing is under way, all is durable, everything freed is free. */
+bool writer_idle(const struct writer *w);
+/* Idle and flushed: the header says that the image was closed cleanly. */
+void writer_mark_closed(struct writer *w);
+/* The loops have stopped. @w may be NULL. */
+void writer_destroy(struct writer *w);
+/* Guest bytes that one cached block of L2 entries maps. */
+u64 writer_block_coverage(const struct writer *w);
 
 /* ---- chain-load.c: folding windows ----------------------------------------------- */
 
@@ -124,7 +158,7 @@ void chain_load(struct chain_target *ct, u64 index, struct load_wait *wait);
 
 void chain_slow_read(struct chain_target *ct, struct request *req);
 
-/* ---- chain-write.c, chain-plan.c: changes of mapping --------------------------------- */
+/* ---- chain-split.c, chain-write.c, chain-plan.c: changes of mapping ------------------ */
 
 enum write_op_type { OP_WRITE, OP_ZERO, OP_DISCARD };
 
@@ -154,7 +188,7 @@ enum new_table_state { TABLE_BUILDING, TABLE_READY, TABLE_JOINED, TABLE_LINKED, 
  */
 struct new_table {
 	struct cds_list_head node;
-	struct chain_target *ct;
+	struct writer *writer;
 	u32 refs; /* operations that use it, and its transaction */
 	u32 l1_index;
 	enum new_table_state state;
@@ -170,7 +204,7 @@ struct new_table {
 
 /* A request, cut into operations. */
 struct slow_request {
-	struct chain_target *ct;
+	struct writer *writer;
 	struct request *req;
 	u64 pos;
 	u64 end;
@@ -186,7 +220,7 @@ struct slow_request {
  * Holds the cell of its clusters: operations that overlap wait (rule B4).
  */
 struct write_op {
-	struct chain_target *ct;
+	struct writer *writer;
 	struct slow_request *parent;
 	u8 type; /* enum write_op_type */
 	u8 stage;
@@ -199,7 +233,7 @@ struct write_op {
 	u64 start; /* guest bytes */
 	u64 len;
 	struct cds_list_head cell; /* in its hash bucket */
-	struct cds_list_head node; /* where it waits, or ct->linked */
+	struct cds_list_head node; /* where it waits, or writer->linked */
 	struct cds_list_head cell_waiters; /* struct write_op */
 	struct meta_wait wait;
 	/* the entries: one of the two */
@@ -223,23 +257,46 @@ struct write_op {
 };
 
 void chain_write(struct chain_target *ct, struct request *req);
+/* One of @s's operations is over (and freed). */
+void slow_request_op_done(struct slow_request *s, int error);
+
+/* [@start, @end) of @s's request: within one block of entries. NULL: no memory. */
+struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 type);
 void write_op_run(struct write_op *op);
-void chain_raw_write(struct slow_request *s);
-extern const struct meta_ops chain_meta_ops;
+/* Run what waits in @waiting (struct write_op by node) again; it is emptied first. */
+void write_ops_run(struct cds_list_head *waiting);
+extern const struct meta_ops writer_meta_ops;
+
+static inline u32 write_op_l1_index(const struct write_op *op)
+{
+	return op->start >> image_l2_coverage_bits(op->writer->img);
+}
 
 /* Big-endian memory of the entry of the op's first cluster. */
 void *write_op_entries(const struct write_op *op);
 /* Decide what becomes of the clusters of @op; no I/O. 0 or -EIO. */
 int write_op_decide(struct write_op *op);
 
+/* ---- chain-table.c: L2 tables that do not exist yet ------------------------------------- */
+
+struct new_table *table_find(struct writer *w, u32 index);
+void table_put(struct new_table *nt);
+/*
+ * Make sure that @op->block or a usable @op->table is set. 0, -EAGAIN (waits),
+ * -ENOSPC, -EIO.
+ */
+int write_op_table(struct write_op *op);
+/* The first user brings it into the transaction: whole, then its L1 entry. */
+int table_join(struct new_table *nt);
+
 /* ---- chain-space.c: giving back, running full ------------------------------------------ */
 
 /* @host is unmapped by the open transaction: release it when that is safe. */
-int chain_unmap(struct chain_target *ct, u64 host, u64 bytes);
+int writer_unmap(struct writer *w, u64 host, u64 bytes);
 /* Never named on disk: give it back at once. */
-void chain_release_now(struct chain_target *ct, u64 host, u64 bytes);
-void chain_park(struct write_op *op);
-void chain_unpark(struct chain_target *ct);
-void chain_full_timer(struct loop *loop, struct loop_timer *timer);
+void writer_release_now(struct writer *w, u64 host, u64 bytes);
+void writer_park(struct write_op *op);
+void writer_unpark(struct writer *w);
+void writer_full_timer(struct loop *loop, struct loop_timer *timer);
 
 #endif

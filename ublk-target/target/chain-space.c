@@ -15,7 +15,7 @@
 #define FULL_POLL_NS 500000000ull
 
 struct reclaim {
-	struct chain_target *ct;
+	struct writer *writer;
 	struct meta_unmap unmap;
 	struct grace_waiter grace;
 	struct meta_wait wait;
@@ -24,18 +24,18 @@ struct reclaim {
 static void reclaim_release(struct meta_wait *wait)
 {
 	struct reclaim *r = container_of(wait, struct reclaim, wait);
-	struct chain_target *ct = r->ct;
-	int ret = refcounts_release(ct->rc, r->unmap.host, r->unmap.bytes, wait);
+	struct writer *w = r->writer;
+	int ret = refcounts_release(w->rc, r->unmap.host, r->unmap.bytes, wait);
 
 	if (ret == -EAGAIN)
 		return;
 	if (ret)
 		log_warn("%s: cluster at %llu cannot be given back (error %d); "
 			 "qchainctl check --repair finds it",
-			 ct->chain->layers[0].path, (unsigned long long)r->unmap.host, -ret);
+			 w->layer->path, (unsigned long long)r->unmap.host, -ret);
 	free(r);
-	ct->nr_reclaims--;
-	chain_unpark(ct);
+	w->nr_reclaims--;
+	writer_unpark(w);
 }
 
 static void reclaim_drained(struct grace_waiter *waiter)
@@ -48,42 +48,42 @@ static void reclaim_durable(struct meta_unmap *unmap, int error)
 	struct reclaim *r = container_of(unmap, struct reclaim, unmap);
 
 	if (!error) {
-		grace_wait(&r->ct->grace, &r->grace);
+		grace_wait(&r->writer->ct->grace, &r->grace);
 		return;
 	}
-	r->ct->nr_reclaims--;
+	r->writer->nr_reclaims--;
 	free(r);
 }
 
-static struct reclaim *reclaim_create(struct chain_target *ct, u64 host, u64 bytes)
+static struct reclaim *reclaim_create(struct writer *w, u64 host, u64 bytes)
 {
 	struct reclaim *r = calloc(1, sizeof(*r));
 
 	if (!r)
 		return NULL; /* leaked until the next check */
-	r->ct = ct;
+	r->writer = w;
 	r->unmap.host = host;
 	r->unmap.bytes = bytes;
 	r->unmap.durable = reclaim_durable;
 	r->grace.drained = reclaim_drained;
 	r->wait.fn = reclaim_release;
-	ct->nr_reclaims++;
+	w->nr_reclaims++;
 	return r;
 }
 
-int chain_unmap(struct chain_target *ct, u64 host, u64 bytes)
+int writer_unmap(struct writer *w, u64 host, u64 bytes)
 {
-	struct reclaim *r = reclaim_create(ct, host, bytes);
+	struct reclaim *r = reclaim_create(w, host, bytes);
 
 	if (!r)
 		return -ENOMEM;
-	meta_txn_unmap(ct->meta, &r->unmap);
+	meta_txn_unmap(w->meta, &r->unmap);
 	return 0;
 }
 
-void chain_release_now(struct chain_target *ct, u64 host, u64 bytes)
+void writer_release_now(struct writer *w, u64 host, u64 bytes)
 {
-	struct reclaim *r = reclaim_create(ct, host, bytes);
+	struct reclaim *r = reclaim_create(w, host, bytes);
 
 	if (r)
 		reclaim_release(&r->wait);
@@ -91,14 +91,14 @@ void chain_release_now(struct chain_target *ct, u64 host, u64 bytes)
 
 /* ---- full ------------------------------------------------------------------------- */
 
-static void say_full(struct chain_target *ct, bool full)
+static void say_full(struct writer *w, bool full)
 {
-	const struct chain_layer *top = &ct->chain->layers[0];
+	const struct layer *top = w->layer;
 	json_object *data;
 
-	if (ct->full == full)
+	if (w->full == full)
 		return;
-	ct->full = full;
+	w->full = full;
 	if (full)
 		log_warn("%s: full (%llu bytes), writes that need space wait; extend the volume",
 			 top->path, (unsigned long long)top->img->dev->size_bytes);
@@ -111,69 +111,55 @@ static void say_full(struct chain_target *ct, bool full)
 	json_object_object_add(data, "nospace", json_object_new_boolean(full));
 	json_object_object_add(data, "reason", json_object_new_string(
 			       full ? "No space left on device" : "space again"));
-	target_event(ct->ti, "BLOCK_IO_ERROR", data);
+	target_event(w->ct->ti, "BLOCK_IO_ERROR", data);
 }
 
-void chain_park(struct write_op *op)
+void writer_park(struct write_op *op)
 {
-	struct chain_target *ct = op->ct;
+	struct writer *w = op->writer;
 
-	cds_list_add_tail(&op->node, &ct->parked);
-	meta_housekeep(ct->meta); /* what is unmapped becomes free with it */
-	if (!ct->full_timer.deadline_ns)
-		loop_timer_set(ct->loop, &ct->full_timer, ct->nr_reclaims ? 1 : FULL_POLL_NS / 10);
+	cds_list_add_tail(&op->node, &w->parked);
+	meta_housekeep(w->meta); /* what is unmapped becomes free with it */
+	if (!w->full_timer.deadline_ns)
+		loop_timer_set(w->ct->loop, &w->full_timer,
+			       w->nr_reclaims ? 1 : FULL_POLL_NS / 10);
 }
 
 /* Let every parked operation ask again. */
-void chain_unpark(struct chain_target *ct)
+void writer_unpark(struct writer *w)
 {
-	struct write_op *op, *tmp;
-	CDS_LIST_HEAD(ops);
-
-	if (cds_list_empty(&ct->parked))
-		return;
-	cds_list_splice(&ct->parked, &ops);
-	CDS_INIT_LIST_HEAD(&ct->parked);
-	cds_list_for_each_entry_safe(op, tmp, &ops, node) {
-		cds_list_del(&op->node);
-		write_op_run(op);
-	}
+	write_ops_run(&w->parked);
 }
 
-static void fail_parked(struct chain_target *ct)
+static void fail_parked(struct writer *w)
 {
-	struct write_op *op, *tmp;
-	CDS_LIST_HEAD(ops);
+	struct write_op *op;
 
-	cds_list_splice(&ct->parked, &ops);
-	CDS_INIT_LIST_HEAD(&ct->parked);
-	cds_list_for_each_entry_safe(op, tmp, &ops, node) {
-		cds_list_del(&op->node);
+	cds_list_for_each_entry(op, &w->parked, node)
 		op->error = -ENOSPC;
-		write_op_run(op);
-	}
+	write_ops_run(&w->parked);
 }
 
 /* While operations are parked: has the device grown, was something freed? */
-void chain_full_timer(struct loop *loop, struct loop_timer *timer)
+void writer_full_timer(struct loop *loop, struct loop_timer *timer)
 {
-	struct chain_target *ct = container_of(timer, struct chain_target, full_timer);
-	struct io_dev *dev = ct->img->dev;
+	struct writer *w = container_of(timer, struct writer, full_timer);
+	struct io_dev *dev = w->img->dev;
 	u64 before = dev->size_bytes;
 
-	if (cds_list_empty(&ct->parked)) {
-		say_full(ct, false);
+	if (cds_list_empty(&w->parked)) {
+		say_full(w, false);
 		return;
 	}
 	dev->ops->refresh_size(dev);
 	if (dev->size_bytes > before) {
-		chain_unpark(ct);
-	} else if (ct->nr_reclaims) {
-		meta_housekeep(ct->meta);
+		writer_unpark(w);
+	} else if (w->nr_reclaims) {
+		meta_housekeep(w->meta);
 	} else {
-		say_full(ct, true);
-		if (ct->on_full == ON_FULL_FAIL || ct->stopping)
-			fail_parked(ct);
+		say_full(w, true);
+		if (w->ct->on_full == ON_FULL_FAIL || w->ct->stopping)
+			fail_parked(w);
 	}
-	loop_timer_set(loop, &ct->full_timer, FULL_POLL_NS);
+	loop_timer_set(loop, &w->full_timer, FULL_POLL_NS);
 }

@@ -60,10 +60,11 @@ struct status_call {
 static json_object *metadata_json(struct chain_target *ct)
 {
 	json_object *o = json_object_new_object();
+	const struct writer *w = ct->active;
 	struct meta_stats stats = { 0 };
 
-	if (ct->meta)
-		meta_get_stats(ct->meta, &stats);
+	if (w && w->meta)
+		meta_get_stats(w->meta, &stats);
 	json_object_object_add(o, "map-bytes", num(ct->map.used_bytes));
 	json_object_object_add(o, "map-budget-bytes", num(ct->map.budget_bytes));
 	json_object_object_add(o, "windows-loaded", num(ct->map.nr_loaded));
@@ -72,14 +73,14 @@ static json_object *metadata_json(struct chain_target *ct)
 	json_object_object_add(o, "folds", num(ct->stat_loads));
 	json_object_object_add(o, "deferred", num(ct->stat_deferred));
 	json_object_object_add(o, "slow-reads", num(ct->stat_slow_reads));
-	json_object_object_add(o, "clusters-allocated", num(ct->stat_allocated));
+	json_object_object_add(o, "clusters-allocated", num(w ? w->stat_allocated : 0));
 	json_object_object_add(o, "commits", num(stats.commits));
 	json_object_object_add(o, "metadata-flushes", num(stats.flushes));
 	json_object_object_add(o, "metadata-writes", num(stats.block_writes));
-	json_object_object_add(o, "to-reclaim", num(ct->nr_reclaims));
-	json_object_object_add(o, "operations", num(ct->nr_ops));
-	json_object_object_add(o, "full", json_object_new_boolean(ct->full));
-	json_object_object_add(o, "failed", json_object_new_boolean(ct->failed));
+	json_object_object_add(o, "to-reclaim", num(w ? w->nr_reclaims : 0));
+	json_object_object_add(o, "operations", num(w ? w->nr_ops : 0));
+	json_object_object_add(o, "full", json_object_new_boolean(w && w->full));
+	json_object_object_add(o, "failed", json_object_new_boolean(w && w->failed));
 	json_object_object_add(o, "waiting-for-grace",
 			       json_object_new_boolean(ct->grace.running));
 	return o;
@@ -96,7 +97,8 @@ static void status_run(struct loop *loop, void *arg)
 		json_object_array_add(nodes, node_json(ct, i));
 	json_object_object_add(call->result, "nodes", nodes);
 	json_object_object_add(call->result, "metadata", metadata_json(ct));
-	json_object_object_add(call->result, "status", str(ct->full ? "io-error" : "running"));
+	json_object_object_add(call->result, "status",
+			       str(ct->active && ct->active->full ? "io-error" : "running"));
 }
 
 void chain_status(struct target *ti, json_object *result)

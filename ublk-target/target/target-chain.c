@@ -17,13 +17,15 @@
  *   metadata loop: chain_deferred()                       chain-meta.c
  *        | window missing: read, fold, publish            chain-load.c
  *        | needs the CPU: decompress                      chain-read.c
- *        | mapping changes: stages, transaction, publish  chain-write.c, chain-plan.c
+ *        | mapping changes: cut into operations           chain-split.c
+ *        |   stages, transaction, publish                 chain-write.c, chain-plan.c,
+ *        |                                                chain-table.c
  *        ' space: reclaim, park                           chain-space.c
+ *   each image that is written has a struct writer        chain-writer.c
  */
 
 #define META_RING_ENTRIES 1024u
 #define WORKER_RING_ENTRIES 8u
-#define META_CACHE_BLOCKS 4096u
 #define MIN_WINDOW_BITS 18u
 #define MAX_WINDOW_BITS 30u
 #define DEFAULT_CACHE_BYTES (48u * 1024u * 1024u)
@@ -234,69 +236,6 @@ static u32 window_bits(const struct chain *chain)
 	return min(max(bits, MIN_WINDOW_BITS), MAX_WINDOW_BITS);
 }
 
-/* ---- the metadata of the active layer --------------------------------------------- */
-
-/*
- * Before the first other write (rule B5): bits that others set and we do not
- * keep up are cleared, ours is set; the dirty bit with lazy refcounts (A3).
- */
-static int mark_open(struct image *img, struct qc_err *err)
-{
-	if (img->version < 3)
-		return 0;
-	img->autoclear = QCOW2_AUTOCLEAR_QCHAIN_OPEN;
-	if (img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS)
-		img->incompatible |= QCOW2_INCOMPAT_DIRTY;
-	if (image_write_features(img))
-		return qc_err_set(err, -EIO, "%s: cannot write the header", img->dev->path);
-	return 0;
-}
-
-static void mark_closed(struct image *img)
-{
-	if (img->version < 3)
-		return;
-	img->autoclear &= ~QCOW2_AUTOCLEAR_QCHAIN_OPEN;
-	img->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
-	if (image_write_features(img))
-		log_error("%s: cannot write the header; the next open will look for leaks",
-			  img->dev->path);
-}
-
-static int open_writer(struct chain_target *ct, struct qc_err *err)
-{
-	struct image *img = ct->chain->layers[0].img;
-	u32 i;
-	int ret;
-
-	if (ct->chain->read_only)
-		return 0;
-	ct->img = img;
-	if (img->format == IMAGE_RAW)
-		return 0;
-	ret = meta_create(ct->loop, img->dev, min(4096u, (u32)image_cluster_bytes(img)),
-			  META_CACHE_BLOCKS, &chain_meta_ops, ct, &ct->meta);
-	if (ret)
-		return qc_err_set(err, ret, "%s: out of memory", img->dev->path);
-	ret = refcounts_open(img, ct->meta, &ct->rc, err);
-	if (ret)
-		return ret;
-	ct->cells = calloc(256, sizeof(*ct->cells));
-	if (!ct->cells)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory", img->dev->path);
-	for (i = 0; i < 256; i++)
-		CDS_INIT_LIST_HEAD(&ct->cells[i]);
-	return mark_open(img, err);
-}
-
-static void pin_header(struct meta_wait *wait)
-{
-	struct chain_target *ct = container_of(wait, struct chain_target, header_wait);
-
-	if (!meta_get(ct->meta, 0, wait, &ct->header))
-		meta_pin(ct->header);
-}
-
 /* ---- loops ------------------------------------------------------------------------ */
 
 static int make_loop(const char *name, u32 entries, struct loop **result)
@@ -328,9 +267,8 @@ static void first_run(struct loop *loop, void *arg)
 	struct chain_target *ct = arg;
 
 	grace_add_loop(&ct->grace, loop);
-	ct->header_wait.fn = pin_header;
-	if (ct->meta && ct->img->version >= 3)
-		pin_header(&ct->header_wait);
+	if (ct->active)
+		writer_start(ct->active);
 }
 
 static int start_loops(struct chain_target *ct, struct qc_err *err)
@@ -417,14 +355,7 @@ struct drain {
 
 static bool is_idle(struct chain_target *ct)
 {
-	if (ct->nr_ops || ct->nr_loads)
-		return false;
-	if (!ct->meta)
-		return true;
-	if (!meta_idle(ct->meta) || refcounts_busy(ct->rc))
-		return false;
-	/* what a failed device has unmapped never becomes durable, nor free */
-	return ct->failed ? !ct->grace.running : !ct->nr_reclaims;
+	return !ct->nr_loads && (!ct->active || writer_idle(ct->active));
 }
 
 static void drain_check(struct loop *loop, struct loop_timer *timer)
@@ -437,8 +368,8 @@ static void drain_check(struct loop *loop, struct loop_timer *timer)
 		return;
 	}
 	d->ct->stopping = true;
-	if (d->ct->meta)
-		meta_housekeep(d->ct->meta);
+	if (d->ct->active && d->ct->active->meta)
+		meta_housekeep(d->ct->active->meta);
 	loop_timer_set(loop, timer, DRAIN_POLL_NS);
 }
 
@@ -454,8 +385,8 @@ static void presuspend_run(struct loop *loop, void *arg)
 	struct chain_target *ct = arg;
 
 	ct->on_full = ON_FULL_FAIL;
-	if (!cds_list_empty(&ct->parked))
-		loop_timer_set(loop, &ct->full_timer, 0);
+	if (ct->active && !cds_list_empty(&ct->active->parked))
+		loop_timer_set(loop, &ct->active->full_timer, 0);
 }
 
 static void chain_presuspend(struct target *ti)
@@ -475,8 +406,8 @@ static int chain_suspend(struct target *ti, struct qc_err *err)
 	while (sem_wait(&d.done) < 0)
 		;
 	sem_destroy(&d.done);
-	if (d.ct->img && io_dev_flush(d.ct->img->dev))
-		return qc_err_set(err, -EIO, "%s: flush failed", d.ct->img->dev->path);
+	if (d.ct->active && io_dev_flush(d.ct->active->img->dev))
+		return qc_err_set(err, -EIO, "%s: flush failed", d.ct->active->layer->path);
 	return 0;
 }
 
@@ -485,8 +416,7 @@ static void chain_free(struct chain_target *ct)
 	struct layer_table *t = ct->map.table;
 	u32 i;
 
-	refcounts_close(ct->rc);
-	meta_destroy(ct->meta);
+	writer_destroy(ct->active);
 	for (i = 0; i < CHAIN_WORKERS; i++)
 		loop_destroy(ct->workers[i]);
 	map_exit(&ct->map);
@@ -501,7 +431,6 @@ static void chain_free(struct chain_target *ct)
 	free(t);
 	free(ct->layers);
 	free(ct->corrupt_layers);
-	free(ct->cells);
 	free(ct->updates);
 	chain_close(ct->chain);
 	free(ct);
@@ -525,8 +454,8 @@ static void chain_dtr(struct target *ti)
 
 	if (chain_suspend(ti, &err))
 		log_error("%s", err.msg);
-	else if (ct->meta && !ct->failed)
-		mark_closed(ct->img);
+	else if (ct->active)
+		writer_mark_closed(ct->active);
 	stop_loops(ct);
 	chain_free(ct);
 }
@@ -541,7 +470,6 @@ static int chain_build(struct chain_target *ct, const char *top, struct chain_wo
 	if (ret)
 		return ret;
 	check_block_size(ct);
-	ct->below = ct->chain->nr_layers > 1;
 	ct->on_full = w->on_full;
 	ret = make_layers(ct);
 	if (!ret)
@@ -550,8 +478,9 @@ static int chain_build(struct chain_target *ct, const char *top, struct chain_wo
 	if (ret)
 		return qc_err_set(err, ret, "%s: out of memory", top);
 	ret = make_loops(ct, err);
-	if (!ret)
-		ret = open_writer(ct, err);
+	if (!ret && !ct->chain->read_only)
+		ret = writer_open(ct, ct->map.table->write_layer, ct->chain->nr_layers > 1,
+				  &ct->active, err);
 	return ret ? ret : start_loops(ct, err);
 }
 
@@ -564,13 +493,9 @@ static struct chain_target *chain_alloc(struct target *ti)
 	ct->ti = ti;
 	CDS_INIT_LIST_HEAD(&ct->loads);
 	CDS_INIT_LIST_HEAD(&ct->load_queue);
-	CDS_INIT_LIST_HEAD(&ct->new_tables);
-	CDS_INIT_LIST_HEAD(&ct->linked);
-	CDS_INIT_LIST_HEAD(&ct->parked);
 	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
-	ct->full_timer.fn = chain_full_timer;
 	return ct;
 }
 

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The writer of an image: opened with its marks in the header, drained, closed (rule C5). */
+#include "chain-private.h"
+
+#include <errno.h>
+#include <qchain/log.h>
+#include <stdlib.h>
+
+#define META_CACHE_BLOCKS 4096u
+
+/*
+ * Before the first other write (rule B5): bits that others set and we do not
+ * keep up are cleared, ours is set; the dirty bit with lazy refcounts (A3).
+ */
+static int mark_open(struct image *img, struct qc_err *err)
+{
+	if (img->version < 3)
+		return 0;
+	img->autoclear = QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+	if (img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS)
+		img->incompatible |= QCOW2_INCOMPAT_DIRTY;
+	if (image_write_features(img))
+		return qc_err_set(err, -EIO, "%s: cannot write the header", img->dev->path);
+	return 0;
+}
+
+void writer_mark_closed(struct writer *w)
+{
+	struct image *img = w->img;
+
+	if (!w->meta || w->failed || img->version < 3)
+		return;
+	img->autoclear &= ~QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+	img->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	if (image_write_features(img))
+		log_error("%s: cannot write the header; the next open will look for leaks",
+			  img->dev->path);
+}
+
+static struct writer *writer_alloc(struct chain_target *ct, u16 layer, bool below)
+{
+	struct writer *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return NULL;
+	w->ct = ct;
+	w->layer = ct->map.table->by_id[layer];
+	w->id = layer;
+	w->img = w->layer->img;
+	w->below = below;
+	CDS_INIT_LIST_HEAD(&w->new_tables);
+	CDS_INIT_LIST_HEAD(&w->linked);
+	CDS_INIT_LIST_HEAD(&w->parked);
+	w->full_timer.fn = writer_full_timer;
+	return w;
+}
+
+static int open_tables(struct writer *w, struct qc_err *err)
+{
+	struct image *img = w->img;
+	u32 i;
+	int ret;
+
+	ret = meta_create(w->ct->loop, img->dev, min(4096u, (u32)image_cluster_bytes(img)),
+			  META_CACHE_BLOCKS, &writer_meta_ops, w, &w->meta);
+	if (ret)
+		return qc_err_set(err, ret, "%s: out of memory", img->dev->path);
+	ret = refcounts_open(img, w->meta, &w->rc, err);
+	if (ret)
+		return ret;
+	w->cells = calloc(CELL_BUCKETS, sizeof(*w->cells));
+	if (!w->cells)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", img->dev->path);
+	for (i = 0; i < CELL_BUCKETS; i++)
+		CDS_INIT_LIST_HEAD(&w->cells[i]);
+	return mark_open(img, err);
+}
+
+int writer_open(struct chain_target *ct, u16 layer, bool below, struct writer **result,
+		struct qc_err *err)
+{
+	struct writer *w = writer_alloc(ct, layer, below);
+	int ret = 0;
+
+	if (!w)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory",
+				  ct->map.table->by_id[layer]->path);
+	if (w->img->format != IMAGE_RAW)
+		ret = open_tables(w, err);
+	if (ret) {
+		writer_destroy(w);
+		return ret;
+	}
+	w->layer->writer = w;
+	*result = w;
+	return 0;
+}
+
+static void pin_header(struct meta_wait *wait)
+{
+	struct writer *w = container_of(wait, struct writer, header_wait);
+
+	if (!meta_get(w->meta, 0, wait, &w->header))
+		meta_pin(w->header);
+}
+
+void writer_start(struct writer *w)
+{
+	w->header_wait.fn = pin_header;
+	if (w->meta && w->img->version >= 3)
+		pin_header(&w->header_wait);
+}
+
+bool writer_idle(const struct writer *w)
+{
+	if (w->nr_ops)
+		return false;
+	if (!w->meta)
+		return true;
+	if (!meta_idle(w->meta) || refcounts_busy(w->rc))
+		return false;
+	/* what a failed device has unmapped never becomes durable, nor free */
+	return w->failed ? !w->ct->grace.running : !w->nr_reclaims;
+}
+
+void writer_destroy(struct writer *w)
+{
+	if (!w)
+		return;
+	w->layer->writer = NULL;
+	refcounts_close(w->rc);
+	meta_destroy(w->meta);
+	free(w->cells);
+	free(w);
+}
