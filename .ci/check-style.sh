@@ -52,13 +52,13 @@ while read -r name; do bad "$name: two files of this name"; done < <(
 # Includes never point up: transport > target > map > qcow2 > meta > io > lib.
 rank() {
 	case $1 in
-	transport | control) echo 7 ;; target) echo 6 ;; map | chain) echo 5 ;;
-	image | refcount) echo 4 ;; meta) echo 3 ;; io | loop) echo 2 ;;
+	transport | control) echo 7 ;; target | job) echo 6 ;; map | chain) echo 5 ;;
+	image | refcount) echo 4 ;; meta) echo 3 ;; io | loop | copier | throttle) echo 2 ;;
 	request) echo 2 ;; *) echo 1 ;;
 	esac
 }
 check
-for room in io:2 meta:3 qcow2:4 map:5 target:6 transport:7 control:7 lib:1 lvm:2; do
+for room in io:2 meta:3 qcow2:4 map:5 target:6 job:6 transport:7 control:7 lib:1 lvm:2; do
 	for f in ublk-target/"${room%:*}"/*.[ch]; do
 		[ -e "$f" ] || continue
 		while read -r h; do

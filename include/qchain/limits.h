@@ -28,6 +28,10 @@
 #define QC_MAX_SNAPSHOT_TABLE_BYTES (64u * 1024u * 1024u)
 #define QC_MAX_BITMAPS 65535u
 #define QC_MAX_BITMAP_DIRECTORY_BYTES (64u * 1024u * 1024u)
+/* Jobs of one process, ended and not yet dismissed ones included. */
+#define QC_MAX_JOBS 64u
+/* Characters of a job's id. */
+#define QC_MAX_JOB_ID 127u
 /* Largest virtual size: guest sectors must fit the map's arithmetic. */
 #define QC_MAX_VIRTUAL_BYTES (1ull << 55)
 
