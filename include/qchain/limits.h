@@ -17,6 +17,8 @@
 #define QC_MAX_DISCARD_BYTES (1u << 30)
 /* Extents of one published piece of the map (rule C7). */
 #define QC_MAX_PIECE_EXTENTS 256u
+/* Pieces that have so many together, or fewer, become one. */
+#define QC_MIN_PIECE_EXTENTS 128u
 /* Bytes that a backing file name may have (qcow2 specification). */
 #define QC_MAX_BACKING_NAME 1023u
 /* Bytes of a layer's node name, as QEMU. */

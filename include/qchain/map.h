@@ -53,7 +53,8 @@ struct piece {
 };
 
 struct window {
-	struct cds_list_head retired;
+	struct cds_list_head node; /* metadata thread: loaded, then retired */
+	u64 index;
 	u32 nr_pieces;
 	u8 referenced; /* any loop, relaxed: read since the clock's hand passed */
 	struct piece *pieces[];
@@ -87,7 +88,7 @@ struct map {
 	/* metadata thread only */
 	u64 budget_bytes;
 	u64 used_bytes;
-	u64 clock_hand;
+	struct cds_list_head loaded; /* struct window: the clock's hand is at the first */
 	u64 nr_loaded;
 	u64 nr_extents;
 	struct cds_list_head retired_pieces;
@@ -148,7 +149,8 @@ struct map_update {
 /*
  * map_apply - publish changed ranges: sorted, not overlapping. Windows that are
  * not loaded are skipped (the next fold sees the change). Each piece is
- * published once.
+ * published once; small neighbours of a changed piece join it, so that a window
+ * never has more pieces than twice its extents / QC_MIN_PIECE_EXTENTS, and one.
  */
 int map_apply(struct map *map, const struct map_update *updates, u32 nr);
 

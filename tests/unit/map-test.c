@@ -144,6 +144,11 @@ static bool check_window(u64 index, struct counted *c)
 	const struct window *w = map.windows[index];
 	u32 pos = 0, i, k;
 
+	if (w->index != index)
+		return false;
+	for (i = 1; i < w->nr_pieces; i++) /* small neighbours are one piece */
+		if (w->pieces[i - 1]->nr + w->pieces[i]->nr <= QC_MIN_PIECE_EXTENTS)
+			return false;
 	c->windows++;
 	c->bytes += sizeof(*w) + w->nr_pieces * sizeof(w->pieces[0]);
 	for (i = 0; i < w->nr_pieces; i++) {
@@ -357,6 +362,69 @@ static void test_piece_published_once(void)
 	map_exit(&map);
 }
 
+/* Pieces that lost most of their extents become one, in one publish. */
+static void test_join(void)
+{
+	struct extent zero = { .kind = EXTENT_ZERO };
+	u32 i, n;
+
+	init(1ull << 40);
+	install_fine(1);
+	n = map.windows[1]->nr_pieces;
+	CU_ASSERT_FATAL(n >= 4);
+	for (i = 0; i < n; i++) { /* two extents are left of each */
+		const struct piece *p = map.windows[1]->pieces[i];
+
+		put(&updates[i], WINDOW_SECT + p->start, p->end - p->start - 1, zero);
+	}
+	map_apply(&map, updates, n);
+	CU_ASSERT_EQUAL(map.windows[1]->nr_pieces, 1);
+	CU_ASSERT_EQUAL(map.nr_extents, 2 * n);
+	CU_ASSERT_EQUAL(count_retired(), n);
+	check_map();
+	map_exit(&map);
+}
+
+/* A small change joins the small neighbours on both sides, and no others. */
+static void test_join_neighbours(void)
+{
+	struct extent zero = { .kind = EXTENT_ZERO };
+	u32 start, end, i;
+
+	init(1ull << 40);
+	install_fine(1);
+	start = WINDOW_SECT + map.windows[1]->pieces[1]->start;
+	end = WINDOW_SECT + map.windows[1]->pieces[1]->end;
+	for (i = start; i + 60 < end; i++) { /* one by one: its neighbours stay large */
+		put(&updates[0], i, 1, zero);
+		map_apply(&map, updates, 1);
+	}
+	CU_ASSERT(map.windows[1]->nr_pieces >= 4);
+	put(&updates[0], WINDOW_SECT, map.windows[1]->pieces[0]->end - 9, zero);
+	map_apply(&map, updates, 1);
+	CU_ASSERT_EQUAL(map.windows[1]->pieces[0]->end, end - WINDOW_SECT);
+	check_map();
+	map_exit(&map);
+}
+
+/* Eviction looks at loaded windows only: a disk may have a hundred million others. */
+static void test_evict_far_apart(void)
+{
+	struct extent e = { .kind = EXTENT_ZERO };
+	u64 nr = 1ull << 27;
+	u32 i;
+
+	CU_ASSERT_EQUAL_FATAL(map_init(&map, nr << WINDOW_BITS, WINDOW_BITS, 0, NULL), 0);
+	for (i = 0; i < 20000; i++) {
+		u64 index = (i * 0x9e3779b97f4a7c15ull) % nr;
+
+		CU_ASSERT_EQUAL_FATAL(map_install(&map, index, &e, 1, WINDOW_SECT), 0);
+		CU_ASSERT_EQUAL_FATAL(map.nr_loaded, 1);
+		free_retired();
+	}
+	map_exit(&map);
+}
+
 /* What goes on where its neighbour stops joins it. */
 static void test_merge(void)
 {
@@ -469,9 +537,12 @@ int main(void)
 		{ "random, no budget", test_random_no_budget },
 		{ "a piece becomes several", test_split },
 		{ "a piece is published once", test_piece_published_once },
+		{ "small pieces become one", test_join },
+		{ "small neighbours join", test_join_neighbours },
 		{ "neighbours merge", test_merge },
 		{ "across windows", test_across_windows },
 		{ "eviction", test_eviction },
+		{ "eviction, windows far apart", test_evict_far_apart },
 		{ "installed again", test_install_again },
 		{ "empty disk", test_empty_disk },
 		{ NULL, NULL },

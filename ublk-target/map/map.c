@@ -25,6 +25,7 @@ int map_init(struct map *map, u64 size_bytes, u32 window_bits, u64 budget_bytes,
 		.table = table,
 		.budget_bytes = budget_bytes,
 	};
+	CDS_INIT_LIST_HEAD(&map->loaded);
 	CDS_INIT_LIST_HEAD(&map->retired_pieces);
 	CDS_INIT_LIST_HEAD(&map->retired_windows);
 	if (!map->nr_windows)
@@ -175,7 +176,7 @@ static void retire_piece(struct map *map, struct piece *p)
 static void retire_window(struct map *map, struct window *w)
 {
 	map->used_bytes -= window_bytes(w);
-	cds_list_add_tail(&w->retired, &map->retired_windows);
+	cds_list_add_tail(&w->node, &map->retired_windows);
 }
 
 static struct piece *piece_create(struct map *map, const struct extent *extents, u32 nr, u32 end)
@@ -193,45 +194,50 @@ static struct piece *piece_create(struct map *map, const struct extent *extents,
 	return p;
 }
 
-static struct window *window_create(struct map *map, u32 nr_pieces)
+static struct window *window_create(struct map *map, u64 index, u32 nr_pieces)
 {
 	struct window *w = malloc(sizeof(*w) + nr_pieces * sizeof(w->pieces[0]));
 
 	if (!w)
 		return NULL;
+	w->index = index;
 	w->nr_pieces = nr_pieces;
 	w->referenced = 1;
 	map->used_bytes += window_bytes(w);
 	return w;
 }
 
-static void window_drop(struct map *map, u64 index)
+static void window_drop(struct map *map, struct window *w)
 {
-	struct window *w = map->windows[index];
 	u32 i;
 
-	__atomic_store_n(&map->windows[index], NULL, __ATOMIC_RELEASE);
+	__atomic_store_n(&map->windows[w->index], NULL, __ATOMIC_RELEASE);
 	for (i = 0; i < w->nr_pieces; i++)
 		retire_piece(map, w->pieces[i]);
+	cds_list_del(&w->node);
 	retire_window(map, w);
 	map->nr_loaded--;
 }
 
+/* Windows that one call spares, at most: its cost is bounded, however hot all are. */
+#define EVICT_SPARE 64u
+
 /* The clock: a window that was looked at since the hand passed is spared once. */
 static void map_evict(struct map *map, u64 keep)
 {
-	u64 steps = 2 * map->nr_windows;
+	u32 spared = 0;
 
-	while (map->used_bytes > map->budget_bytes && map->nr_loaded > 1 && steps--) {
-		u64 i = map->clock_hand;
-		struct window *w = map->windows[i];
+	while (map->used_bytes > map->budget_bytes && map->nr_loaded > 1) {
+		struct window *w = cds_list_first_entry(&map->loaded, struct window, node);
 
-		map->clock_hand = (i + 1) % map->nr_windows;
-		if (!w || i == keep)
+		cds_list_del(&w->node);
+		cds_list_add_tail(&w->node, &map->loaded);
+		if (w->index == keep)
 			continue;
-		if (__atomic_exchange_n(&w->referenced, 0, __ATOMIC_RELAXED))
+		if (__atomic_exchange_n(&w->referenced, 0, __ATOMIC_RELAXED) &&
+		    spared++ < EVICT_SPARE)
 			continue;
-		window_drop(map, i);
+		window_drop(map, w);
 	}
 }
 
@@ -278,7 +284,7 @@ err_free:
 
 int map_install(struct map *map, u64 index, const struct extent *extents, u32 nr, u32 end_sect)
 {
-	struct window *w = window_create(map, pieces_for(nr));
+	struct window *w = window_create(map, index, pieces_for(nr));
 
 	if (!w)
 		return -ENOMEM;
@@ -288,8 +294,9 @@ int map_install(struct map *map, u64 index, const struct extent *extents, u32 nr
 		return -ENOMEM;
 	}
 	if (map->windows[index])
-		window_drop(map, index);
+		window_drop(map, map->windows[index]);
 	__atomic_store_n(&map->windows[index], w, __ATOMIC_RELEASE);
+	cds_list_add_tail(&w->node, &map->loaded);
 	map->nr_loaded++;
 	map_evict(map, index);
 	return 0;
@@ -297,28 +304,61 @@ int map_install(struct map *map, u64 index, const struct extent *extents, u32 nr
 
 /* ---- changes ---------------------------------------------------------------- */
 
-/* The extents of one piece with updates laid over it. */
+/* The extents of one piece, or of several that become one, with updates laid over. */
 struct rebuild {
 	struct extent *out;
 	u32 nr;
 	u32 room;
 };
 
-static int rebuild_add(struct rebuild *r, struct extent e, u32 start)
+static int rebuild_room(struct rebuild *r, u32 more)
 {
 	struct extent *larger;
+	u32 room = r->room ? r->room : 2 * QC_MAX_PIECE_EXTENTS;
 
+	while (room < r->nr + more)
+		room *= 2;
+	if (room == r->room)
+		return 0;
+	larger = realloc(r->out, room * sizeof(*larger));
+	if (!larger)
+		return -ENOMEM;
+	r->out = larger;
+	r->room = room;
+	return 0;
+}
+
+static int rebuild_add(struct rebuild *r, struct extent e, u32 start)
+{
 	e.start = start;
 	if (r->nr && extent_continues(&r->out[r->nr - 1], &e))
 		return 0;
-	if (r->nr == r->room) {
-		r->room = r->room ? r->room * 2 : 2 * QC_MAX_PIECE_EXTENTS;
-		larger = realloc(r->out, r->room * sizeof(e));
-		if (!larger)
-			return -ENOMEM;
-		r->out = larger;
-	}
+	if (rebuild_room(r, 1))
+		return -ENOMEM;
 	r->out[r->nr++] = e;
+	return 0;
+}
+
+static int rebuild_append(struct rebuild *r, const struct extent *extents, u32 nr)
+{
+	u32 i;
+	int ret = 0;
+
+	for (i = 0; i < nr && !ret; i++)
+		ret = rebuild_add(r, extents[i], extents[i].start);
+	return ret;
+}
+
+static int rebuild_prepend(struct rebuild *r, const struct piece *p)
+{
+	u32 skip;
+
+	if (rebuild_room(r, p->nr))
+		return -ENOMEM;
+	skip = r->nr && extent_continues(&p->extents[p->nr - 1], &r->out[0]);
+	memmove(r->out + p->nr, r->out + skip, (r->nr - skip) * sizeof(*r->out));
+	memcpy(r->out, p->extents, p->nr * sizeof(*r->out));
+	r->nr += p->nr - skip;
 	return 0;
 }
 
@@ -362,39 +402,89 @@ static int rebuild_piece(struct rebuild *r, const struct piece *p, u64 window_st
 	return ret ? ret : rebuild_keep(r, p, pos, p->end);
 }
 
-/* One piece became several: the window gets a new list of pieces. */
-static int window_replace(struct map *map, u64 index, u32 at, struct piece **pieces, u32 nr)
+/* Pieces [@from, @to) became @nr others: the window gets a new list of pieces. */
+static struct window *window_replace(struct map *map, struct window *old, u32 from, u32 to,
+				     struct piece **pieces, u32 nr)
 {
-	struct window *old = map->windows[index];
-	struct window *w = window_create(map, old->nr_pieces - 1 + nr);
+	struct window *w = window_create(map, old->index, old->nr_pieces - (to - from) + nr);
 
 	if (!w)
-		return -ENOMEM;
-	memcpy(w->pieces, old->pieces, at * sizeof(w->pieces[0]));
-	memcpy(w->pieces + at, pieces, nr * sizeof(w->pieces[0]));
-	memcpy(w->pieces + at + nr, old->pieces + at + 1,
-	       (old->nr_pieces - at - 1) * sizeof(w->pieces[0]));
-	__atomic_store_n(&map->windows[index], w, __ATOMIC_RELEASE);
-	retire_window(map, old);
-	return 0;
+		return NULL;
+	memcpy(w->pieces, old->pieces, from * sizeof(w->pieces[0]));
+	memcpy(w->pieces + from, pieces, nr * sizeof(w->pieces[0]));
+	memcpy(w->pieces + from + nr, old->pieces + to,
+	       (old->nr_pieces - to) * sizeof(w->pieces[0]));
+	__atomic_store_n(&map->windows[old->index], w, __ATOMIC_RELEASE);
+	cds_list_add(&w->node, &old->node);
+	cds_list_del(&old->node);
+	return w;
 }
 
-static int publish_piece(struct map *map, u64 index, u32 at, const struct rebuild *r)
-{
-	struct window *w = map->windows[index];
-	struct piece *old = w->pieces[at];
-	u32 n = pieces_for(r->nr);
-	struct piece **pieces = malloc(n * sizeof(*pieces));
-	int ret = pieces ? cut_pieces(map, r->out, r->nr, old->end, pieces) : -ENOMEM;
+/*
+ * struct apply - a batch of updates on its way through the pieces of one window
+ * @group: pieces [@from, @to) as they will be: changed ones, and small neighbours
+ * @done: pieces before it were published by this batch, or looked at
+ */
+struct apply {
+	struct map *map;
+	struct window *w;
+	struct rebuild group;
+	struct rebuild piece;
+	u32 from;
+	u32 to; /* == from: there is no group */
+	u32 done;
+};
 
-	if (!ret && n == 1)
-		__atomic_store_n(&w->pieces[at], pieces[0], __ATOMIC_RELEASE);
-	else if (!ret && window_replace(map, index, at, pieces, n))
-		ret = drop_pieces(map, pieces, n);
-	if (!ret)
-		retire_piece(map, old);
+/* Ends the group; @a->to is where its last new piece ends then. */
+static int publish_group(struct apply *a)
+{
+	u32 n = pieces_for(a->group.nr), i;
+	struct piece **pieces = malloc(n * sizeof(*pieces));
+	struct window *old = a->w;
+	u32 end = old->pieces[a->to - 1]->end;
+	int ret = pieces ? cut_pieces(a->map, a->group.out, a->group.nr, end, pieces) : -ENOMEM;
+
+	if (!ret && (n > 1 || a->to - a->from > 1)) {
+		a->w = window_replace(a->map, old, a->from, a->to, pieces, n);
+		if (!a->w) {
+			a->w = old;
+			ret = drop_pieces(a->map, pieces, n);
+		}
+	}
+	for (i = a->from; !ret && i < a->to; i++)
+		retire_piece(a->map, old->pieces[i]);
+	if (!ret && a->w == old)
+		__atomic_store_n(&old->pieces[a->from], pieces[0], __ATOMIC_RELEASE);
+	if (a->w != old)
+		retire_window(a->map, old);
 	free(pieces);
+	a->to = a->from + n;
+	a->from = a->done = a->to;
 	return ret;
+}
+
+static bool fits(const struct rebuild *r, u32 more)
+{
+	return r->nr + more <= QC_MIN_PIECE_EXTENTS;
+}
+
+/* Changed piece @at is in a->piece: it goes on with the group, or begins one. */
+static int group_add(struct apply *a, u32 at)
+{
+	const struct rebuild swap = a->group;
+
+	if (a->to > a->from) {
+		a->to = at + 1;
+		return rebuild_append(&a->group, a->piece.out, a->piece.nr);
+	}
+	a->group = a->piece;
+	a->piece = swap;
+	a->from = at;
+	a->to = at + 1;
+	if (at == a->done || !fits(&a->group, a->w->pieces[at - 1]->nr))
+		return 0;
+	a->from--;
+	return rebuild_prepend(&a->group, a->w->pieces[at - 1]);
 }
 
 static bool update_touches(const struct map_update *u, u64 start, u64 end)
@@ -402,32 +492,55 @@ static bool update_touches(const struct map_update *u, u64 start, u64 end)
 	return u->offset < end && u->offset + u->len > start;
 }
 
-/* All updates of one window, from @updates[0]; piece by piece, from the back. */
-static int apply_window(struct map *map, u64 index, const struct map_update *updates, u32 nr)
+/*
+ * Piece @*at: rebuild it if an update touches it; what a group before it cannot
+ * take in ends that group, and @*at follows its pieces' new numbers.
+ */
+static int apply_piece(struct apply *a, u32 *at, const struct map_update *updates, u32 nr)
 {
-	u64 window_start = index << map->window_bits;
-	struct rebuild r = { 0 };
-	u32 at = map->windows[index]->nr_pieces;
+	u64 window_start = a->w->index << a->map->window_bits;
+	const struct piece *p = a->w->pieces[*at];
+	u64 start = window_start + ((u64)p->start << SECTOR_SHIFT);
+	u64 end = window_start + ((u64)p->end << SECTOR_SHIFT);
+	bool open = a->to > a->from;
+	u32 n = 0;
+	int ret;
+
+	while (n < nr && update_touches(&updates[n], start, end))
+		n++;
+	if (!n && open && fits(&a->group, p->nr)) {
+		a->to = *at + 1;
+		return rebuild_append(&a->group, p->extents, p->nr);
+	}
+	a->piece.nr = 0;
+	ret = n ? rebuild_piece(&a->piece, p, window_start, updates, n) : 0;
+	if (!ret && open && !(n && fits(&a->group, a->piece.nr))) {
+		ret = publish_group(a);
+		*at = a->to;
+	}
+	return ret || !n ? ret : group_add(a, *at);
+}
+
+/* All updates of one window, piece by piece. */
+static int apply_window(struct map *map, struct window *w, const struct map_update *updates,
+			u32 nr)
+{
+	u64 window_start = w->index << map->window_bits;
+	struct apply a = { .map = map, .w = w };
+	u32 at, first = 0;
 	int ret = 0;
 
-	while (at-- && !ret) {
-		struct piece *p = map->windows[index]->pieces[at];
-		u64 start = window_start + ((u64)p->start << SECTOR_SHIFT);
-		u64 end = window_start + ((u64)p->end << SECTOR_SHIFT);
-		u32 first = 0, n = 0;
+	for (at = 0; at < a.w->nr_pieces && !ret; at++) {
+		u64 start = window_start + ((u64)a.w->pieces[at]->start << SECTOR_SHIFT);
 
-		while (first < nr && !update_touches(&updates[first], start, end))
+		while (first < nr && updates[first].offset + updates[first].len <= start)
 			first++;
-		while (first + n < nr && update_touches(&updates[first + n], start, end))
-			n++;
-		if (!n)
-			continue;
-		r.nr = 0;
-		ret = rebuild_piece(&r, p, window_start, updates + first, n);
-		if (!ret)
-			ret = publish_piece(map, index, at, &r);
+		ret = apply_piece(&a, &at, updates + first, nr - first);
 	}
-	free(r.out);
+	if (!ret && a.to > a.from)
+		ret = publish_group(&a);
+	free(a.group.out);
+	free(a.piece.out);
 	return ret;
 }
 
@@ -449,8 +562,8 @@ int map_apply(struct map *map, const struct map_update *updates, u32 nr)
 		while (first + n < nr && updates[first + n].offset < end_of_window)
 			n++;
 		if (index < map->nr_windows && map->windows[index] &&
-		    apply_window(map, index, updates + first, n))
-			window_drop(map, index);
+		    apply_window(map, map->windows[index], updates + first, n))
+			window_drop(map, map->windows[index]);
 		/* an update that reaches into the next window is looked at again */
 		first += n;
 		if (updates[first - 1].offset + updates[first - 1].len > end_of_window)
@@ -477,7 +590,7 @@ void map_free_retired(struct cds_list_head *pieces, struct cds_list_head *window
 
 	cds_list_for_each_entry_safe(p, ptmp, pieces, retired)
 		free(p);
-	cds_list_for_each_entry_safe(w, wtmp, windows, retired)
+	cds_list_for_each_entry_safe(w, wtmp, windows, node)
 		free(w);
 	CDS_INIT_LIST_HEAD(pieces);
 	CDS_INIT_LIST_HEAD(windows);
@@ -485,11 +598,8 @@ void map_free_retired(struct cds_list_head *pieces, struct cds_list_head *window
 
 void map_exit(struct map *map)
 {
-	u64 i;
-
-	for (i = 0; i < map->nr_windows; i++)
-		if (map->windows[i])
-			window_drop(map, i);
+	while (map->nr_loaded)
+		window_drop(map, cds_list_first_entry(&map->loaded, struct window, node));
 	map_free_retired(&map->retired_pieces, &map->retired_windows);
 	if (map->windows)
 		munmap(map->windows, map->nr_windows * sizeof(*map->windows));

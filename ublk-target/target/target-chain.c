@@ -494,6 +494,7 @@ static struct chain_target *chain_alloc(struct target *ti)
 	CDS_INIT_LIST_HEAD(&ct->loads);
 	CDS_INIT_LIST_HEAD(&ct->load_queue);
 	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
+	CDS_INIT_LIST_HEAD(&ct->map.loaded);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
 	return ct;
