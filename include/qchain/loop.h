@@ -54,6 +54,8 @@ struct loop_grace {
 	void (*drained)(struct loop_grace *grace);
 };
 
+struct target_stats;
+
 struct loop {
 	/* set once */
 	const char *name;
@@ -71,6 +73,7 @@ struct loop {
 	u32 epoch; /* parity of the epoch that new I/O enters */
 	u32 epoch_ios[2];
 	struct loop_grace *draining; /* who waits for the other parity, or NULL */
+	u64 batch_ns; /* of loop_batch_ns(); 0: not asked for yet */
 
 	/* the target's memory on this loop: set by attach, loop thread only */
 	void *scratch; /* QC_MAX_REQUEST_BYTES / 512 runs */
@@ -78,6 +81,7 @@ struct loop {
 	struct cds_list_head free_ops;
 	u32 nr_free_ops;
 	struct cds_list_head op_waiters; /* struct request */
+	struct target_stats *stats; /* of the target that it is attached to, or NULL */
 };
 
 /*
@@ -118,6 +122,19 @@ bool loop_is_current(const struct loop *loop);
 #define assert_on_loop(l) assert(loop_is_current(l))
 
 u64 loop_now_ns(const struct loop *loop);
+
+/*
+ * loop_batch_ns - the time at which the completions that are being run were
+ * taken from the engine, or a little later: one look at the clock for all of
+ * them, and none when nobody asks. Loop thread only.
+ */
+static inline u64 loop_batch_ns(struct loop *loop)
+{
+	if (!loop->batch_ns)
+		loop->batch_ns = loop_now_ns(loop);
+	return loop->batch_ns;
+}
+
 void loop_timer_set(struct loop *loop, struct loop_timer *timer, u64 delay_ns);
 void loop_timer_cancel(struct loop_timer *timer);
 

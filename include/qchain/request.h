@@ -78,6 +78,7 @@ struct request {
 	struct cds_list_head node; /* where it is parked */
 	struct loop_msg msg;
 	struct io_op io;
+	u64 start_ns; /* the core's: when it was submitted */
 	void *slow; /* the metadata thread's state for it */
 };
 

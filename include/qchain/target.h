@@ -70,6 +70,29 @@ typedef void (*target_limits_fn)(struct target *ti, struct target_limits *limits
  */
 typedef void (*target_event_fn)(void *arg, const char *name, json_object *data_owned);
 
+/* What a request counts as. Block status counts as nothing. */
+enum stat_kind { STAT_READ, STAT_WRITE, STAT_FLUSH, STAT_UNMAP, STAT_NR };
+
+struct target_count {
+	u64 operations; /* that went well, as the bytes and the time */
+	u64 bytes;
+	u64 failed;
+	u64 invalid; /* refused by target_submit() */
+	u64 time_ns; /* summed over operations, from submission to end */
+};
+
+/*
+ * struct target_stats - what went through one loop, or all of them
+ * A loop alone writes its own, with plain additions; anybody reads them, each
+ * number for itself. Zeroes that are written count as writes, as in QEMU. Times
+ * are those of loop_batch_ns(): exact to one batch of completions.
+ */
+struct target_stats {
+	struct target_count kinds[STAT_NR];
+	u64 highest; /* end of the last guest byte that was ever written */
+	u64 last_ns; /* when the last one ended; 0: none yet */
+};
+
 /* All callbacks but map may be NULL; the core checks that in one place. */
 struct target_type {
 	const char *name;
@@ -96,6 +119,9 @@ struct target {
 	struct target_limits limits;
 	target_event_fn event;
 	void *event_arg;
+	/* control thread only */
+	struct cds_list_head attached; /* struct attached_loop */
+	struct target_stats detached; /* sum of the loops that are gone */
 };
 
 /* Find the type by name and construct; "qcow2-chain", "linear", "zero", "error". */
@@ -107,6 +133,8 @@ void target_detach(struct target *ti, struct loop *loop);
 void target_presuspend(struct target *ti);
 int target_suspend(struct target *ti, struct qc_err *err);
 void target_status(struct target *ti, json_object *result);
+/* The sum over all loops, now and before. Control thread. */
+void target_get_stats(const struct target *ti, struct target_stats *result);
 
 /*
  * target_submit - hand a request over; ops->end_io tells the end, on the same

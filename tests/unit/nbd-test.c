@@ -522,6 +522,7 @@ static struct transport *record_start(u32 nr_loops)
 	struct qc_err err = { 0 };
 
 	memset(&recorder.target, 0, sizeof(recorder.target));
+	CDS_INIT_LIST_HEAD(&recorder.target.attached);
 	recorder.target.type = &record_type;
 	recorder.target.size_bytes = RECORD_BYTES;
 	recorder.target.limits = (struct target_limits){

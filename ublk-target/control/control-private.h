@@ -10,6 +10,7 @@
  * qmp-client.c    one connection, bytes in and out
  * qmp-dispatch.c  one request to one reply; the table of commands
  * qmp-query.c     commands that look
+ * qmp-stats.c     query-blockstats
  * qmp-event.c     events from any thread to the connections
  *
  * All of it runs on the control thread; only qmp_event() is called by others.
@@ -73,6 +74,11 @@ int qmp_query_commands(struct qmp_call *call, struct qc_err *err);
 int qmp_query_status(struct qmp_call *call, struct qc_err *err);
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err);
 int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err);
+/* The nodes of the target, the active layer first; empty where it has none. */
+json_object *qmp_nodes(struct daemon *daemon);
+
+/* ---- qmp-stats.c ----------------------------------------------------------------- */
+
 int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-server.c ------------------------------------------------------------------ */

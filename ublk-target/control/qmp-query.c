@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* QMP commands that look: version, commands, status, nodes, exports, statistics. */
+/* QMP commands that look: version, commands, status, nodes, exports. */
 #include "control-private.h"
 
 #include <string.h>
@@ -44,12 +44,11 @@ static json_object *status_of_target(struct daemon *daemon)
 	return status;
 }
 
-/* The member @key of the target's status, an empty list where there is none. */
-static json_object *list_of_target(struct daemon *daemon, const char *key)
+json_object *qmp_nodes(struct daemon *daemon)
 {
 	json_object *status = status_of_target(daemon), *list;
 
-	if (json_object_object_get_ex(status, key, &list))
+	if (json_object_object_get_ex(status, "nodes", &list))
 		json_object_get(list);
 	else
 		list = json_object_new_array();
@@ -72,7 +71,6 @@ int qmp_query_status(struct qmp_call *call, struct qc_err *err)
 	json_object *status = status_of_target(daemon);
 
 	json_object_object_del(status, "nodes");
-	json_object_object_del(status, "blockstats");
 	add_default(status, "status", json_object_new_string("running"));
 	add_default(status, "running", json_object_new_boolean(true));
 	add_default(status, "singlestep", json_object_new_boolean(false));
@@ -106,17 +104,11 @@ static void add_node_defaults(json_object *node)
 
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err)
 {
-	json_object *nodes = list_of_target(call->daemon, "nodes");
+	json_object *nodes = qmp_nodes(call->daemon);
 
 	for (u32 i = 0; i < json_object_array_length(nodes); i++)
 		add_node_defaults(json_object_array_get_idx(nodes, i));
 	call->result = nodes;
-	return 0;
-}
-
-int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err)
-{
-	call->result = list_of_target(call->daemon, "blockstats");
 	return 0;
 }
 
@@ -133,7 +125,7 @@ static json_object *top_node_name(json_object *nodes)
 
 int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err)
 {
-	json_object *nodes = list_of_target(call->daemon, "nodes");
+	json_object *nodes = qmp_nodes(call->daemon);
 	json_object *name = top_node_name(nodes);
 	json_object *export;
 

@@ -197,6 +197,7 @@ int loop_run_once(struct loop *loop, bool wait)
 	n += loop_run_timers(loop);
 	wait = wait && n == 0 && loop_may_sleep(loop);
 	timer = first_timer(loop);
+	loop->batch_ns = 0;
 	n += loop->io->ops->run(loop->io, wait, timer ? timer->deadline_ns : 0);
 	__atomic_store_n(&loop->sleeping, 0, __ATOMIC_RELAXED);
 	current_loop = before;

@@ -10,4 +10,15 @@ extern const struct target_type target_zero;
 extern const struct target_type target_error;
 extern const struct target_type target_chain;
 
+/* ---- target-stats.c -------------------------------------------------------- */
+
+/* Give @loop its counters; take them away again, into the target's sum. */
+int stats_attach(struct target *ti, struct loop *loop);
+void stats_detach(struct target *ti, struct loop *loop);
+
+/* Thread of req->loop; nothing happens on a loop without counters. */
+void stats_begin(struct request *req);
+void stats_end(struct request *req, int error);
+void stats_invalid(struct request *req);
+
 #endif

@@ -52,6 +52,7 @@ int target_create(const char *type, int argc, char **argv, struct target **resul
 		goto err_free;
 	}
 	target_default_limits(ti);
+	CDS_INIT_LIST_HEAD(&ti->attached);
 	ret = ti->type->ctr ? ti->type->ctr(ti, argc, argv, err) : 0;
 	if (ret)
 		goto err_free;
@@ -76,13 +77,20 @@ void target_destroy(struct target *ti)
 
 int target_attach(struct target *ti, struct loop *loop)
 {
-	return ti->type->attach ? ti->type->attach(ti, loop) : 0;
+	int ret = stats_attach(ti, loop);
+
+	if (ret == 0 && ti->type->attach)
+		ret = ti->type->attach(ti, loop);
+	if (ret)
+		stats_detach(ti, loop);
+	return ret;
 }
 
 void target_detach(struct target *ti, struct loop *loop)
 {
 	if (ti->type->detach)
 		ti->type->detach(ti, loop);
+	stats_detach(ti, loop);
 }
 
 void target_presuspend(struct target *ti)
@@ -133,9 +141,11 @@ void target_submit(struct target *ti, struct request *req)
 	req->retries = 0;
 	error = target_check(ti, req);
 	if (error) {
-		target_end_io(req, error);
+		stats_invalid(req);
+		req->ops->end_io(req, error);
 		return;
 	}
+	stats_begin(req);
 	if (ti->type->map(ti, req) == TARGET_DONE)
 		target_end_io(req, req->error);
 }
@@ -143,6 +153,7 @@ void target_submit(struct target *ti, struct request *req)
 void target_end_io(struct request *req, int error)
 {
 	assert_on_loop(req->loop);
+	stats_end(req, error);
 	req->ops->end_io(req, error);
 }
 
