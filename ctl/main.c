@@ -17,6 +17,7 @@ static const struct verb *const verbs[] = {
 	&verb_list,
 	&verb_show_status,
 	&verb_tree,
+	&verb_job,
 	&heading_images,
 	&verb_create,
 	&verb_info,

@@ -455,6 +455,11 @@ static void signals_stop(struct loop *loop, void *arg)
 
 /* ---- start and stop --------------------------------------------------------- */
 
+static void raise_event(void *arg, const char *name, json_object *data_owned)
+{
+	qmp_event(name, data_owned);
+}
+
 static int create_loop(struct daemon *daemon, struct qc_err *err)
 {
 	struct io_engine *io;
@@ -462,6 +467,8 @@ static int create_loop(struct daemon *daemon, struct qc_err *err)
 
 	if (ret == 0)
 		ret = loop_create("control", io, &daemon->loop);
+	if (ret == 0)
+		ret = jobs_create(daemon->loop, raise_event, NULL, &daemon->jobs);
 	if (ret)
 		qc_err_set(err, ret, "start: io_uring not available (%s), must be allowed "
 				     "(sysctl kernel.io_uring_disabled=0)", strerror(-ret));
@@ -475,11 +482,6 @@ static int start_exports(struct daemon *daemon, const struct arguments *args, st
 	for (u32 i = 0; ret == 0 && i < args->nr_exports; i++)
 		ret = daemon_add_export(daemon, &args->exports[i], err);
 	return ret;
-}
-
-static void raise_event(void *arg, const char *name, json_object *data_owned)
-{
-	qmp_event(name, data_owned);
 }
 
 static int open_target(struct daemon *daemon, struct arguments *args, struct qc_err *err)

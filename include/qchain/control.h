@@ -5,6 +5,7 @@
 
 #include <json-c/json.h>
 #include <qchain/err.h>
+#include <qchain/job.h>
 #include <qchain/loop.h>
 #include <qchain/target.h>
 #include <qchain/transport.h>
@@ -95,7 +96,7 @@ void export_options_exit(struct export_options *options);
 
 /* Who may be cut off when the daemon stops. */
 enum stop_mode {
-	STOP_UNUSED, /* nobody: refuse while an export is in use */
+	STOP_UNUSED, /* nobody: refuse while an export is in use or a job runs */
 	STOP_SIGNAL, /* NBD clients; refuse while a ublk device is in use */
 	STOP_FORCE, /* everybody */
 };
@@ -110,6 +111,7 @@ struct daemon {
 	struct loop *loop; /* the control thread's */
 	struct target *target;
 	struct qmp_server *qmp; /* NULL without QMP */
+	struct jobs *jobs; /* long operations */
 
 	u32 nr_exports;
 	struct transport *exports[QC_MAX_EXPORTS];
@@ -127,7 +129,8 @@ int daemon_add_export(struct daemon *daemon, const struct export_options *option
  * @reason: a constant, for the event SHUTDOWN, in QMP's words
  *
  * Where it fails before @daemon->stopped is set, the daemon goes on serving:
- * -EBUSY when somebody uses an export and @mode protects him, named in @err.
+ * -EBUSY when somebody uses an export and @mode protects him, or a job runs, named
+ * in @err. STOP_SIGNAL and STOP_FORCE cancel jobs.
  * After that the images may not be clean; the daemon ends with exit status 1.
  */
 int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,

@@ -199,8 +199,13 @@ static inline bool job_is_cancelled(const struct job *job)
 typedef void (*jobs_event_fn)(void *arg, const char *name, json_object *data_owned);
 
 int jobs_create(struct loop *loop, jobs_event_fn event, void *arg, struct jobs **result);
-/* All jobs are gone. */
+/* All jobs are concluded or gone: what nobody dismissed is freed. NULL is fine. */
 void jobs_destroy(struct jobs *jobs);
+/*
+ * jobs_cancel_all - cancel what runs, with force, and return when all have ended
+ * A job on a loop without a thread must end in the events of its own loop.
+ */
+void jobs_cancel_all(struct jobs *jobs);
 
 /*
  * struct job_options

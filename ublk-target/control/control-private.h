@@ -11,6 +11,7 @@
  * qmp-dispatch.c  one request to one reply; the table of commands
  * qmp-query.c     commands that look
  * qmp-stats.c     query-blockstats
+ * qmp-job.c       queries and verbs of jobs
  * qmp-event.c     events from any thread to the connections
  *
  * All of it runs on the control thread; only qmp_event() is called by others.
@@ -19,6 +20,7 @@
 /* The error classes of QMP. */
 #define QMP_GENERIC_ERROR "GenericError"
 #define QMP_COMMAND_NOT_FOUND "CommandNotFound"
+#define QMP_DEVICE_NOT_ACTIVE "DeviceNotActive"
 
 /*
  * struct qmp_call - one command under way
@@ -80,6 +82,28 @@ json_object *qmp_nodes(struct daemon *daemon);
 /* ---- qmp-stats.c ----------------------------------------------------------------- */
 
 int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err);
+
+/* ---- qmp-job.c ------------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_job_params[];
+extern const struct qmp_param qmp_block_job_params[];
+extern const struct qmp_param qmp_block_job_cancel_params[];
+extern const struct qmp_param qmp_block_job_set_speed_params[];
+int qmp_query_jobs(struct qmp_call *call, struct qc_err *err);
+int qmp_query_block_jobs(struct qmp_call *call, struct qc_err *err);
+int qmp_job_cancel(struct qmp_call *call, struct qc_err *err);
+int qmp_job_pause(struct qmp_call *call, struct qc_err *err);
+int qmp_job_resume(struct qmp_call *call, struct qc_err *err);
+int qmp_job_complete(struct qmp_call *call, struct qc_err *err);
+int qmp_job_finalize(struct qmp_call *call, struct qc_err *err);
+int qmp_job_dismiss(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_cancel(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_pause(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_resume(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_complete(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_finalize(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_dismiss(struct qmp_call *call, struct qc_err *err);
+int qmp_block_job_set_speed(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-server.c ------------------------------------------------------------------ */
 

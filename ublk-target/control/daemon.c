@@ -109,7 +109,13 @@ static s64 export_clients(const struct transport *t)
 /* Refuse before the first export is gone, not after it. */
 static int check_unused(const struct daemon *daemon, struct qc_err *err)
 {
+	struct job *job = daemon->jobs ? jobs_unfinished(daemon->jobs) : NULL;
 	s64 clients;
+
+	if (job)
+		return qc_err_set(err, -EBUSY,
+				  "%s: job of kind %s runs, expected none; wait for it, or "
+				  "cancel it", job->id, job->type->name);
 
 	for (u32 i = 0; i < daemon->nr_exports; i++) {
 		clients = export_clients(daemon->exports[i]);
@@ -152,6 +158,8 @@ int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,
 
 	if (ret || daemon->stopped)
 		return ret;
+	if (daemon->jobs)
+		jobs_cancel_all(daemon->jobs);
 	ret = stop_exports(daemon, mode, true, err);
 	if (ret == 0)
 		ret = stop_exports(daemon, mode, false, err);
@@ -187,6 +195,8 @@ void daemon_exit(struct daemon *daemon)
 		give_up(daemon);
 	if (daemon->reason)
 		event_shutdown(daemon->reason);
+	jobs_destroy(daemon->jobs); /* before their loops */
+	daemon->jobs = NULL;
 	target_destroy(daemon->target);
 	daemon->target = NULL;
 	if (daemon->qmp)

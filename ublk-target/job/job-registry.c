@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 int jobs_create(struct loop *loop, jobs_event_fn event, void *arg, struct jobs **result)
 {
@@ -22,12 +23,39 @@ int jobs_create(struct loop *loop, jobs_event_fn event, void *arg, struct jobs *
 	return 0;
 }
 
+/* Let messages of jobs that are gone come in. */
+static void take_messages(struct jobs *jobs)
+{
+	while (loop_run_once(jobs->loop, false))
+		;
+}
+
 void jobs_destroy(struct jobs *jobs)
 {
+	struct job *job;
+
 	if (!jobs)
 		return;
+	while ((job = jobs_next(jobs, NULL)) && job_dismiss(job, NULL) == 0)
+		take_messages(jobs);
+	take_messages(jobs);
 	assert(cds_list_empty(&jobs->list));
 	free(jobs);
+}
+
+/* Until this ends, nobody else may pass verbs: the control thread is here. */
+void jobs_cancel_all(struct jobs *jobs)
+{
+	const struct timespec a_while = { .tv_nsec = 1000000 };
+	struct job *job;
+
+	while ((job = jobs_unfinished(jobs))) {
+		job_cancel(job, true, NULL); /* again and again does no harm */
+		if (job->loop->has_thread)
+			nanosleep(&a_while, NULL);
+		else
+			loop_run_once(job->loop, false);
+	}
 }
 
 /* ---- making ---------------------------------------------------------------------- */

@@ -245,6 +245,8 @@ void job_do_cancel(struct job *job, bool force)
 {
 	bool abandon = true;
 
+	if (job->force_cancel && !job->ended)
+		return; /* it is on its way */
 	if (job->ended && !force && job->type->cancel)
 		return; /* without force only the last step is left out, and that is over */
 	if (job->user_paused) {

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Waiting for a job of a daemon, with a progress bar; how it ended. */
+#include "follow.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#define ASK_EVERY_NS 200000000l
+
+json_object *job_find_row(json_object *jobs, const char *id)
+{
+	for (u32 i = 0; i < json_object_array_length(jobs); i++) {
+		json_object *row = json_object_array_get_idx(jobs, i);
+		const char *text = json_text(row, "id");
+
+		if (text && !strcmp(text, id))
+			return json_object_get(row);
+	}
+	return NULL;
+}
+
+int job_ask(struct client *client, const char *id, json_object **result, struct qc_err *err)
+{
+	json_object *jobs;
+	int ret = client_command(client, "query-jobs", NULL, false, &jobs, err);
+
+	if (ret)
+		return ret;
+	*result = job_find_row(jobs, id);
+	json_object_put(jobs);
+	return 0;
+}
+
+bool job_is_over(json_object *row)
+{
+	const char *status = json_text(row, "status");
+
+	return !status || !strcmp(status, "concluded") || !strcmp(status, "null");
+}
+
+int job_simple_command(struct client *client, const char *command, const char *key,
+		       const char *id, struct qc_err *err)
+{
+	json_object *arguments = json_object_new_object();
+
+	json_object_object_add(arguments, key, json_object_new_string(id));
+	return client_command(client, command, arguments, true, NULL, err);
+}
+
+static void draw(struct progress *progress, json_object *row, bool *begun)
+{
+	u64 total = json_number(row, "total-progress", 0);
+
+	if (!*begun)
+		progress_begin(progress, json_text(row, "id"), total, true);
+	*begun = true;
+	progress->total = total;
+	progress_update(progress, json_number(row, "current-progress", 0));
+}
+
+static int outcome(json_object *row, const char *id, struct qc_err *err)
+{
+	const char *error = json_text(row, "error");
+
+	if (!error)
+		return 0;
+	return qc_err_set(err, -EIO, "%s: %s", id, error);
+}
+
+int job_follow(struct client *client, const char *id, json_object **result, struct qc_err *err)
+{
+	const struct timespec pause = { .tv_nsec = ASK_EVERY_NS };
+	struct progress progress;
+	json_object *row = NULL;
+	bool begun = false;
+	int ret;
+
+	for (;;) {
+		json_object *next;
+
+		ret = job_ask(client, id, &next, err);
+		if (ret || !next)
+			break;
+		json_object_put(row);
+		row = next;
+		draw(&progress, row, &begun);
+		if (job_is_over(row))
+			break;
+		nanosleep(&pause, NULL);
+	}
+	if (begun)
+		progress_end(&progress);
+	if (!ret && !row)
+		ret = qc_err_set(err, -ENOENT, "%s: no such job; it ended and was dismissed, or "
+				 "never was", id);
+	if (!ret)
+		ret = outcome(row, id, err);
+	if (result)
+		*result = json_object_get(row);
+	json_object_put(row);
+	return ret;
+}
