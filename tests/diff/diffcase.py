@@ -13,6 +13,7 @@ import chainspec
 from chainbuild import ChainBuilder, SkipCase
 from content import Mismatch, Model, first_difference
 from guestio import WINDOW_MAX, GuestSession, draw_ops
+from imagelocks import wait_unlocked
 from qemutools import (AUTOCLEAR_BITMAPS, Deadline, DeadlineExceeded, ToolError, Tools,
                        autoclear_bits, clear_autoclear_bits, file_digest)
 from serverproc import ServerError, ServerProcess
@@ -267,7 +268,9 @@ class Case:
         """Killed in the middle: leaks are allowed, errors are not."""
         self._server.check_sanitizers()
         self._server = None
-        errors, _ = self._tools.check(self._builder.top_path())
+        top = self._builder.top_path()
+        wait_unlocked(top, self._deadline)
+        errors, _ = self._tools.check(top)
         if errors:
             raise Mismatch(f"qemu-img check finds {errors} errors after the kill")
 

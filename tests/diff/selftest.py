@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Proves that the differential tester can fail: each fault of mutant.py must be noticed.
 
+And that its waits wait: for the image locks of a server that was killed.
+
 Exit status: 0 every fault was noticed, 1 one was missed, 77 QEMU's tools are missing.
 """
 
 import concurrent.futures
+import fcntl
 import os
 import re
 import shutil
@@ -15,6 +18,11 @@ import tempfile
 from dataclasses import dataclass
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "lib"))
+
+import imagelocks  # noqa: E402  (needs the path above)
+from qemutools import Deadline, ToolError, Tools  # noqa: E402
+
 EXIT_SKIP = 77
 SEED = 4711
 LIMIT_S = 300
@@ -79,9 +87,39 @@ def judge(check, status, output):
     return None
 
 
+def lock_waited_for(folder):
+    """An image that is locked: qemu-img's refusal is told, and wait_unlocked() sits it out."""
+    path = os.path.join(folder, "locked.qcow2")
+    tools = Tools(os.path.join(folder, "commands.log"), Deadline(LIMIT_S))
+    tools.run(["qemu-img", "create", "-f", "qcow2", path, "1M"])
+    holder = os.open(path, os.O_RDWR)
+    denied = imagelocks.FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0)
+    used = imagelocks.FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+    for lock in (denied, used):
+        fcntl.fcntl(holder, fcntl.F_OFD_SETLK, lock)
+    try:
+        tools.check(path)
+        return "qemu-img check of a locked image gave a report"
+    except ToolError as error:
+        if "lock" not in str(error):
+            return f"the cause is not told: {error}"
+    pauses = []
+
+    def pause():
+        pauses.append(1)
+        if len(pauses) == 3:
+            os.close(holder)
+
+    imagelocks.wait_unlocked(path, Deadline(LIMIT_S), pause)
+    tools.check(path)
+    return None if len(pauses) == 3 else f"{len(pauses)} pauses, expected 3"
+
+
 def run_all(folder):
     """Run all checks; returns the number of those that went wrong."""
-    wrong = 0
+    problem = lock_waited_for(folder)
+    print(f"not ok locks: {problem}" if problem else "ok locks", flush=True)
+    wrong = int(problem is not None)
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for check, problem in pool.map(lambda check: run_check(check, folder), CHECKS):
             name = " ".join((check.fault, *check.arguments))
@@ -101,7 +139,7 @@ def main():
         wrong = run_all(folder)
     finally:
         shutil.rmtree(folder)
-    print(f"selftest: {len(CHECKS) - wrong} passed, {wrong} failed")
+    print(f"selftest: {len(CHECKS) + 1 - wrong} passed, {wrong} failed")
     return 1 if wrong else 0
 
 

@@ -45,6 +45,9 @@ class Tools:
 
     def run(self, argv, stdin="", accept=(0,)):
         """Run one command, return its standard output."""
+        return self._run(argv, stdin, accept).stdout
+
+    def _run(self, argv, stdin, accept):
         argv = [str(arg) for arg in argv]
         self._log(argv, stdin)
         try:
@@ -56,7 +59,7 @@ class Tools:
         if done.returncode not in accept:
             text = (done.stderr or done.stdout).strip()
             raise ToolError(f"{shlex.join(argv)}: status {done.returncode}: {text}")
-        return done.stdout
+        return done
 
     def _log(self, argv, stdin):
         with open(self._log_path, "a", encoding="utf-8") as log:
@@ -73,12 +76,14 @@ class Tools:
 
     def check(self, path):
         """Return (errors, leaks) of qemu-img check; errors counts corruptions too."""
-        output = self.run(["qemu-img", "check", "-f", "qcow2", "--output=json", path],
-                          accept=(0, 1, 2, 3))
+        done = self._run(["qemu-img", "check", "-f", "qcow2", "--output=json", path],
+                         stdin="", accept=(0, 1, 2, 3))
         try:
-            report = json.loads(output)
+            report = json.loads(done.stdout)
         except ValueError as error:
-            raise ToolError(f"qemu-img check {path}: no report: {output.strip()}") from error
+            said = (done.stdout + done.stderr).strip()
+            raise ToolError(f"qemu-img check {path}: status {done.returncode}, no report: "
+                            f"{said}") from error
         return report["check-errors"] + report.get("corruptions", 0), report.get("leaks", 0)
 
     def content(self, path, scratch, snapshot=None):
