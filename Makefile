@@ -123,13 +123,12 @@ units: $(UNITS) $(PROBES) $(O)/ublk-bringup $(O)/chain-sim
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 
 # ---- tests: what runs in which tier is in tests/check.sh ----------------------
-# These install what they need (Debian, as root), then build, then run.
+# These install what they need (Debian, as root), then build (check.sh does), then run.
 
 deps:
 	$(Q)tests/deps.sh
 
 check check-fast check-full: deps
-	$(Q)$(MAKE) --no-print-directory O=$(O) all units
 	$(Q)O=$(O) tests/check.sh $@
 
 check-unit: units
