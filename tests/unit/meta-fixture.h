@@ -11,14 +11,18 @@
 
 #define DISK_BYTES (512 * KiB)
 #define BLOCK_BYTES 4096u
-#define HOUSEKEEP_NS 500000000ull
+#define HOUSEKEEP_NS META_OLD_NS
+#define RETRY_NS 100000000ull
 
 static struct io_dev *disk;
 static struct meta *meta;
 
-static inline void note_linked(void *arg)
+static inline void note_linked(void *arg, u64 mark)
 {
-	io_mock_note(mock, "linked");
+	if (mark)
+		io_mock_note(mock, "linked %u", (u32)mark);
+	else
+		io_mock_note(mock, "linked");
 }
 
 static inline void note_failed(void *arg, int error)
@@ -113,6 +117,28 @@ static inline void do_unmap(struct note_unmap *u, char name)
 	meta_txn_unmap(meta, &u->unmap);
 }
 
+struct note_flush {
+	struct meta_flush flush;
+	char name;
+	u32 times;
+	int error;
+};
+
+static inline void flush_over(struct meta_flush *flush, int error)
+{
+	struct note_flush *f = container_of(flush, struct note_flush, flush);
+
+	f->times++;
+	f->error = error;
+	io_mock_note(mock, error ? "flushed %c %d" : "flushed %c", f->name, error);
+}
+
+static inline void do_flush(struct note_flush *f, char name)
+{
+	*f = (struct note_flush){ .name = name, .flush = { .fn = flush_over } };
+	meta_flush(meta, &f->flush);
+}
+
 static inline void nothing_over(struct meta_wait *wait)
 {
 }
@@ -149,6 +175,14 @@ static inline u64 block_word(const struct meta_block *block, u32 at)
 	return word;
 }
 
+static inline u64 linked_word(const struct meta_block *block, u32 at)
+{
+	u64 word;
+
+	memcpy(&word, (const u8 *)meta_linked(block) + at, sizeof(word));
+	return word;
+}
+
 static inline void set_word(struct meta_block *block, u32 at, u64 word)
 {
 	CU_ASSERT_EQUAL(meta_txn_set(meta, block, at, &word, sizeof(word)), 0);
@@ -168,6 +202,15 @@ static inline void add_fresh(u64 host, u8 fill, u32 bytes)
 	CU_ASSERT_FATAL(data != NULL);
 	memset(data, fill, bytes);
 	CU_ASSERT_EQUAL(meta_txn_fresh(meta, host, data, bytes), 0);
+}
+
+static inline void add_table(u64 host, u8 fill, u32 bytes)
+{
+	u8 *data = io_alloc(bytes);
+
+	CU_ASSERT_FATAL(data != NULL);
+	memset(data, fill, bytes);
+	CU_ASSERT_EQUAL(meta_txn_table(meta, host, data, bytes), 0);
 }
 
 #endif

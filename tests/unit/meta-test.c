@@ -42,10 +42,11 @@ static void test_order(void)
 	CU_ASSERT_EQUAL(disk_word(TABLE + 16), 0);
 	end_first(0);
 	expect_log("write disk 16384+512");
-	CU_ASSERT_EQUAL(block_word(table, 16), 0); /* what the cache says, the disk says */
+	CU_ASSERT_EQUAL(block_word(table, 16), 0x33); /* at once */
+	CU_ASSERT_EQUAL(linked_word(table, 16), 0); /* what the disk says */
 	end_first(0);
 	expect_log("join a, linked");
-	CU_ASSERT_EQUAL(block_word(table, 16), 0x33);
+	CU_ASSERT_EQUAL(linked_word(table, 16), 0x33);
 	CU_ASSERT_EQUAL(disk_word(TABLE + 16), 0x33);
 	CU_ASSERT_EQUAL(j.times, 1);
 	CU_ASSERT(meta_idle(meta));
@@ -55,19 +56,49 @@ static void test_order(void)
 /* A fresh table may be filled until its transaction is committed. */
 static void test_fresh_is_filled_late(void)
 {
-	u8 *data = io_alloc(4096);
-	struct note_join j;
+	struct meta_block *table;
+	struct note_join j[2];
 
 	meta_start(64);
-	CU_ASSERT_FATAL(data != NULL);
-	memset(data, 0, 4096);
-	CU_ASSERT_EQUAL(meta_txn_fresh(meta, FRESH, data, 4096), 0);
-	do_join(&j, 'a');
-	memset(data + 512, 0x55, 8);
+	add_table(FRESH, 0x22, 8192);
+	table = get_block(FRESH + 4096);
+	CU_ASSERT_EQUAL(block_word(table, 8), 0x2222222222222222);
+	set_word(table, 512, 0x55);
+	do_join(&j[0], 'a');
+	meta_kick(meta);
+	/* the next transaction changes it in the usual way */
+	set_word(table, 512, 0x66);
+	do_join(&j[1], 'b');
+	CU_ASSERT_EQUAL(block_word(table, 512), 0x66);
+	CU_ASSERT_EQUAL(linked_word(table, 512), 0x55);
 	meta_kick(meta);
 	run_dry();
-	expect_log("write disk 65536+4096, flush disk, join a, linked");
-	CU_ASSERT_EQUAL(disk_word(FRESH + 512), 0x5555555555555555);
+	expect_log("write disk 65536+8192, flush disk, join a, linked, flush disk, "
+		   "write disk 70144+512, join b, linked");
+	CU_ASSERT_EQUAL(disk_word(FRESH), 0x2222222222222222);
+	CU_ASSERT_EQUAL(disk_word(FRESH + 4096 + 512), 0x66);
+	CU_ASSERT_EQUAL(table->pins, 0);
+	meta_stop();
+}
+
+/* It is in the cache until the disk has it, however small the cache is. */
+static void test_fresh_is_pinned(void)
+{
+	struct meta_block *table;
+	struct note_join j;
+	u32 i;
+
+	meta_start(2);
+	add_table(FRESH, 0x22, 4096);
+	do_join(&j, 'a');
+	table = get_block(FRESH);
+	for (i = 0; i < 5; i++)
+		get_block(i * BLOCK_BYTES);
+	CU_ASSERT_EQUAL(get_block(FRESH), table);
+	CU_ASSERT_EQUAL(block_word(table, 0), 0x2222222222222222);
+	meta_kick(meta);
+	run_dry();
+	CU_ASSERT_EQUAL(table->pins, 0);
 	meta_stop();
 }
 
@@ -133,6 +164,7 @@ static void test_two_batches(void)
 	meta_kick(meta);
 	CU_ASSERT_NOT_EQUAL(meta_open_seq(meta), seq);
 	set_word(table, 8, 0xbb); /* during the flush of a */
+	CU_ASSERT_EQUAL(block_word(table, 8), 0xbb);
 	add_fresh(FRESH, 0x22, 4096);
 	do_join(&b, 'b');
 	meta_kick(meta);
@@ -252,6 +284,7 @@ static void test_dirty_beside_a_set(void)
 	run_dry();
 	CU_ASSERT_EQUAL(block_word(table, 0), 0xaa);
 	CU_ASSERT_EQUAL(block_word(table, 2048), 0xbb);
+	CU_ASSERT_EQUAL(meta_txn_set(meta, table, 8, "12345678", 8), -EUCLEAN);
 	meta_housekeep(meta);
 	run_dry();
 	CU_ASSERT_EQUAL(disk_word(TABLE), 0xaa);
@@ -360,7 +393,7 @@ static void test_dirty_again(void)
 	meta_stop();
 }
 
-/* Step 1 fails for a while: housekeeping tries again, and nothing is given up. */
+/* Step 1 fails for a while: it is tried again, and nothing is given up. */
 static void test_housekeeping_retries(void)
 {
 	struct meta_block *counts;
@@ -371,9 +404,9 @@ static void test_housekeeping_retries(void)
 	io_mock_fail(mock, 1, -EIO);
 	io_mock_advance(mock, HOUSEKEEP_NS);
 	run_dry();
-	expect_log("write disk 32768+512, linked");
+	expect_log("write disk 32768+512");
 	CU_ASSERT_FALSE(meta_idle(meta));
-	io_mock_advance(mock, HOUSEKEEP_NS);
+	io_mock_advance(mock, RETRY_NS);
 	run_dry();
 	expect_log("write disk 32768+512, flush disk, linked");
 	CU_ASSERT(meta_idle(meta));
@@ -400,35 +433,36 @@ static void test_dead_device(void)
 
 /* ---- the n-th I/O fails --------------------------------------------------- */
 
-/* Step 1 (the fresh table, the refcounts): as if it had never been tried. */
+/* Step 1 (the fresh table, the refcounts): tried again until the disk takes it. */
 static void fail_step_1(u32 n)
 {
 	struct meta_block *table, *counts;
-	struct note_join j;
-	struct note_unmap u;
+	struct note_flush f;
+	struct note_join j[2];
 
 	meta_start(64);
 	table = get_block(TABLE);
 	counts = get_block(COUNTS);
-	fill_txn(table, counts, &j);
-	do_unmap(&u, 'u');
+	fill_txn(table, counts, &j[0]);
 	io_mock_fail(mock, n, -ENOSPC);
 	meta_kick(meta);
 	run_dry();
-	expect_log("write disk 65536+8192, write disk 33280+512, join a -28, linked, unmap u -28");
-	CU_ASSERT_EQUAL(block_word(table, 16), 0);
+	expect_log("write disk 65536+8192, write disk 33280+512");
+	CU_ASSERT_EQUAL(block_word(table, 16), 0x33);
 	CU_ASSERT_EQUAL(disk_word(TABLE + 16), 0);
-	CU_ASSERT_EQUAL(u.times, 1);
-	/* the change in place is still to be written; the next one brings its own table */
-	add_fresh(FRESH, 0x44, 8192);
-	set_word(table, 16, 0x33);
-	do_join(&j, 'b');
-	meta_kick(meta);
+	/* what joins meanwhile is not part of it; a flush waits for both */
+	set_word(table, 24, 0x44);
+	do_join(&j[1], 'b');
+	do_flush(&f, 'f');
 	run_dry();
-	expect_log("write disk 65536+8192, write disk 33280+512, flush disk, write disk 16384+512, "
-		   "join b, linked");
+	expect_log("");
+	io_mock_advance(mock, RETRY_NS);
+	run_dry();
+	expect_log("write disk 65536+8192, write disk 33280+512, flush disk, "
+		   "write disk 16384+512, join a, linked, "
+		   "flush disk, write disk 16384+512, join b, linked, flush disk, flushed f");
 	CU_ASSERT_EQUAL(disk_word(COUNTS + 600), 0x11);
-	CU_ASSERT_EQUAL(disk_word(FRESH), 0x4444444444444444);
+	CU_ASSERT_EQUAL(disk_word(FRESH), 0x2222222222222222);
 	CU_ASSERT_EQUAL(disk_word(TABLE + 16), 0x33);
 	CU_ASSERT(meta_idle(meta));
 	meta_stop();
@@ -443,21 +477,24 @@ static void test_step_1_fails(void)
 /* After the flush or an entry failed nothing is written any more, by anybody. */
 static void expect_failed(struct meta_block *table)
 {
+	struct note_flush f;
 	struct note_join j;
 	struct note_unmap u;
 
 	set_word(table, 24, 0x77);
 	do_join(&j, 'b');
 	do_unmap(&u, 'v');
+	do_flush(&f, 'f');
 	meta_kick(meta);
 	run_dry();
-	expect_log("join b -5, linked, unmap v -5");
+	expect_log("flushed f -5, join b -5, linked, unmap v -5");
 	meta_housekeep(meta);
 	io_mock_advance(mock, 2 * HOUSEKEEP_NS);
 	run_dry();
 	expect_log("");
 	CU_ASSERT(meta_idle(meta));
-	CU_ASSERT_EQUAL(block_word(table, 24), 0);
+	CU_ASSERT_EQUAL(disk_word(table->offset + 24), 0);
+	CU_ASSERT_EQUAL(block_word(table, 24), 0x77); /* read until the end */
 }
 
 static void test_flush_fails(void)
@@ -474,7 +511,6 @@ static void test_flush_fails(void)
 	run_dry();
 	expect_log("write disk 65536+8192, write disk 33280+512, flush disk, failed -5, "
 		   "join a -5, linked");
-	CU_ASSERT_EQUAL(block_word(table, 16), 0);
 	CU_ASSERT_EQUAL(disk_word(TABLE + 16), 0);
 	expect_failed(table);
 	meta_stop();
@@ -496,8 +532,6 @@ static void test_entry_fails(void)
 	run_dry();
 	expect_log("flush disk, write disk 16384+512, write disk 20480+512, failed -5, "
 		   "join a -5, linked");
-	CU_ASSERT_EQUAL(block_word(table, 16), 0);
-	CU_ASSERT_EQUAL(block_word(table2, 16), 0);
 	expect_failed(table);
 	meta_stop();
 }
@@ -543,11 +577,182 @@ static void test_unmap_with_failing_flush(void)
 	meta_stop();
 }
 
+/* ---- step 4: flushes of the guest ------------------------------------------- */
+
+/* Rule B1: two device flushes when mappings changed, one when not. */
+static void test_flush_counts(void)
+{
+	struct meta_block *table;
+	struct note_flush f[2];
+	struct meta_stats before, after;
+
+	meta_start(64);
+	table = get_block(TABLE);
+	set_word(table, 16, 1);
+	meta_txn_mark(meta, 7);
+	CU_ASSERT_FALSE(meta_clean(meta));
+	meta_get_stats(meta, &before);
+	do_flush(&f[0], 'f');
+	run_dry();
+	expect_log("flush disk, write disk 16384+512, linked 7, flush disk, flushed f");
+	meta_get_stats(meta, &after);
+	CU_ASSERT_EQUAL(after.flushes, before.flushes + 2);
+	CU_ASSERT(meta_clean(meta));
+	do_flush(&f[1], 'g');
+	run_dry();
+	expect_log("flush disk, flushed g");
+	CU_ASSERT(meta_idle(meta));
+	meta_stop();
+}
+
+/* Who asks during the commit shares its step 4, who asks during that one does not. */
+static void test_flushes_share(void)
+{
+	struct meta_block *table;
+	struct note_flush f[4];
+
+	meta_start(64);
+	table = get_block(TABLE);
+	set_word(table, 16, 1);
+	do_flush(&f[0], 'a');
+	do_flush(&f[1], 'b');
+	end_first(0);
+	expect_log("flush disk, write disk 16384+512");
+	do_flush(&f[2], 'c');
+	CU_ASSERT_FALSE(meta_idle(meta));
+	end_first(0);
+	expect_log("linked, flush disk");
+	do_flush(&f[3], 'd');
+	end_first(0);
+	expect_log("flushed a, flushed b, flushed c, flush disk");
+	end_first(0);
+	expect_log("flushed d");
+	meta_stop();
+}
+
+/* An entry that joins during a commit needs the next one. */
+static void test_flush_behind_a_commit(void)
+{
+	struct meta_block *table;
+	struct note_flush f[2];
+
+	meta_start(64);
+	table = get_block(TABLE);
+	set_word(table, 16, 1);
+	do_flush(&f[0], 'a');
+	set_word(table, 24, 2);
+	do_flush(&f[1], 'b');
+	run_dry();
+	expect_log("flush disk, write disk 16384+512, linked, flush disk, flush disk, flushed a, "
+		   "write disk 16384+512, linked, flush disk, flushed b");
+	CU_ASSERT_EQUAL(disk_word(TABLE + 24), 2);
+	meta_stop();
+}
+
+static void test_flush_makes_unmaps_durable(void)
+{
+	struct note_unmap u;
+	struct note_join j;
+	struct note_flush f;
+
+	meta_start(64);
+	unmap_one(get_block(TABLE), &u, &j);
+	do_flush(&f, 'f');
+	run_dry();
+	expect_log("flush disk, unmap u, flushed f");
+	CU_ASSERT(meta_idle(meta));
+	meta_stop();
+}
+
+/* The step that fails, and what the guest is told; later flushes fail, too. */
+static void fail_flush(u32 n, const char *log)
+{
+	struct meta_block *table;
+	struct note_flush f[3];
+	struct note_unmap u;
+
+	meta_start(64);
+	table = get_block(TABLE);
+	set_word(table, 16, 1);
+	do_unmap(&u, 'u');
+	io_mock_fail(mock, n, -EIO);
+	do_flush(&f[0], 'a');
+	do_flush(&f[1], 'b');
+	run_dry();
+	expect_log(log);
+	CU_ASSERT_EQUAL(u.times, 1);
+	CU_ASSERT_EQUAL(u.error, -EIO);
+	do_flush(&f[2], 'c');
+	run_dry();
+	expect_log("flushed c -5");
+	CU_ASSERT(meta_idle(meta));
+	meta_stop();
+}
+
+static void test_failing_flush(void)
+{
+	fail_flush(1, "flush disk, failed -5, flushed a -5, flushed b -5, linked, unmap u -5");
+	fail_flush(2, "flush disk, write disk 16384+512, failed -5, flushed a -5, flushed b -5, "
+		      "linked, unmap u -5");
+	fail_flush(3, "flush disk, write disk 16384+512, linked, flush disk, failed -5, "
+		      "unmap u -5, flushed a -5, flushed b -5");
+}
+
+/* Step 4 of one transaction fails while the next one commits: that ends, too. */
+static void test_failing_flush_beside_a_commit(void)
+{
+	struct meta_block *table;
+	struct note_flush f[2];
+
+	meta_start(64);
+	table = get_block(TABLE);
+	set_word(table, 16, 1);
+	do_flush(&f[0], 'a');
+	end_first(0);
+	set_word(table, 24, 2);
+	do_flush(&f[1], 'b');
+	end_first(0);
+	expect_log("flush disk, write disk 16384+512, linked, flush disk, flush disk");
+	end_first(-EIO);
+	expect_log("failed -5, flushed b -5, flushed a -5");
+	end_first(0);
+	expect_log("linked");
+	CU_ASSERT_EQUAL(disk_word(TABLE + 24), 0);
+	CU_ASSERT(meta_idle(meta));
+	meta_stop();
+}
+
+/* Old enough, or large enough: committed without a flush. */
+static void test_kick_later(void)
+{
+	struct meta_block *table;
+	u32 i;
+
+	meta_start(64);
+	table = get_block(TABLE);
+	set_word(table, 16, 1);
+	meta_kick_later(meta);
+	run_dry();
+	expect_log("");
+	io_mock_advance(mock, META_OLD_NS);
+	run_dry();
+	expect_log("flush disk, write disk 16384+512, linked");
+	for (i = 0; i < 100000 && !io_mock_pending(mock); i++) {
+		set_word(table, 16, 1);
+		meta_kick_later(meta);
+	}
+	CU_ASSERT(i > 1000 && i < 100000);
+	run_dry();
+	expect_log("flush disk, write disk 16384+512, linked");
+	meta_stop();
+}
+
 int main(void)
 {
 	static const struct unit_test tests[] = {
 		{ "the order", test_order },
 		{ "a fresh table is filled late", test_fresh_is_filled_late },
+		{ "a fresh table is pinned", test_fresh_is_pinned },
 		{ "sets share a write", test_sets_share_a_write },
 		{ "dirty sectors", test_dirty_sectors },
 		{ "two batches", test_two_batches },
@@ -567,6 +772,13 @@ int main(void)
 		{ "an entry fails", test_entry_fails },
 		{ "failure with a batch behind", test_failure_with_a_batch_behind },
 		{ "an unmap whose flush fails", test_unmap_with_failing_flush },
+		{ "device flushes of a guest flush", test_flush_counts },
+		{ "flushes share step 4", test_flushes_share },
+		{ "a flush behind a commit", test_flush_behind_a_commit },
+		{ "a flush makes unmaps durable", test_flush_makes_unmaps_durable },
+		{ "a flush that fails", test_failing_flush },
+		{ "step 4 fails beside a commit", test_failing_flush_beside_a_commit },
+		{ "kick later", test_kick_later },
 		{ NULL, NULL },
 	};
 

@@ -35,6 +35,7 @@ static void drop(struct meta *meta, struct meta_block *b)
 	cds_list_del(&b->lru);
 	meta->nr_blocks--;
 	free(b->data);
+	free(b->linked);
 	free(b);
 }
 
@@ -82,24 +83,33 @@ static void block_loaded(struct io_op *op, int error)
 		drop(meta, b);
 }
 
-static int load(struct meta *meta, u64 offset, struct meta_block **result)
+static struct meta_block *block_create(struct meta *meta, u64 offset, u8 state)
 {
 	struct meta_block *b = calloc(1, sizeof(*b));
 
 	if (!b)
-		return -ENOMEM;
+		return NULL;
 	b->data = io_alloc(meta->block_bytes);
 	if (!b->data) {
 		free(b);
-		return -ENOMEM;
+		return NULL;
 	}
 	b->offset = offset;
 	b->meta = meta;
-	b->state = BLOCK_LOADING;
+	b->state = state;
 	CDS_INIT_LIST_HEAD(&b->waiters);
 	cds_list_add(&b->hash, bucket(meta, offset));
 	cds_list_add_tail(&b->lru, &meta->lru);
 	meta->nr_blocks++;
+	return b;
+}
+
+static int load(struct meta *meta, u64 offset, struct meta_block **result)
+{
+	struct meta_block *b = block_create(meta, offset, BLOCK_LOADING);
+
+	if (!b)
+		return -ENOMEM;
 	meta->loading++;
 	meta->stats.block_reads++;
 	b->io = (struct io_op){ .dev = meta->dev, .type = IO_READ, .offset = offset,
@@ -180,6 +190,29 @@ void meta_forget(struct meta *meta, u64 offset, u64 bytes)
 	}
 }
 
+int meta_block_put(struct meta *meta, u64 offset, const void *data, struct meta_block **result)
+{
+	struct meta_block *b;
+
+	meta_forget(meta, offset, meta->block_bytes);
+	if (find(meta, offset)) /* in use as something else */
+		return -EUCLEAN;
+	shrink(meta);
+	b = block_create(meta, offset, BLOCK_READY);
+	if (!b)
+		return -ENOMEM;
+	memcpy(b->data, data, meta->block_bytes);
+	meta_pin(b);
+	*result = b;
+	return 0;
+}
+
+void meta_block_drop(struct meta *meta, struct meta_block *block)
+{
+	meta_unpin(block);
+	drop(meta, block);
+}
+
 u32 meta_block_bytes(const struct meta *meta)
 {
 	return meta->block_bytes;
@@ -204,6 +237,7 @@ int meta_create(struct loop *loop, struct io_dev *dev, u32 block_bytes, u32 max_
 	CDS_INIT_LIST_HEAD(&meta->lru);
 	CDS_INIT_LIST_HEAD(&meta->dirty);
 	meta_txn_init(meta);
+	meta_flush_init(meta);
 	*result = meta;
 	return 0;
 }

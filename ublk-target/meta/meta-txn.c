@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,35 +14,21 @@
  * of them promises; the numbers stand at the stages.
  */
 
-#define HOUSEKEEP_NS 500000000ull
-/* So many commits in a row failed: the device is dead, and stopping must end. */
-#define META_MAX_ABORTS 100u
-
-/* One entry range in a reachable sector, waiting for step 3. */
-struct txn_set {
-	struct cds_list_head node;
-	struct meta_block *block;
-	u32 at;
-	u32 bytes;
-	u8 data[];
-};
-
-/* One write under way: a fresh table, dirty sectors, or a block's new content. */
-struct txn_write {
-	struct cds_list_head node;
-	struct meta *meta;
-	struct meta_block *block; /* NULL: a fresh table */
-	void *data;
-	struct io_op io;
-};
+/* So many times step 1 is tried in a row: then the device is given up. */
+#define META_MAX_TRIES 100u
+#define META_RETRY_NS 100000000ull
+/* A transaction of so many changes is committed, whoever asks or not. */
+#define META_LARGE 8192u
 
 static void txn_reset(struct meta_txn *txn)
 {
-	CDS_INIT_LIST_HEAD(&txn->sets);
 	CDS_INIT_LIST_HEAD(&txn->fresh);
-	CDS_INIT_LIST_HEAD(&txn->writes);
+	CDS_INIT_LIST_HEAD(&txn->dirty);
+	CDS_INIT_LIST_HEAD(&txn->sets);
 	CDS_INIT_LIST_HEAD(&txn->unmaps);
 	CDS_INIT_LIST_HEAD(&txn->joined);
+	txn->mark = 0;
+	txn->nr = 0;
 	txn->empty = true;
 }
 
@@ -55,52 +42,200 @@ u64 meta_open_seq(const struct meta *meta)
 	return meta->open_seq;
 }
 
+static void touch_open(struct meta *meta)
+{
+	assert_on_loop(meta->loop);
+	meta->open->empty = false;
+	meta->open->nr++;
+}
+
+static u32 device_blocks(const struct meta *meta, u32 at, u32 bytes)
+{
+	u32 unit = min(meta->dev->block_bytes, meta->block_bytes);
+	u32 first = at / unit;
+	u32 last = (at + bytes - 1) / unit;
+
+	return (2u << last) - (1u << first);
+}
+
+static void put_write(struct txn_write *w)
+{
+	u32 i;
+
+	cds_list_del(&w->node);
+	if (w->block)
+		meta_unpin(w->block);
+	for (i = 0; w->blocks && i < w->io.len / w->meta->block_bytes; i++)
+		meta_unpin(w->blocks[i]);
+	free(w->blocks);
+	free(w->data);
+	free(w);
+}
+
+static void put_writes(struct cds_list_head *writes)
+{
+	struct txn_write *w, *tmp;
+
+	cds_list_for_each_entry_safe(w, tmp, writes, node)
+		put_write(w);
+}
+
+/* A write of one block, with memory of its own. */
+static struct txn_write *write_create(struct meta_block *b, struct cds_list_head *list)
+{
+	struct txn_write *w = calloc(1, sizeof(*w));
+	void *data = io_alloc(b->meta->block_bytes);
+
+	if (!w || !data) {
+		free(w);
+		free(data);
+		return NULL;
+	}
+	w->meta = b->meta;
+	w->block = b;
+	w->data = data;
+	meta_pin(b);
+	cds_list_add_tail(&w->node, list);
+	return w;
+}
+
+/* The first set of the open transaction in @b: from now on it is two blocks. */
+static int begin_sets(struct meta *meta, struct meta_block *b)
+{
+	void *linked = b->linked ? b->linked : io_alloc(meta->block_bytes);
+
+	if (!linked)
+		return -ENOMEM;
+	b->set = write_create(b, &meta->open->sets);
+	if (!b->set) {
+		if (!b->linked)
+			free(linked);
+		return -ENOMEM;
+	}
+	if (!b->linked)
+		memcpy(linked, b->data, meta->block_bytes);
+	b->linked = linked;
+	return 0;
+}
+
 int meta_txn_set(struct meta *meta, struct meta_block *block, u32 at, const void *data,
 		 u32 bytes)
 {
-	struct txn_set *set = malloc(sizeof(*set) + bytes);
-
-	assert_on_loop(meta->loop);
 	assert(at + bytes <= meta->block_bytes);
-	if (!set)
+	if (block->dirty)
+		return -EUCLEAN;
+	if (!block->fresh && !block->set && begin_sets(meta, block))
 		return -ENOMEM;
-	set->block = block;
-	set->at = at;
-	set->bytes = bytes;
-	memcpy(set->data, data, bytes);
-	meta_pin(block);
-	cds_list_add_tail(&set->node, &meta->open->sets);
-	meta->open->empty = false;
+	memcpy((char *)block->data + at, data, bytes);
+	if (!block->fresh)
+		block->set->mask |= device_blocks(meta, at, bytes);
+	touch_open(meta);
 	return 0;
+}
+
+static struct txn_write *fresh_create(struct meta *meta, u64 host, void *data, u32 bytes)
+{
+	struct txn_write *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return NULL;
+	w->meta = meta;
+	w->data = data;
+	w->io.offset = host;
+	w->io.len = bytes;
+	return w;
+}
+
+static void fresh_add(struct meta *meta, struct txn_write *w)
+{
+	cds_list_add_tail(&w->node, &meta->open->fresh);
+	touch_open(meta);
 }
 
 int meta_txn_fresh(struct meta *meta, u64 host, void *data_owned, u32 bytes)
 {
-	struct txn_write *w = calloc(1, sizeof(*w));
+	struct txn_write *w = fresh_create(meta, host, data_owned, bytes);
 
-	assert_on_loop(meta->loop);
 	if (!w)
 		return -ENOMEM;
-	w->meta = meta;
-	w->data = data_owned;
-	w->io.offset = host;
-	w->io.len = bytes;
-	cds_list_add_tail(&w->node, &meta->open->fresh);
-	meta->open->empty = false;
+	fresh_add(meta, w);
 	return 0;
+}
+
+int meta_txn_table(struct meta *meta, u64 host, void *data_owned, u32 bytes)
+{
+	struct txn_write *w = fresh_create(meta, host, data_owned, bytes);
+	u32 i, n = bytes / meta->block_bytes;
+	int ret = -ENOMEM;
+
+	if (!w)
+		return ret;
+	w->blocks = calloc(n, sizeof(struct meta_block *));
+	if (!w->blocks)
+		goto err_free;
+	for (i = 0; i < n; i++) {
+		u32 at = i * meta->block_bytes;
+
+		ret = meta_block_put(meta, host + at, (u8 *)data_owned + at, &w->blocks[i]);
+		if (ret)
+			goto err_drop;
+		w->blocks[i]->fresh = w;
+	}
+	fresh_add(meta, w);
+	return 0;
+
+err_drop:
+	while (i--)
+		meta_block_drop(meta, w->blocks[i]);
+err_free:
+	free(w->blocks);
+	free(w);
+	return ret;
 }
 
 void meta_txn_unmap(struct meta *meta, struct meta_unmap *unmap)
 {
 	cds_list_add_tail(&unmap->node, &meta->open->unmaps);
-	meta->open->empty = false;
+	touch_open(meta);
 }
 
 void meta_txn_join(struct meta *meta, struct meta_join *join)
 {
-	assert_on_loop(meta->loop);
 	cds_list_add_tail(&join->node, &meta->open->joined);
-	meta->open->empty = false;
+	touch_open(meta);
+}
+
+void meta_txn_mark(struct meta *meta, u64 mark)
+{
+	meta->open->mark = max(meta->open->mark, mark);
+}
+
+/* ---- closing ------------------------------------------------------------------ */
+
+/*
+ * Promise 3: what steps 1 and 3 will write is copied here, once: the blocks show
+ * the entries of the next transaction from now on.
+ */
+static void txn_close(struct meta *meta)
+{
+	struct meta_txn *txn = meta->open;
+	struct txn_write *w;
+	u32 i;
+
+	cds_list_for_each_entry(w, &txn->fresh, node)
+		for (i = 0; w->blocks && i < w->io.len / meta->block_bytes; i++) {
+			memcpy((u8 *)w->data + i * meta->block_bytes, w->blocks[i]->data,
+			       meta->block_bytes);
+			w->blocks[i]->fresh = NULL;
+		}
+	cds_list_for_each_entry(w, &txn->sets, node) {
+		memcpy(w->data, w->block->data, meta->block_bytes);
+		w->block->set = NULL;
+	}
+	meta->committing = txn;
+	meta->open = txn == &meta->txns[0] ? &meta->txns[1] : &meta->txns[0];
+	meta->open_seq++;
+	meta->kicked = false;
 }
 
 /* ---- the stages --------------------------------------------------------------- */
@@ -120,8 +255,7 @@ static void txn_write_done(struct io_op *op, int error)
 	stage_io_done(w->meta, error);
 }
 
-static void txn_write_submit(struct meta *meta, struct txn_write *w, u64 offset, void *base,
-			     u32 len)
+static void submit(struct meta *meta, struct txn_write *w, u64 offset, void *base, u32 len)
 {
 	w->io = (struct io_op){ .dev = meta->dev, .type = IO_WRITE, .offset = offset,
 				.len = len, .base = base, .done = txn_write_done };
@@ -130,78 +264,56 @@ static void txn_write_submit(struct meta *meta, struct txn_write *w, u64 offset,
 	io_submit(meta->loop, &w->io);
 }
 
-/* Write device blocks first..last of @b out of a copy; @w keeps it until the end. */
-static void write_range(struct meta *meta, struct txn_write *w, struct meta_block *b, u32 mask)
+/* The device blocks of @w from the first to the last changed one. */
+static void submit_block(struct meta *meta, struct txn_write *w)
 {
 	u32 unit = min(meta->dev->block_bytes, meta->block_bytes);
-	u32 first = __builtin_ctz(mask);
-	u32 last = 31 - __builtin_clz(mask);
-	char *from = (char *)w->data + first * unit;
+	u32 first = __builtin_ctz(w->mask);
+	u32 last = 31 - __builtin_clz(w->mask);
 
-	txn_write_submit(meta, w, b->offset + first * unit, from, (last - first + 1) * unit);
+	if (MUTANT(MIXED_SECTOR))
+		memcpy(w->data, w->block->data, meta->block_bytes);
+	submit(meta, w, w->block->offset + first * unit, (u8 *)w->data + first * unit,
+	       (last - first + 1) * unit);
 }
 
-static struct txn_write *shadow(struct meta *meta, struct meta_block *b)
+static void submit_dirty(struct meta *meta)
 {
-	struct txn_write *w = calloc(1, sizeof(*w));
-	void *data = io_alloc(meta->block_bytes);
+	struct meta_block *b, *tmp;
+	struct txn_write *w;
 
-	if (!w || !data) {
-		free(w);
-		free(data);
-		return NULL;
+	cds_list_for_each_entry_safe(b, tmp, &meta->dirty, dirty_node) {
+		w = write_create(b, &meta->committing->dirty);
+		if (!w) {
+			meta->error = -ENOMEM; /* stays dirty: the next try has it */
+			return;
+		}
+		memcpy(w->data, b->data, meta->block_bytes);
+		w->mask = b->dirty;
+		cds_list_del(&b->dirty_node);
+		b->dirty = 0;
+		submit_block(meta, w);
 	}
-	memcpy(data, b->data, meta->block_bytes);
-	w->meta = meta;
-	w->block = b;
-	w->data = data;
-	meta_pin(b);
-	cds_list_add_tail(&w->node, &meta->committing->writes);
-	return w;
 }
 
-static void put_writes(struct cds_list_head *writes)
+static void submit_sets(struct meta *meta)
 {
-	struct txn_write *w, *tmp;
+	struct txn_write *w;
 
-	cds_list_for_each_entry_safe(w, tmp, writes, node) {
-		cds_list_del(&w->node);
-		if (w->block)
-			meta_unpin(w->block);
-		free(w->data);
-		free(w);
-	}
+	cds_list_for_each_entry(w, &meta->committing->sets, node)
+		submit_block(meta, w);
 }
 
 /* Step 1. Promise 1: nothing that an entry will name is missing when it appears. */
 static void stage_fresh(struct meta *meta)
 {
-	struct meta_block *b, *tmp;
 	struct txn_write *w;
 
 	cds_list_for_each_entry(w, &meta->committing->fresh, node)
-		txn_write_submit(meta, w, w->io.offset, w->data, w->io.len);
-	cds_list_for_each_entry_safe(b, tmp, &meta->dirty, dirty_node) {
-		u32 mask = b->dirty;
-
-		w = shadow(meta, b);
-		if (!w) {
-			meta->error = -ENOMEM; /* stays dirty: the next commit has it */
-			break;
-		}
-		cds_list_del(&b->dirty_node);
-		b->dirty = 0;
-		write_range(meta, w, b, mask);
-	}
-}
-
-/* Written sectors that did not arrive are dirty again. */
-static void redirty(struct meta *meta)
-{
-	struct txn_write *w;
-
-	cds_list_for_each_entry(w, &meta->committing->writes, node)
-		meta_mark_dirty(w->block, w->io.offset - w->block->offset, w->io.len);
+		submit(meta, w, w->io.offset, w->data, w->io.len);
+	submit_dirty(meta);
+	if (MUTANT(LINK_WITH_FRESH))
+		submit_sets(meta);
 }
 
 static void flush_done(struct io_op *op, int error)
@@ -215,136 +327,111 @@ static void flush_done(struct io_op *op, int error)
  */
 static void stage_flush(struct meta *meta)
 {
-	put_writes(&meta->committing->writes);
+	meta->tries = 0;
+	put_writes(&meta->committing->dirty);
 	cds_list_splice(&meta->unmapped, &meta->flushing);
 	CDS_INIT_LIST_HEAD(&meta->unmapped);
+	if (MUTANT(NO_STEP_2))
+		return;
 	meta->stats.flushes++;
 	meta->stage_ios++;
 	meta->flush = (struct io_op){ .dev = meta->dev, .type = IO_FLUSH, .done = flush_done };
 	io_submit(meta->loop, &meta->flush);
 }
 
-static void run_durable(struct meta *meta)
+void meta_run_unmaps(struct cds_list_head *unmaps, int error)
 {
 	struct meta_unmap *u, *tmp;
-	CDS_LIST_HEAD(durable);
+	CDS_LIST_HEAD(list);
 
-	cds_list_splice(&meta->flushing, &durable);
-	CDS_INIT_LIST_HEAD(&meta->flushing);
-	cds_list_for_each_entry_safe(u, tmp, &durable, node) {
-		cds_list_del(&u->node);
-		u->durable(u, 0);
-	}
-}
-
-static void cancel_unmaps(struct cds_list_head *unmaps, int error)
-{
-	struct meta_unmap *u, *tmp;
-
-	cds_list_for_each_entry_safe(u, tmp, unmaps, node) {
+	cds_list_splice(unmaps, &list);
+	CDS_INIT_LIST_HEAD(unmaps);
+	cds_list_for_each_entry_safe(u, tmp, &list, node) {
 		cds_list_del(&u->node);
 		u->durable(u, error);
 	}
 }
 
-static struct txn_write *shadow_of(struct meta *meta, struct meta_block *b)
-{
-	struct txn_write *w;
-
-	cds_list_for_each_entry(w, &meta->committing->writes, node)
-		if (w->block == b)
-			return w;
-	w = shadow(meta, b);
-	if (w)
-		w->io.len = 0; /* until submitted: the mask of changed device blocks */
-	return w;
-}
-
-/*
- * Step 3. Promise 3: a reachable sector is written once, with entries of this
- * transaction only; the cache follows when the disk has it.
- */
+/* Step 3. Promise 3: a reachable sector is written once at a time, as it was closed. */
 static void stage_link(struct meta *meta)
 {
-	u32 unit = min(meta->dev->block_bytes, meta->block_bytes);
-	struct txn_write *w;
-	struct txn_set *set;
-	u32 i;
-
-	run_durable(meta);
-	cds_list_for_each_entry(set, &meta->committing->sets, node) {
-		w = shadow_of(meta, set->block);
-		if (!w) {
-			meta->error = -ENOMEM;
-			return;
-		}
-		memcpy((char *)w->data + set->at, set->data, set->bytes);
-		for (i = set->at / unit; i <= (set->at + set->bytes - 1) / unit; i++)
-			w->io.len |= 1u << i;
-	}
-	cds_list_for_each_entry(w, &meta->committing->writes, node)
-		write_range(meta, w, w->block, w->io.len);
+	meta_run_unmaps(&meta->flushing, 0);
+	submit_sets(meta);
 }
 
-static void drop_sets(struct meta_txn *txn)
+/* The disk has it: what is linked of the changed blocks is what was written. */
+static void adopt_sets(struct meta_txn *txn)
 {
-	struct txn_set *set, *tmp;
+	struct txn_write *w;
 
-	cds_list_for_each_entry_safe(set, tmp, &txn->sets, node) {
-		cds_list_del(&set->node);
-		meta_unpin(set->block);
-		free(set);
+	cds_list_for_each_entry(w, &txn->sets, node) {
+		struct meta_block *b = w->block;
+
+		free(b->linked);
+		b->linked = NULL;
+		if (!b->set)
+			continue; /* nothing newer: as the data */
+		b->linked = w->data;
+		w->data = NULL;
 	}
 }
 
-/* The cache follows the disk: changed entries, and places that are tables now. */
-static void update_cache(struct meta *meta, const struct meta_txn *txn, int error)
+static void run_joined(struct cds_list_head *joined, int error)
+{
+	struct meta_join *j, *tmp;
+
+	cds_list_for_each_entry_safe(j, tmp, joined, node) {
+		cds_list_del(&j->node);
+		j->fn(j, error);
+	}
+}
+
+/* Written, or lost: then the cache goes on showing what was acknowledged. */
+static void end_writes(struct meta *meta, struct meta_txn *txn, int error)
 {
 	struct txn_write *w;
-	struct txn_set *set;
 
-	cds_list_for_each_entry(set, &txn->sets, node)
-		if (!error)
-			memcpy((char *)set->block->data + set->at, set->data, set->bytes);
+	put_writes(&txn->dirty);
+	if (error) {
+		cds_list_splice(&txn->fresh, &meta->lost);
+		cds_list_splice(&txn->sets, &meta->lost);
+		return;
+	}
+	adopt_sets(txn);
 	cds_list_for_each_entry(w, &txn->fresh, node)
-		meta_forget(meta, w->io.offset, w->io.len);
+		if (!w->blocks)
+			meta_forget(meta, w->io.offset, w->io.len);
+	put_writes(&txn->fresh);
+	put_writes(&txn->sets);
 }
 
-/* Linked, or failed: hand the joined operations back, take the next transaction. */
+/* Linked, or failed for good: tell who waits, take the next transaction. */
 static void txn_finish(struct meta *meta, int error)
 {
 	struct meta_txn *txn = meta->committing;
-	struct meta_join *j, *tmp;
-	CDS_LIST_HEAD(fresh);
+	u64 mark = error ? 0 : txn->mark;
 	CDS_LIST_HEAD(joined);
 	CDS_LIST_HEAD(unmaps);
 
-	update_cache(meta, txn, error);
-	put_writes(&txn->writes);
-	drop_sets(txn);
-	cds_list_splice(&txn->fresh, &fresh);
+	end_writes(meta, txn, error);
 	cds_list_splice(&txn->unmaps, error ? &unmaps : &meta->unmapped);
 	cds_list_splice(&txn->joined, &joined);
 	txn_reset(txn);
 	meta->committing = NULL;
 	meta->stats.commits++;
-	cds_list_for_each_entry_safe(j, tmp, &joined, node) {
-		cds_list_del(&j->node);
-		j->fn(j, error);
-	}
-	meta->ops->linked(meta->arg);
-	/* late: until its own join ran, a fresh table is looked into */
-	put_writes(&fresh);
-	cancel_unmaps(&unmaps, error);
-	if (!meta->failed && !nothing_to_write(meta))
-		loop_timer_set(meta->loop, &meta->timer, HOUSEKEEP_NS);
+	run_joined(&joined, error);
+	meta->ops->linked(meta->arg, mark);
+	meta_run_unmaps(&unmaps, error);
+	if (!error)
+		meta_flush_linked(meta);
+	if (!meta->failed && !nothing_to_write(meta) && !meta->timer.deadline_ns)
+		loop_timer_set(meta->loop, &meta->timer, META_OLD_NS);
 	if (meta->kicked)
 		meta_kick(meta);
 }
 
 static void stage_linked(struct meta *meta)
 {
-	meta->aborts_in_row = 0;
 	txn_finish(meta, 0);
 }
 
@@ -360,35 +447,68 @@ static const struct {
 
 #define STAGE_FLUSH 1u
 
+/* ---- failures ------------------------------------------------------------------- */
+
+void meta_fail(struct meta *meta, int error)
+{
+	CDS_LIST_HEAD(unmaps);
+
+	if (meta->failed)
+		return;
+	meta->failed = true;
+	cds_list_splice(&meta->flushing, &unmaps);
+	cds_list_splice(&meta->unmapped, &unmaps);
+	CDS_INIT_LIST_HEAD(&meta->flushing);
+	CDS_INIT_LIST_HEAD(&meta->unmapped);
+	meta->ops->failed(meta->arg, error);
+	meta_run_unmaps(&unmaps, error);
+	meta_flush_fail(meta, error);
+}
+
+/* Sectors of step 1 that did not arrive are dirty again. */
+static void redirty(struct meta *meta)
+{
+	struct txn_write *w;
+
+	cds_list_for_each_entry(w, &meta->committing->dirty, node)
+		meta_mark_dirty(w->block, w->io.offset - w->block->offset, w->io.len);
+	put_writes(&meta->committing->dirty);
+}
+
 /*
- * A stage failed. Before step 2 the disk's tables are as they were. A flush
- * that failed may have dropped any write before it, also those of earlier
+ * A stage failed. Before step 2 the disk's tables are as they were: tried again.
+ * A flush that failed may have dropped any write before it, also those of earlier
  * transactions and of the guest, and the next one would not say so.
  */
 static void txn_abort(struct meta *meta)
 {
-	int error = meta->error;
+	int error = meta->error ? meta->error : -EIO;
 
 	meta->error = 0;
-	meta->stats.aborts++;
-	if (meta->stage <= STAGE_FLUSH && ++meta->aborts_in_row < META_MAX_ABORTS) {
+	if (!meta->failed && meta->stage <= STAGE_FLUSH && ++meta->tries < META_MAX_TRIES) {
+		meta->stats.retries++;
 		redirty(meta);
-	} else {
-		meta->failed = true;
-		cds_list_splice(&meta->flushing, &meta->committing->unmaps);
-		cds_list_splice(&meta->unmapped, &meta->committing->unmaps);
-		CDS_INIT_LIST_HEAD(&meta->flushing);
-		CDS_INIT_LIST_HEAD(&meta->unmapped);
-		meta->ops->failed(meta->arg, error);
+		meta->stage = 0;
+		loop_timer_set(meta->loop, &meta->retry, META_RETRY_NS);
+		return;
 	}
+	meta->stats.aborts++;
+	meta_fail(meta, error);
 	txn_finish(meta, error);
 }
+
+static void retry_timer(struct loop *loop, struct loop_timer *timer)
+{
+	txn_stage_run(container_of(timer, struct meta, retry));
+}
+
+/* ---- running ---------------------------------------------------------------------- */
 
 /* Run stages until one has I/O under way; @meta->stage is the next one. */
 static void txn_stage_run(struct meta *meta)
 {
 	while (meta->stage_ios == 0) {
-		if (meta->error) {
+		if (meta->error || meta->failed) {
 			txn_abort(meta);
 			return;
 		}
@@ -403,25 +523,9 @@ static void txn_stage_run(struct meta *meta)
 	}
 }
 
-static void fail_open(struct meta *meta)
-{
-	assert(!meta->committing);
-	meta->committing = meta->open;
-	meta->open = meta->committing == &meta->txns[0] ? &meta->txns[1] : &meta->txns[0];
-	meta->open_seq++;
-	txn_finish(meta, -EIO);
-}
-
 static void txn_commit(struct meta *meta)
 {
-	meta->kicked = false;
-	if (meta->failed) {
-		fail_open(meta);
-		return;
-	}
-	meta->committing = meta->open;
-	meta->open = meta->committing == &meta->txns[0] ? &meta->txns[1] : &meta->txns[0];
-	meta->open_seq++;
+	txn_close(meta);
 	meta->stage = 0;
 	meta->error = 0;
 	txn_stage_run(meta);
@@ -430,21 +534,29 @@ static void txn_commit(struct meta *meta)
 void meta_kick(struct meta *meta)
 {
 	assert_on_loop(meta->loop);
-	if (meta->committing) {
-		meta->kicked = true;
-		return;
-	}
-	if (!meta->open->empty)
+	meta->kicked = meta->committing && !meta->open->empty;
+	if (!meta->committing && !meta->open->empty)
 		txn_commit(meta);
+}
+
+void meta_kick_later(struct meta *meta)
+{
+	if (meta->open->nr >= META_LARGE)
+		meta_kick(meta);
 	else
-		meta->kicked = false;
+		meta_txn_dirtied(meta);
+}
+
+bool meta_clean(const struct meta *meta)
+{
+	return !meta->committing && meta->open->empty;
 }
 
 /* ---- housekeeping ---------------------------------------------------------------- */
 
 static bool nothing_to_write(struct meta *meta)
 {
-	return !meta->committing && meta->open->empty &&
+	return meta_clean(meta) &&
 	       (meta->failed ||
 		(cds_list_empty(&meta->dirty) && cds_list_empty(&meta->unmapped) &&
 		 cds_list_empty(&meta->flushing)));
@@ -452,18 +564,26 @@ static bool nothing_to_write(struct meta *meta)
 
 bool meta_idle(struct meta *meta)
 {
-	return !meta->loading && nothing_to_write(meta);
+	return !meta->loading && nothing_to_write(meta) && meta_flush_idle(meta);
 }
 
 void meta_housekeep(struct meta *meta)
 {
-	if (!meta->committing && !meta->failed && !nothing_to_write(meta))
+	if (meta->retry.deadline_ns) {
+		loop_timer_cancel(&meta->retry);
+		txn_stage_run(meta);
+	} else if (!meta->committing && !nothing_to_write(meta)) {
 		txn_commit(meta);
+	}
 }
 
+/* A commit that is under way sets the timer again when it ends. */
 static void housekeep_timer(struct loop *loop, struct loop_timer *timer)
 {
-	meta_housekeep(container_of(timer, struct meta, timer));
+	struct meta *meta = container_of(timer, struct meta, timer);
+
+	if (!meta->committing)
+		meta_housekeep(meta);
 }
 
 void meta_get_stats(const struct meta *meta, struct meta_stats *stats)
@@ -474,7 +594,7 @@ void meta_get_stats(const struct meta *meta, struct meta_stats *stats)
 void meta_txn_dirtied(struct meta *meta)
 {
 	if (!meta->timer.deadline_ns && !meta->committing)
-		loop_timer_set(meta->loop, &meta->timer, HOUSEKEEP_NS);
+		loop_timer_set(meta->loop, &meta->timer, META_OLD_NS);
 }
 
 void meta_txn_init(struct meta *meta)
@@ -482,12 +602,16 @@ void meta_txn_init(struct meta *meta)
 	txn_reset(&meta->txns[0]);
 	txn_reset(&meta->txns[1]);
 	meta->open = &meta->txns[0];
+	meta->open_seq = 1;
+	CDS_INIT_LIST_HEAD(&meta->lost);
 	CDS_INIT_LIST_HEAD(&meta->unmapped);
 	CDS_INIT_LIST_HEAD(&meta->flushing);
 	meta->timer.fn = housekeep_timer;
+	meta->retry.fn = retry_timer;
 }
 
 void meta_txn_exit(struct meta *meta)
 {
 	loop_timer_cancel(&meta->timer);
+	put_writes(&meta->lost);
 }

@@ -157,7 +157,7 @@ static int fold_written(struct window_load *load, struct load_fold *f, struct fo
 				return ret;
 			meta_pin(block);
 			f->pinned[f->nr_pinned++] = block;
-			add_source(f, l, (char *)block->data + in * l->img->l2_entry_bytes,
+			add_source(f, l, (char *)meta_linked(block) + in * l->img->l2_entry_bytes,
 				   cur.first, n);
 			cur.index += n;
 			cur.nr -= n;

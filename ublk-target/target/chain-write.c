@@ -502,7 +502,7 @@ static int update_cmp(const void *a, const void *b)
 }
 
 /* A transaction is linked: publish all of it at once, then let go (promise 4). */
-static void writer_linked(void *arg)
+static void writer_linked(void *arg, u64 mark)
 {
 	struct writer *w = arg;
 	struct chain_target *ct = w->ct;
