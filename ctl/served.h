@@ -15,7 +15,6 @@
  *	state.json   the record: how to start the daemon again
  *	qmp.sock     the daemon answers there as long as it lives
  *	qchaind.log  what it has to say
- *	waiting.json what a start waits for, while it does
  *
  * and, with a ublk device, for the udev rule and the administrator
  *
@@ -68,8 +67,6 @@ void rundir_unlink_device(const char *name, s32 dev_id);
 const char *json_text(json_object *object, const char *key);
 /* The number at @key, @missing where there is none. */
 s64 json_number(json_object *object, const char *key, s64 missing);
-/* Is @key there and true? */
-bool json_flag(json_object *object, const char *key);
 /* The list at @key and its length; 0 where there is none. */
 json_object *json_list(json_object *object, const char *key, u32 *nr);
 
@@ -114,7 +111,6 @@ struct served {
 	char name[QC_MAX_CHAIN_NAME + 1];
 	enum served_state state;
 	json_object *record; /* NULL: started without qchainctl */
-	json_object *waiting; /* {reason, since, pid} of a start that waits, or NULL */
 	pid_t pid; /* 0: none */
 	s32 dev_id; /* -1: no ublk device */
 	struct client *client;

@@ -49,6 +49,7 @@ struct piece {
 	u32 start; /* sectors from the start of the window */
 	u32 end;
 	u32 nr;
+	u32 density; /* extents per 2^32 sectors: where a search begins */
 	struct extent extents[];
 };
 
@@ -57,16 +58,29 @@ struct window {
 	u64 index;
 	u32 nr_pieces;
 	u8 referenced; /* any loop, relaxed: read since the clock's hand passed */
+	/* behind them as many u32: where each of them starts */
 	struct piece *pieces[];
 };
+
+/* What an allocation of @bytes takes, the allocator's own share included (rule C8). */
+static inline u64 map_memory(u64 bytes)
+{
+	return ALIGN_UP(bytes + sizeof(size_t), 2 * sizeof(size_t));
+}
 
 /* A layer as the map names it. Ids are stable for the run (rule C1). */
 struct layer {
 	struct image *img;
+	struct io_dev *data_dev; /* the image's; here it spares each request a look at @img */
 	struct writer *writer; /* the target's, metadata thread only; NULL: nobody writes it */
 	char node_name[QC_MAX_NODE_NAME + 1];
 	char *path;
 };
+
+static inline struct io_dev *layer_dev(const struct layer *layer)
+{
+	return layer->data_dev ? layer->data_dev : image_data_dev(layer->img);
+}
 
 /* One pointer, loaded for each request (rule C3). By depth, [0] is the active layer. */
 struct layer_table {
@@ -181,7 +195,6 @@ struct grace {
 	struct cds_list_head current;
 	u32 unquiet; /* loops that have not answered */
 	u32 undrained;
-	u64 since_ns; /* when the round began */
 	bool running;
 };
 
@@ -190,9 +203,6 @@ void grace_init(struct grace *grace, struct loop *home);
 int grace_add_loop(struct grace *grace, struct loop *loop);
 void grace_remove_loop(struct grace *grace, struct loop *loop);
 void grace_wait(struct grace *grace, struct grace_waiter *waiter);
-/* Call @visit for each loop whose I/O of the older epoch has not ended. */
-void grace_owing(const struct grace *grace, void (*visit)(const struct loop *loop, void *arg),
-		 void *arg);
 
 /* ---- folding ------------------------------------------------------------------ */
 

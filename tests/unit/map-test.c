@@ -150,7 +150,7 @@ static bool check_window(u64 index, struct counted *c)
 		if (w->pieces[i - 1]->nr + w->pieces[i]->nr <= QC_MIN_PIECE_EXTENTS)
 			return false;
 	c->windows++;
-	c->bytes += sizeof(*w) + w->nr_pieces * sizeof(w->pieces[0]);
+	c->bytes += map_memory(sizeof(*w) + w->nr_pieces * (sizeof(w->pieces[0]) + sizeof(u32)));
 	for (i = 0; i < w->nr_pieces; i++) {
 		const struct piece *p = w->pieces[i];
 
@@ -160,7 +160,7 @@ static bool check_window(u64 index, struct counted *c)
 		for (k = 1; k < p->nr; k++)
 			if (p->extents[k - 1].start >= p->extents[k].start)
 				return false;
-		c->bytes += sizeof(*p) + p->nr * sizeof(p->extents[0]);
+		c->bytes += map_memory(sizeof(*p) + p->nr * sizeof(p->extents[0]));
 		c->extents += p->nr;
 		pos = p->end;
 	}
@@ -522,6 +522,28 @@ static void test_install_again(void)
 	map_exit(&map);
 }
 
+/* The search begins where extents of one size would be: all are far from it. */
+static void test_uneven(void)
+{
+	static const u32 dense[] = { 0, WINDOW_SECT / 2, WINDOW_SECT - 200 };
+	u32 k, i;
+
+	for (k = 0; k < ARRAY_SIZE(dense); k++) {
+		init(1ull << 40);
+		for (i = 0; i < WINDOW_SECT; i++)
+			model[i] = (struct sector){ .host = (1ull << 40) + i * SECTOR_SIZE,
+						    .layer = 7, .kind = EXTENT_DATA };
+		for (i = dense[k]; i < dense[k] + 200; i++)
+			model[i] = (struct sector){ .host = (u64)i << 20, .layer = i & 1,
+						    .kind = EXTENT_DATA };
+		install(0, NULL);
+		CU_ASSERT(map.nr_extents <= QC_MAX_PIECE_EXTENTS);
+		for (i = 0; i < WINDOW_SECT; i++)
+			CU_ASSERT_FATAL(resolves(i, 1));
+		map_exit(&map);
+	}
+}
+
 static void test_empty_disk(void)
 {
 	CU_ASSERT_EQUAL_FATAL(map_init(&map, 0, WINDOW_BITS, 0, NULL), 0);
@@ -544,6 +566,7 @@ int main(void)
 		{ "eviction", test_eviction },
 		{ "eviction, windows far apart", test_evict_far_apart },
 		{ "installed again", test_install_again },
+		{ "extents of uneven size", test_uneven },
 		{ "empty disk", test_empty_disk },
 		{ NULL, NULL },
 	};

@@ -21,7 +21,6 @@ static struct chain_target *chain_of(const struct request *req)
 
 static enum target_map_result defer(struct request *req)
 {
-	request_set_stage(req, "metadata thread");
 	loop_send(chain_of(req)->loop, &req->msg, chain_deferred);
 	return TARGET_SUBMITTED;
 }
@@ -78,7 +77,6 @@ static void wake_op_waiters(struct loop *loop)
 		if (req->pending > loop->nr_free_ops)
 			return;
 		cds_list_del(&req->node);
-		request_set_stage(req, NULL);
 		if (chain_map(req->target, req) == TARGET_DONE)
 			target_end_io(req, req->error);
 	}
@@ -89,7 +87,6 @@ static void part_done(struct io_op *op, int error)
 	struct request *req = op->owner;
 	struct loop *loop = req->loop;
 
-	op->owner = NULL; /* for chain_locate() */
 	cds_list_add(&op->node, &loop->free_ops);
 	loop->nr_free_ops++;
 	put_part(req, error);
@@ -143,7 +140,7 @@ static void issue(struct request *req, const struct layer_table *table, const st
 	req->epoch = loop_epoch_enter(req->loop);
 	req->pending = 1;
 	for (i = 0; i < nr; i++) {
-		struct io_dev *dev = image_data_dev(table->by_id[runs[i].layer]->img);
+		struct io_dev *dev = layer_dev(table->by_id[runs[i].layer]);
 
 		if (runs[i].kind != EXTENT_DATA)
 			fill_zeroes(req, &runs[i]);
@@ -165,8 +162,7 @@ static bool is_direct(const struct request *req, const struct layer_table *table
 		return req->op == REQ_READ;
 	if (run->kind != EXTENT_DATA)
 		return false;
-	if ((run->host | run->len) &
-	    (image_data_dev(table->by_id[run->layer]->img)->block_bytes - 1))
+	if ((run->host | run->len) & (layer_dev(table->by_id[run->layer])->block_bytes - 1))
 		return false;
 	return req->op == REQ_READ ||
 	       (run->layer == table->write_layer && run->flags & EXTENT_COPIED);
@@ -190,7 +186,6 @@ static enum target_map_result map_data(struct chain_target *ct, struct request *
 			return defer(req);
 	if (nr > 1 && req->loop->nr_free_ops < (u32)nr) {
 		req->pending = nr;
-		request_set_stage(req, "free operations");
 		cds_list_add_tail(&req->node, &req->loop->op_waiters);
 		return TARGET_SUBMITTED;
 	}
@@ -270,7 +265,6 @@ static void retry_run(struct loop *loop, struct loop_msg *msg)
 {
 	struct request *req = container_of(msg, struct request, msg);
 
-	request_set_stage(req, NULL);
 	if (chain_map(req->target, req) == TARGET_DONE)
 		target_end_io(req, req->error);
 }

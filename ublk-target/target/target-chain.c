@@ -205,6 +205,7 @@ static int make_layers(struct chain_target *ct)
 		u16 id = n - 1 - i;
 
 		ct->layers[i].img = ct->chain->layers[i].img;
+		ct->layers[i].data_dev = image_data_dev(ct->layers[i].img);
 		ct->layers[i].path = ct->chain->layers[i].path;
 		memcpy(ct->layers[i].node_name, ct->chain->layers[i].node_name,
 		       sizeof(ct->layers[i].node_name));
@@ -493,7 +494,6 @@ static struct chain_target *chain_alloc(struct target *ti)
 	ct->ti = ti;
 	CDS_INIT_LIST_HEAD(&ct->loads);
 	CDS_INIT_LIST_HEAD(&ct->load_queue);
-	CDS_INIT_LIST_HEAD(&ct->queues);
 	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.loaded);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
@@ -558,6 +558,5 @@ const struct target_type target_chain = {
 	.presuspend = chain_presuspend,
 	.suspend = chain_suspend,
 	.status = chain_status,
-	.locate = chain_locate,
 	.limits = chain_limits,
 };
