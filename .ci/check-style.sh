@@ -53,7 +53,7 @@ while read -r name; do bad "$name: two files of this name"; done < <(
 rank() {
 	case $1 in
 	transport | control) echo 7 ;; target | job) echo 6 ;; map | chain) echo 5 ;;
-	image | refcount) echo 4 ;; meta) echo 3 ;; io | loop | copier | throttle) echo 2 ;;
+	image | refcount | edit) echo 4 ;; meta) echo 3 ;; io | loop | copier | throttle) echo 2 ;;
 	request) echo 2 ;; *) echo 1 ;;
 	esac
 }

@@ -57,6 +57,10 @@ extern const struct verb verb_check;
 extern const struct verb verb_measure;
 extern const struct verb verb_compare;
 extern const struct verb verb_bench;
+extern const struct verb verb_commit;
+extern const struct verb verb_stream;
+extern const struct verb verb_rebase;
+extern const struct verb verb_resize;
 
 /*
  * verb_option - getopt_long() for verbs; -1 at the end, '?' after a message

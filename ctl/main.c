@@ -25,6 +25,10 @@ static const struct verb *const verbs[] = {
 	&verb_check,
 	&verb_measure,
 	&verb_compare,
+	&verb_commit,
+	&verb_stream,
+	&verb_rebase,
+	&verb_resize,
 	&verb_bench,
 };
 

@@ -126,6 +126,10 @@ native() {
 	run diff-small-cache 300 tests/diff/diff.py --count $((kill_count / 2)) \
 		--seed $((seed + 200000)) --jobs "$jobs" --qchaind "$build/qchaind" \
 		--extra-args='--cache-size 4K'
+	run offline 900 tests/diff/offline.py --count $((diff_count / 2)) \
+		--seed $((seed + 500000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
+	run offline-kill 400 tests/diff/offline.py --kill --count $kill_count \
+		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
 	[ "$mode" = check-fast ] || run diff-selftest 400 tests/diff/selftest.py
 	tier_end
 }

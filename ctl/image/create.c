@@ -60,49 +60,6 @@ static int backing_format(const struct create_options *o, const struct object_na
 			  backing->text);
 }
 
-/* The directory of @path with all links resolved. */
-static char *real_directory(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-	char *dir, *real;
-
-	dir = slash ? strndup(path, slash == path ? 1 : slash - path) : strdup(".");
-	real = dir ? realpath(dir, NULL) : NULL;
-	free(dir);
-	return real;
-}
-
-/*
- * The name that the header gets. LVs of one VG by their LV name, as Proxmox does
- * it: the VG may be renamed. Files below the image's directory relative to it,
- * so that they move together; everything else by its absolute path.
- */
-static char *backing_header_name(const struct object_name *image, const struct object_name *backing,
-				 struct qc_err *err)
-{
-	char *dir, *real, *name = NULL;
-	size_t len;
-
-	if (backing->kind == NAME_LV)
-		return strdup(image->kind == NAME_LV && strcmp(image->vg, backing->vg) == 0 ?
-				      backing->lv : backing->path);
-	dir = real_directory(image->path);
-	real = realpath(backing->path, NULL);
-	len = dir ? strlen(dir) : 0;
-	if (!dir || !real)
-		qc_err_set(err, -errno, "%s: path could not be resolved (%s)",
-			   dir ? backing->text : image->text, strerror(errno));
-	else if (strncmp(real, "/dev/", 5) == 0)
-		name = strdup(backing->path); /* not the dm-N at the end of its link */
-	else if (strncmp(real, dir, len) == 0 && real[len] == '/')
-		name = strdup(real + len + 1);
-	else
-		name = strdup(real);
-	free(dir);
-	free(real);
-	return name;
-}
-
 /* Open it once: it is there, it is what it is said to be, and it has a size. */
 static int look_at_backing(struct create_options *o, const struct object_name *backing,
 			   const char *format, struct qc_err *err)
@@ -139,7 +96,7 @@ static int take_backing(struct create_options *o, const struct target *target, c
 		ret = look_at_backing(o, &backing, format, err);
 	if (ret)
 		return ret;
-	*name = backing_header_name(&target->name, &backing, err);
+	*name = backing_header_name(target->name.path, backing.path, err);
 	if (!*name)
 		return err->code ? err->code : -ENOMEM;
 	o->image.backing_name = *name;

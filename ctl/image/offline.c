@@ -15,8 +15,48 @@ int offline_options_init(struct offline_options *options, int argc)
 
 void offline_options_exit(struct offline_options *options)
 {
+	while (options->nr_allow_dirs > options->nr_given)
+		free(options->allow_dirs[--options->nr_allow_dirs]);
 	free(options->allow_dirs);
 	options->allow_dirs = NULL;
+}
+
+static int allow(struct offline_options *options, char *path_owned)
+{
+	char **larger;
+
+	if (!path_owned)
+		return -ENOMEM;
+	larger = realloc(options->allow_dirs, (options->nr_allow_dirs + 2) * sizeof(*larger));
+	if (!larger) {
+		free(path_owned);
+		return -ENOMEM;
+	}
+	options->allow_dirs = larger;
+	larger[options->nr_allow_dirs++] = path_owned;
+	larger[options->nr_allow_dirs] = NULL;
+	return 0;
+}
+
+int offline_allow_chain(struct offline_options *options, const struct chain *chain)
+{
+	int ret = 0;
+
+	for (u32 i = 1; i < chain->nr_layers && !ret; i++)
+		ret = allow(options, realpath(chain->layers[i].img->dev->path, NULL));
+	return ret;
+}
+
+int offline_allow_dir(struct offline_options *options, const char *path)
+{
+	char *real = realpath(path, NULL), *slash = real ? strrchr(real, '/') : NULL;
+
+	if (!slash || strncmp(real, "/dev/", 5) == 0) {
+		free(real);
+		return 0;
+	}
+	*(slash == real ? slash + 1 : slash) = 0;
+	return allow(options, real);
 }
 
 static void take_format(const char *what, const char *text, enum image_format *result,
@@ -43,6 +83,7 @@ bool offline_option(struct offline_options *options, int c, struct qc_err *err)
 		return true;
 	case OPTION_ALLOW_BACKING:
 		options->allow_dirs[options->nr_allow_dirs++] = optarg;
+		options->nr_given++;
 		return true;
 	case OPTION_BACKING_FORMAT:
 		take_format("--backing-format", optarg, &format, err);

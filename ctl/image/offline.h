@@ -16,6 +16,7 @@ struct offline_options {
 	const char *backing_format;
 	char **allow_dirs; /* NULL-terminated, room for one per argument */
 	u32 nr_allow_dirs;
+	u32 nr_given; /* of them, from the command line; the rest is malloc'ed */
 };
 
 /* Values that these options have in a verb's own switch; others are the verb's. */
@@ -61,6 +62,23 @@ int offline_open_image(const char *name, const struct offline_options *options, 
 /* The image and all below it, read-only. */
 int offline_open_chain(const char *name, const struct offline_options *options,
 		       struct chain **result, struct qc_err *err);
+
+/*
+ * offline_allow_chain - what the owner of @chain may use is allowed from now on,
+ * when a part of it is opened by itself: its layers, one by one
+ * offline_allow_dir - and the folder of @path and below, where it is a file
+ */
+int offline_allow_chain(struct offline_options *options, const struct chain *chain);
+int offline_allow_dir(struct offline_options *options, const char *path);
+
+/*
+ * backing_header_name - what the header of the image at @path says for the image
+ * at @backing (backing-name.c); malloc'ed, NULL: @err says why
+ * LVs of one VG by their LV name, as Proxmox does it: the VG may be renamed. Files
+ * below the image's directory relative to it, so that they move together;
+ * everything else by its absolute path.
+ */
+char *backing_header_name(const char *path, const char *backing, struct qc_err *err);
 
 /* The command line was wrong in a way that @err tells; returns verb_status(). */
 int offline_usage(const struct verb *verb, const struct qc_err *err);

@@ -31,6 +31,12 @@ struct chain_open_options {
 	bool no_lock; /* info, map, check of an image in use */
 	bool wait; /* rule A2: wait for a dead process's I/O */
 	const char *snapshot; /* internal snapshot to show, read-only */
+	u32 nr_layers; /* open no more than so many, from the top; 0: all */
+	/*
+	 * Show the active layer longer than its header says (its L1 table must
+	 * reach): so that the new range can be made zero before it is visible (B6).
+	 */
+	u64 grow_to;
 	struct backing_policy policy; /* allow_dirs and friends; start is done here */
 };
 

@@ -42,6 +42,7 @@ struct copy_io {
 	void *buf; /* 4 KiB aligned */
 	void *private; /* @private_bytes, zeroed once */
 	const struct copy_region *region;
+	u32 lane; /* 0 .. lanes - 1 */
 	/* copier only */
 	struct copier *copier;
 	struct cds_list_head node;

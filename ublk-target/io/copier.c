@@ -337,6 +337,7 @@ int copier_create(struct loop *loop, const struct copier_options *options,
 	}
 	for (i = 0; i < options->lanes; i++) {
 		c->lanes[i].copier = c;
+		c->lanes[i].lane = i;
 		c->lanes[i].buf = (u8 *)c->memory + (size_t)i * options->chunk_bytes;
 		c->lanes[i].private = (u8 *)c->private + (size_t)i * options->private_bytes;
 		cds_list_add_tail(&c->lanes[i].node, &c->idle);

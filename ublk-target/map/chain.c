@@ -245,7 +245,8 @@ static int add_layers(struct chain_builder *b, const char *top, struct qc_err *e
 
 	if (!path)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", top);
-	while (!ret && path) {
+	while (!ret && path && (!b->options->nr_layers ||
+				chain->nr_layers < b->options->nr_layers)) {
 		ret = add_layer(b, path, format, err);
 		free(path);
 		path = NULL;
@@ -253,6 +254,7 @@ static int add_layers(struct chain_builder *b, const char *top, struct qc_err *e
 			ret = backing_resolve(chain->layers[chain->nr_layers - 1].img, &b->policy,
 					      &path, &format, err);
 	}
+	free(path);
 	return name_layer(chain, ret, err);
 }
 
@@ -269,6 +271,20 @@ static int show_snapshot(struct chain *chain, const struct chain_open_options *o
 	return image_use_snapshot(img, options->snapshot, err);
 }
 
+static int grow_top(struct chain *chain, u64 bytes, struct qc_err *err)
+{
+	struct image *img = chain->layers[0].img;
+
+	if (bytes <= img->virtual_size)
+		return 0;
+	if (img->format == IMAGE_RAW ||
+	    bytes > (u64)img->l1_size << image_l2_coverage_bits(img))
+		return qc_err_set(err, -EINVAL, "%s: cannot be shown longer (%llu bytes)",
+				  img->dev->path, (unsigned long long)bytes);
+	img->virtual_size = bytes;
+	return 0;
+}
+
 static int build_chain(struct chain_builder *b, const char *top, struct qc_err *err)
 {
 	int ret;
@@ -283,6 +299,8 @@ static int build_chain(struct chain_builder *b, const char *top, struct qc_err *
 	ret = add_layers(b, top, err);
 	if (!ret)
 		ret = show_snapshot(b->chain, b->options, err);
+	if (!ret)
+		ret = grow_top(b->chain, b->options->grow_to, err);
 	backing_policy_exit(&b->policy);
 	return ret;
 }

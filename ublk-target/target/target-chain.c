@@ -57,6 +57,15 @@ static int word_allow(struct chain_words *w, const char *value)
 	return 0;
 }
 
+static int word_layers(const char *value, u32 *result)
+{
+	u64 nr;
+	int ret = parse_number("layers", value, 1, QC_MAX_CHAIN_DEPTH, &nr, NULL);
+
+	*result = ret ? 0 : nr;
+	return ret;
+}
+
 static int word_apply(struct chain_words *w, const char *key, const char *value)
 {
 	if (!strcmp(key, "format"))
@@ -65,6 +74,12 @@ static int word_apply(struct chain_words *w, const char *key, const char *value)
 		return word_bool(value, &w->open.read_only);
 	if (!strcmp(key, "wait"))
 		return word_bool(value, &w->open.wait);
+	if (!strcmp(key, "no-lock"))
+		return word_bool(value, &w->open.no_lock);
+	if (!strcmp(key, "grow-to"))
+		return parse_size("grow-to", value, &w->open.grow_to, NULL);
+	if (!strcmp(key, "layers"))
+		return word_layers(value, &w->open.nr_layers);
 	if (!strcmp(key, "allow-data-file"))
 		return word_bool(value, &w->open.policy.allow_data_file);
 	if (!strcmp(key, "allow-backing"))

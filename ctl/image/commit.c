@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qchainctl commit: merge overlays down into a backing layer, nobody serving them. */
+#include "merge-run.h"
+#include "standing.h"
+
+#include <errno.h>
+#include <qchain/edit.h>
+#include <qchain/parse.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * In this order, each step durable before the next:
+ *
+ *   1. the base is grown to the length of what it will hold
+ *   2. what the layers top .. above the base map is written into the base
+ *   3. what stands on them names the base as its backing: the layer above top, or
+ *      top itself when it is the active layer
+ *   4. an active top forgets what it maps, and is empty
+ *
+ * A kill at any point leaves a chain that reads as before: until 3 everything is
+ * still mapped above the base, and after it the base has it all. What the base
+ * and the layers between were as restore points is gone from 2 on (rule D2).
+ */
+
+#define OPTION_TOP 't'
+#define OPTION_BASE 'b'
+#define OPTION_UNSHARED 'S'
+#define OPTION_SPEED 'r'
+
+struct commit {
+	struct offline_options offline;
+	const char *top_name;
+	const char *base_name;
+	bool assume_unshared;
+	u64 speed;
+	/* found in the chain; paths are malloc'ed */
+	u32 top;
+	u32 base;
+	char *top_path;
+	char *base_path;
+	char *changed_path; /* whose header will name the base */
+	char *header_name; /* NULL: it does so already */
+	enum image_format base_format;
+	u64 top_bytes;
+	u64 base_bytes;
+	u64 above_bytes; /* of the layer above top; 0: top is active */
+};
+
+static int find_range(struct commit *c, const struct chain *chain, struct qc_err *err)
+{
+	int ret = 0;
+
+	c->top = 0;
+	if (c->top_name)
+		ret = merge_find_layer(chain, c->top_name, &c->top, err);
+	c->base = c->top + 1;
+	if (!ret && c->base_name)
+		ret = merge_find_layer(chain, c->base_name, &c->base, err);
+	if (ret)
+		return ret;
+	if (c->top + 1 >= chain->nr_layers)
+		return qc_err_set(err, -EINVAL, "%s: has no backing image that it could be "
+				  "committed into", chain->layers[c->top].path);
+	if (c->base <= c->top)
+		return qc_err_set(err, -EINVAL, "%s: is not below %s, must be to receive its data",
+				  chain->layers[c->base].path, chain->layers[c->top].path);
+	return 0;
+}
+
+static int take_paths(struct commit *c, const struct chain *chain, struct qc_err *err)
+{
+	const struct chain_layer *layers = chain->layers;
+
+	c->top_bytes = layers[c->top].img->virtual_size;
+	c->base_bytes = layers[c->base].img->virtual_size;
+	c->above_bytes = c->top ? layers[c->top - 1].img->virtual_size : 0;
+	c->base_format = layers[c->base].img->format;
+	c->top_path = strdup(layers[c->top].img->dev->path);
+	c->base_path = strdup(layers[c->base].img->dev->path);
+	c->changed_path = strdup(layers[c->top ? c->top - 1 : 0].img->dev->path);
+	if (!c->top_path || !c->base_path || !c->changed_path)
+		return qc_err_set(err, -ENOMEM, "out of memory");
+	if (c->top == 0 && c->base == 1)
+		return 0;
+	c->header_name = backing_header_name(c->changed_path, c->base_path, err);
+	return c->header_name ? 0 : err->code;
+}
+
+static int survey(struct commit *c, const char *name, struct qc_err *err)
+{
+	struct chain *chain;
+	int ret = offline_open_chain(name, &c->offline, &chain, err);
+
+	if (ret)
+		return ret;
+	ret = find_range(c, chain, err);
+	if (!ret)
+		ret = take_paths(c, chain, err);
+	if (!ret && !c->assume_unshared)
+		ret = standing_check(chain, c->top + 1, c->base, err);
+	if (!ret && offline_allow_chain(&c->offline, chain))
+		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", name);
+	chain_close(chain);
+	return ret;
+}
+
+/* ---- the steps --------------------------------------------------------------------------- */
+
+static int move_data(struct commit *c, struct merge *merge, struct qc_err *err)
+{
+	char layers[32];
+	/* an active top is held open, and locked, by ourselves */
+	const char *words[] = { "read-only=on", layers, c->top ? NULL : "no-lock=on", NULL };
+	struct target *source, *target;
+	u64 zero_to;
+	int ret;
+
+	snprintf(layers, sizeof(layers), "layers=%u", c->base - c->top);
+	ret = merge_open(c->base_path, &c->offline, c->base_format, NULL, &target, err);
+	if (ret)
+		return ret;
+	ret = merge_open(c->top_path, &c->offline, IMAGE_QCOW2, words, &source, err);
+	if (!ret) {
+		merge->type = "commit";
+		merge->source = source;
+		merge->target = target;
+		merge->first_depth = 1;
+		merge->last_depth = QC_MAX_LAYERS;
+		merge->speed = c->speed;
+		ret = merge_run(merge, err);
+		target_destroy(source);
+	}
+	/* above a short top a longer layer reads zero, and must do so on the base (D4) */
+	zero_to = min(c->above_bytes, target->size_bytes);
+	if (!ret && zero_to > c->top_bytes)
+		ret = merge_zero(target, c->top_bytes, zero_to, err);
+	if (!ret)
+		ret = target_suspend(target, err);
+	target_destroy(target);
+	return ret;
+}
+
+/* @changed is held open all the time: nobody else writes it meanwhile. */
+static int commit_steps(struct commit *c, struct image *changed, struct merge *merge,
+			struct qc_err *err)
+{
+	int ret = 0;
+
+	if (c->header_name)
+		ret = image_check_backing_fits(changed, c->header_name,
+					       image_format_name(c->base_format), err);
+	if (!ret)
+		ret = image_resize_grow(c->base_path, &c->offline, c->base_format, c->top_bytes,
+					err);
+	if (!ret)
+		ret = move_data(c, merge, err);
+	if (!ret && c->header_name)
+		ret = image_set_backing(changed, c->header_name,
+					image_format_name(c->base_format), err);
+	if (!ret && c->top == 0)
+		ret = image_unmap_from(changed, 0, err);
+	return ret;
+}
+
+static void print_committed(const struct commit *c, const struct merge *merge)
+{
+	json_object *object = c->offline.json ? json_object_new_object() : NULL;
+
+	if (object) {
+		json_add_string(object, "base", c->base_path);
+		json_add_string(object, "top", c->top_path);
+		json_add_u64(object, "layers", c->base - c->top);
+		json_add_bool(object, "emptied", c->top == 0);
+	} else {
+		printf("%s: has the data of %u layer%s up to %s now\n", c->base_path,
+		       c->base - c->top, c->base - c->top == 1 ? "" : "s", c->top_path);
+		if (c->top == 0)
+			printf("%s: is empty and stands on it\n", c->top_path);
+		if (c->base - c->top > 1 || c->top)
+			printf("layers between are no restore points any more\n");
+	}
+	merge_report(object, merge);
+	if (object)
+		print_json(object);
+}
+
+static int commit_image(const char *name, struct commit *c)
+{
+	struct merge merge = {};
+	struct image *changed;
+	struct qc_err err = {};
+	int ret = survey(c, name, &err);
+
+	if (!ret)
+		ret = merge_hold(c->changed_path, &changed, &err);
+	if (!ret) {
+		ret = commit_steps(c, changed, &merge, &err);
+		image_close(changed);
+	}
+	if (!ret)
+		print_committed(c, &merge);
+	free(c->top_path);
+	free(c->base_path);
+	free(c->changed_path);
+	free(c->header_name);
+	return ret ? print_error(&err) : CTL_DONE;
+}
+
+static void take_option(struct commit *c, int option, struct qc_err *err)
+{
+	switch (option) {
+	case OPTION_TOP:
+		c->top_name = optarg;
+		break;
+	case OPTION_BASE:
+		c->base_name = optarg;
+		break;
+	case OPTION_UNSHARED:
+		c->assume_unshared = true;
+		break;
+	case OPTION_SPEED:
+		parse_size("--speed", optarg, &c->speed, err);
+		break;
+	default:
+		offline_option(&c->offline, option, err);
+		break;
+	}
+}
+
+static int run_commit(const struct verb *verb, int argc, char **argv)
+{
+	static const struct option rows[] = {
+		OFFLINE_JSON_ROW,
+		{ "top", required_argument, NULL, OPTION_TOP },
+		{ "base", required_argument, NULL, OPTION_BASE },
+		{ "assume-unshared", no_argument, NULL, OPTION_UNSHARED },
+		{ "speed", required_argument, NULL, OPTION_SPEED },
+		{ "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING },
+		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
+		{},
+	};
+	struct commit commit = {};
+	struct qc_err err = {};
+	int c, ret;
+
+	if (offline_options_init(&commit.offline, argc))
+		return CTL_FAILED;
+	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
+		take_option(&commit, c, &err);
+	if (c == '?')
+		ret = verb_status(verb);
+	else if (err.code)
+		ret = offline_usage(verb, &err);
+	else
+		ret = verb_arguments(verb, argc, argv, 1, 1);
+	if (!ret)
+		ret = commit_image(argv[optind], &commit);
+	offline_options_exit(&commit.offline);
+	return ret;
+}
+
+const struct verb verb_commit = {
+	.name = "commit",
+	.summary = "merge overlays down into a backing layer",
+	.usage = "[OPTION]... IMAGE",
+	.options =
+	"  --top LAYER            the last layer that goes down; default: IMAGE\n"
+	"  --base LAYER           the layer that receives; default: the one below top\n"
+	"  --speed SIZE           bytes a second at most\n"
+	"  --assume-unshared      nothing else stands on the layers from base to below top\n"
+	"                         although not every image around could be looked at\n"
+	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
+	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
+	OFFLINE_JSON_HELP
+	"IMAGE is the active layer of a chain that nobody serves. A layer is named by its\n"
+	"path, VG/LV or file name. The base is grown first if it is shorter. IMAGE itself,\n"
+	"committed, stays as an empty overlay. A commit cannot be undone.\n",
+	.examples = "  qchainctl commit vg0/vm-1.qcow2\n"
+		    "  qchainctl commit ./top.qcow2 --base base.qcow2\n"
+		    "  qchainctl commit ./top.qcow2 --top sn2.qcow2 --base base.qcow2\n",
+	.run = run_commit,
+};

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Offline merges: targets in this process, a job that moves data, progress. */
+#ifndef CTL_IMAGE_MERGE_RUN_H
+#define CTL_IMAGE_MERGE_RUN_H
+
+#include "offline.h"
+
+#include <qchain/target.h>
+
+/*
+ * merge_open - a qcow2-chain target on image @path
+ * @words: at most 8 further words for it, NULL-terminated; may be NULL
+ */
+int merge_open(const char *path, const struct offline_options *options,
+	       enum image_format format, const char *const *words, struct target **result,
+	       struct qc_err *err);
+
+/* As struct transfer_options. */
+struct merge {
+	const char *type; /* "commit", "stream", "rebase" */
+	struct target *source;
+	struct target *target;
+	struct target *compare;
+	u32 first_depth;
+	u32 last_depth;
+	u32 keep_layers;
+	u32 compare_bytes;
+	bool skip_zero;
+	u64 speed;
+	/* result */
+	u64 moved_bytes;
+	double seconds;
+};
+
+/* Run it to its end, with a progress bar on a terminal. */
+int merge_run(struct merge *merge, struct qc_err *err);
+
+/* Make [@from, @to) of @target read as zero, durably. */
+int merge_zero(struct target *target, u64 from, u64 to, struct qc_err *err);
+
+/* The layer of @chain that @name means: a path, VG/LV, node name or file name. */
+int merge_find_layer(const struct chain *chain, const char *name, u32 *depth,
+		     struct qc_err *err);
+
+/* The tail of all verbs' reports: {"moved": bytes, "seconds": s} or one line. */
+void merge_report(json_object *object, const struct merge *merge);
+
+/* An image that is opened for writing by itself, its lock held until closed. */
+int merge_hold(const char *path, struct image **result, struct qc_err *err);
+
+/*
+ * image_resize - grow the image at @path to @bytes (resize.c); 0 when it is so
+ * long already. Its container grows too where it is an LV that could hold the
+ * whole image before.
+ */
+int image_resize_grow(const char *path, const struct offline_options *options,
+		      enum image_format format, u64 bytes, struct qc_err *err);
+
+#endif

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qchainctl resize: another virtual size for an image that nobody serves. */
+#include "merge-run.h"
+
+#include <errno.h>
+#include <qchain/edit.h>
+#include <qchain/lvm.h>
+#include <qchain/parse.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/*
+ * Growing (rule B6): what becomes visible must read as zero before it does. First
+ * the L1 table; then, in an image that is shown longer to ourselves only, zeroes
+ * over the rest of the last cluster and over what a longer backing image has
+ * there; all that durable, then the size. A kill in between leaves the old size.
+ *
+ * Shrinking: the end is discarded first, so that a later growth cannot bring it
+ * back, then comes the size, then its tables are given up.
+ */
+
+#define OPTION_SHRINK 's'
+
+struct resize {
+	const char *path;
+	const struct offline_options *options;
+	enum image_format format;
+	u64 from;
+	u64 to;
+	bool shrink;
+};
+
+static int open_for(const struct resize *r, struct image **result, struct qc_err *err)
+{
+	return merge_hold(r->path, result, err);
+}
+
+/* ---- the container ------------------------------------------------------------- */
+
+static void fill_create_options(const struct image *img, u64 bytes,
+				struct image_create_options *o)
+{
+	image_create_defaults(o);
+	o->virtual_size = bytes;
+	o->version = img->version;
+	o->cluster_bits = img->cluster_bits;
+	o->refcount_order = img->refcount_order;
+	o->extl2 = image_has_extl2(img);
+}
+
+/* "/dev/VG/LV" taken apart; false: another path. */
+static bool split_lv(const char *path, char *vg, char *lv)
+{
+	return strncmp(path, "/dev/mapper/", 12) &&
+	       sscanf(path, "/dev/%127[^/]/%127[^/]", vg, lv) == 2;
+}
+
+/* A thick LV stays thick: one that could hold the whole image before will do so again. */
+static int extend_lv(const struct resize *r, const struct image *img, struct qc_err *err)
+{
+	struct image_create_options o;
+	char vg[128], lv[128];
+	u64 before, after;
+
+	if (!img->dev->blockdev || !split_lv(r->path, vg, lv))
+		return 0;
+	if (img->format == IMAGE_RAW)
+		return lvm_extend(vg, lv, r->to, err);
+	fill_create_options(img, r->from, &o);
+	before = image_thick_bytes(&o);
+	o.virtual_size = r->to;
+	after = image_thick_bytes(&o);
+	if (img->dev->size_bytes < before || img->dev->size_bytes >= after)
+		return 0;
+	return lvm_extend(vg, lv, after, err);
+}
+
+/* ---- raw ------------------------------------------------------------------------- */
+
+static int resize_raw(const struct resize *r, struct qc_err *err)
+{
+	struct image img = { .format = IMAGE_RAW };
+	int ret = io_dev_open(r->path, IO_DEV_WRITE, &img.dev, err);
+
+	if (ret)
+		return ret;
+	if (!img.dev->blockdev && ftruncate(img.dev->fd, r->to))
+		ret = qc_err_set(err, -errno, "%s: size could not be changed (%s)", r->path,
+				 strerror(errno));
+	else if (img.dev->blockdev && r->shrink)
+		ret = qc_err_set(err, -EINVAL, "%s: a raw image on a block device is as long as "
+				 "the device, reduce the volume instead", r->path);
+	else if (img.dev->blockdev)
+		ret = extend_lv(r, &img, err);
+	if (!ret)
+		ret = io_dev_flush(img.dev);
+	io_dev_close(img.dev);
+	return ret;
+}
+
+/* ---- growing ------------------------------------------------------------------------ */
+
+/* Up to where the new range must be made zero; @r->from: nowhere. */
+static int zero_until(const struct resize *r, u64 *result, struct qc_err *err)
+{
+	struct chain_open_options open = {
+		.top_format = IMAGE_QCOW2, .read_only = true, .nr_layers = 2,
+		.policy.allow_dirs = r->options->allow_dirs,
+		.policy.backing_format = r->options->backing_format,
+	};
+	struct chain *chain;
+	u64 cluster, backing = 0;
+	int ret = chain_open(r->path, &open, &chain, err);
+
+	if (ret)
+		return ret;
+	cluster = image_cluster_bytes(chain->layers[0].img);
+	if (chain->nr_layers > 1)
+		backing = chain->layers[1].img->virtual_size;
+	*result = min(r->to, max(ALIGN_UP(r->from, cluster), backing));
+	chain_close(chain);
+	return 0;
+}
+
+static int zero_new_range(const struct resize *r, u64 until, struct qc_err *err)
+{
+	const char *words[] = { NULL, NULL };
+	struct target *ti;
+	char grow[48];
+	int ret;
+
+	if (until <= r->from)
+		return 0;
+	snprintf(grow, sizeof(grow), "grow-to=%llu", (unsigned long long)r->to);
+	words[0] = grow;
+	ret = merge_open(r->path, r->options, IMAGE_QCOW2, words, &ti, err);
+	if (ret)
+		return ret;
+	ret = merge_zero(ti, r->from, until, err);
+	if (!ret)
+		ret = target_suspend(ti, err);
+	target_destroy(ti);
+	return ret;
+}
+
+static int grow_tables(const struct resize *r, struct qc_err *err)
+{
+	struct image *img;
+	int ret = open_for(r, &img, err);
+
+	if (ret)
+		return ret;
+	ret = extend_lv(r, img, err);
+	if (!ret)
+		ret = img->dev->ops->refresh_size(img->dev) < 0 ? -EIO : 0;
+	if (!ret)
+		ret = image_grow_l1(img, r->to, err);
+	image_close(img);
+	return ret;
+}
+
+static int set_size(const struct resize *r, struct qc_err *err)
+{
+	struct image *img;
+	int ret = open_for(r, &img, err);
+
+	if (ret)
+		return ret;
+	ret = image_set_size(img, r->to, err);
+	if (!ret && r->shrink)
+		ret = image_unmap_from(img, r->to, err);
+	image_close(img);
+	return ret;
+}
+
+static int grow(const struct resize *r, struct qc_err *err)
+{
+	u64 until = 0;
+	int ret = zero_until(r, &until, err);
+
+	if (!ret)
+		ret = grow_tables(r, err);
+	if (!ret)
+		ret = zero_new_range(r, until, err);
+	return ret ? ret : set_size(r, err);
+}
+
+/* ---- shrinking ------------------------------------------------------------------------ */
+
+static int discard_end(const struct resize *r, struct qc_err *err)
+{
+	struct target *ti;
+	int ret = merge_open(r->path, r->options, IMAGE_QCOW2, NULL, &ti, err);
+
+	if (ret)
+		return ret;
+	ret = merge_zero(ti, r->to, min(r->from, ti->size_bytes), err);
+	if (!ret)
+		ret = target_suspend(ti, err);
+	target_destroy(ti);
+	return ret;
+}
+
+static int shrink(const struct resize *r, struct qc_err *err)
+{
+	int ret = discard_end(r, err);
+
+	return ret ? ret : set_size(r, err);
+}
+
+/* ---- all of it -------------------------------------------------------------------------- */
+
+static int resize_run(struct resize *r, struct qc_err *err)
+{
+	if (r->format == IMAGE_RAW)
+		return resize_raw(r, err);
+	return r->shrink ? shrink(r, err) : grow(r, err);
+}
+
+static int look(const char *path, enum image_format format, u64 *size, struct qc_err *err)
+{
+	struct io_dev *dev;
+	struct image *img;
+	int ret = io_dev_open(path, 0, &dev, err);
+
+	if (!ret)
+		ret = image_open(dev, format, 0, &img, err);
+	if (ret)
+		return ret;
+	*size = img->virtual_size;
+	if (format == IMAGE_QCOW2 && img->nr_snapshots && img->version < 3)
+		ret = qc_err_set(err, -EOPNOTSUPP, "%s: version 2 image with internal snapshots, "
+				 "its size cannot change; remove them, or convert it to version 3",
+				 path);
+	image_close(img);
+	return ret;
+}
+
+int image_resize_grow(const char *path, const struct offline_options *options,
+		      enum image_format format, u64 bytes, struct qc_err *err)
+{
+	struct resize r = { .path = path, .options = options, .format = format, .to = bytes };
+	int ret = look(path, format, &r.from, err);
+
+	if (ret || r.to <= r.from)
+		return ret;
+	return resize_run(&r, err);
+}
+
+/* "20G", "+5G", "-5G". */
+static int take_size(struct resize *r, const char *text, struct qc_err *err)
+{
+	u64 bytes;
+	char sign = *text == '+' || *text == '-' ? *text : 0;
+	int ret = parse_size("SIZE", text + (sign != 0), &bytes, err);
+
+	if (ret)
+		return ret;
+	if (sign == '-' && bytes > r->from)
+		return qc_err_set(err, -EINVAL, "SIZE: %s is more than the image has (%llu)", text,
+				  (unsigned long long)r->from);
+	r->to = sign == '+' ? r->from + bytes : sign == '-' ? r->from - bytes : bytes;
+	if (!r->to || !IS_ALIGNED(r->to, SECTOR_SIZE))
+		return qc_err_set(err, -EINVAL, "SIZE: %llu not supported, must be a multiple of "
+				  "%u above 0", (unsigned long long)r->to, SECTOR_SIZE);
+	return 0;
+}
+
+static void print_resized(const struct resize *r, const char *name, bool json)
+{
+	json_object *object;
+	char from[32], to[32];
+
+	if (!json) {
+		printf("%s: %s, was %s\n", name, print_size(r->to, to), print_size(r->from, from));
+		return;
+	}
+	object = json_object_new_object();
+	json_add_string(object, "filename", r->path);
+	json_add_u64(object, "virtual-size", r->to);
+	json_add_u64(object, "previous-size", r->from);
+	print_json(object);
+}
+
+static int resize_image(const char *name, const char *size, const struct offline_options *options,
+			bool allow_shrink)
+{
+	struct resize r = { .options = options, .format = options->format };
+	struct object_name object;
+	struct qc_err err = {};
+	int ret = name_image(name, &object, &err);
+
+	r.path = object.path;
+	if (!ret)
+		ret = look(r.path, r.format, &r.from, &err);
+	if (!ret)
+		ret = take_size(&r, size, &err);
+	r.shrink = r.to < r.from;
+	if (!ret && r.shrink && !allow_shrink)
+		ret = qc_err_set(&err, -EINVAL, "%s: %llu bytes are fewer than it has (%llu), what "
+				 "lies beyond would be lost; --shrink does it", name,
+				 (unsigned long long)r.to, (unsigned long long)r.from);
+	if (!ret && r.to != r.from)
+		ret = resize_run(&r, &err);
+	if (ret)
+		return print_error(&err);
+	print_resized(&r, name, options->json);
+	return CTL_DONE;
+}
+
+static int run_resize(const struct verb *verb, int argc, char **argv)
+{
+	static const struct option rows[] = {
+		OFFLINE_JSON_ROW,
+		{ "format", required_argument, NULL, OPTION_FORMAT },
+		{ "shrink", no_argument, NULL, OPTION_SHRINK },
+		{ "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING },
+		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
+		{},
+	};
+	struct offline_options options;
+	struct qc_err err = {};
+	bool allow_shrink = false;
+	int c, ret;
+
+	if (offline_options_init(&options, argc))
+		return CTL_FAILED;
+	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
+		if (c == OPTION_SHRINK)
+			allow_shrink = true;
+		else
+			offline_option(&options, c, &err);
+	}
+	if (c == '?')
+		ret = verb_status(verb);
+	else if (err.code)
+		ret = offline_usage(verb, &err);
+	else
+		ret = verb_arguments(verb, argc, argv, 2, 2);
+	if (!ret)
+		ret = resize_image(argv[optind], argv[optind + 1], &options, allow_shrink);
+	offline_options_exit(&options);
+	return ret;
+}
+
+const struct verb verb_resize = {
+	.name = "resize",
+	.summary = "change the size of an image",
+	.usage = "[OPTION]... IMAGE SIZE",
+	.options = OFFLINE_JSON_HELP
+	"  --format FORMAT        format of the image, qcow2 (default) or raw\n"
+	"  --shrink               SIZE may be smaller: what lies beyond is lost\n"
+	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
+	"  --backing-format FMT   format of the backing image where the header has none\n"
+	"SIZE is the new size, or +SIZE or -SIZE from what it is. New space reads as\n"
+	"zero. The LV of a fully provisioned image grows with it.\n",
+	.examples = "  qchainctl resize vg0/vm-100-disk-0.qcow2 40G\n"
+		    "  qchainctl resize ./disk.qcow2 +10G\n"
+		    "  qchainctl resize --shrink -- ./disk.qcow2 -5G\n",
+	.run = run_resize,
+};

@@ -1,0 +1,681 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Moves what layers hold from target to target: a scan, a copier run, a flush. */
+#include <qchain/transfer.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <qchain/copier.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ *   scan      block status of the whole source: every table is read and checked
+ *             before the first byte is written, and the bytes to move are known
+ *   copy      the same walk again; each extent that is wanted is a region
+ *   flush     of the target, then the job ends
+ *
+ * A loop can be attached to one target only, so requests for another are carried
+ * to its loop and back by messages, together with their lane.
+ */
+
+#define TRANSFER_CHUNK_BYTES (1024u * 1024u)
+#define TRANSFER_LANES 32u
+#define STATUS_MAX 256u
+/* Adjacent extents become one region up to this. */
+#define REGION_BYTES (64u * 1024u * 1024u)
+
+/* Where block status has got to, of one target. */
+struct cursor {
+	struct transfer *t;
+	struct target *ti;
+	struct loop *loop;
+	struct request req;
+	struct loop_msg msg;
+	struct block_status st[STATUS_MAX];
+	u32 nr;
+	u32 at; /* next of @st */
+	u64 start; /* guest offset of st[at] */
+	u64 size;
+	bool asking;
+	bool submitting; /* target_submit() is on the stack */
+	int error;
+};
+
+struct lane {
+	struct request req;
+	struct request other; /* of compare */
+	struct loop_msg msg;
+	struct loop_msg other_msg;
+	struct copy_io *io;
+	struct transfer *t;
+	void *mem; /* what @compare has */
+	u32 pending;
+	u32 from; /* what differs, in the chunk */
+	u32 to;
+	int error;
+};
+
+struct transfer {
+	struct job *job;
+	struct transfer_options o;
+	struct loop *loop;
+	struct copier *copier;
+	struct cursor source;
+	struct cursor compare;
+	u64 pos;
+	u64 wanted; /* bytes of data, counted by the scan */
+	void *mem; /* lanes' memory for @compare */
+	struct request flush;
+	struct loop_msg flush_msg;
+	bool scanning;
+	bool pausing;
+	bool copied; /* the copier has ended, with @error */
+	bool ended;
+	int error;
+};
+
+static void scan_run(struct transfer *t);
+static void copy_ended(struct transfer *t);
+static void end(struct transfer *t, int error);
+
+/* ---- block status ---------------------------------------------------------------- */
+
+static void cursor_init(struct cursor *c, struct transfer *t, struct target *ti,
+			struct loop *loop)
+{
+	*c = (struct cursor){ .t = t, .ti = ti, .loop = loop };
+	c->size = ti ? ti->size_bytes : 0;
+}
+
+static void cursor_rewind(struct cursor *c)
+{
+	c->nr = c->at = 0;
+	c->start = 0;
+	c->error = 0;
+}
+
+/* On the transfer's loop: the answer is there. */
+static void cursor_answered(struct loop *loop, struct loop_msg *msg)
+{
+	struct cursor *c = container_of(msg, struct cursor, msg);
+	struct transfer *t = c->t;
+
+	c->asking = false;
+	if (t->scanning)
+		scan_run(t);
+	else if (t->copied)
+		copy_ended(t);
+	else
+		copier_kick(t->copier);
+}
+
+/* An answer at once, on the walk's own stack, is no message. */
+static void cursor_end_io(struct request *req, int error)
+{
+	struct cursor *c = container_of(req, struct cursor, req);
+
+	c->nr = error ? 0 : req->status_nr;
+	c->error = error;
+	if (c->submitting)
+		c->asking = false;
+	else
+		loop_send(c->t->loop, &c->msg, cursor_answered);
+}
+
+static const struct request_ops cursor_ops = { .end_io = cursor_end_io };
+
+static void cursor_submit(struct loop *loop, struct loop_msg *msg)
+{
+	struct cursor *c = container_of(msg, struct cursor, msg);
+	u64 left = c->size - c->start;
+
+	c->req = (struct request){
+		.ops = &cursor_ops, .loop = loop, .op = REQ_BLOCK_STATUS, .offset = c->start,
+		.len = min(left, (u64)QC_MAX_REQUEST_BYTES), .status = c->st,
+		.status_max = STATUS_MAX,
+	};
+	target_submit(c->ti, &c->req);
+}
+
+/*
+ * What lies at c->start: 0 and *@st, or -EAGAIN (the walk goes on when it is
+ * known), or -errno.
+ */
+static int cursor_look(struct cursor *c, struct block_status *st)
+{
+	if (c->asking)
+		return -EAGAIN;
+	if (c->error)
+		return c->error;
+	if (!c->ti || c->start >= c->size) { /* beyond the end: zero, for ever */
+		*st = (struct block_status){ .zero = true, .len = UINT32_MAX & ~511u };
+		return 0;
+	}
+	if (c->at < c->nr) {
+		*st = c->st[c->at];
+		return 0;
+	}
+	c->asking = true;
+	c->nr = c->at = 0;
+	if (!loop_is_current(c->loop)) {
+		loop_send(c->loop, &c->msg, cursor_submit);
+		return -EAGAIN;
+	}
+	c->submitting = true;
+	cursor_submit(c->loop, &c->msg);
+	c->submitting = false;
+	if (c->asking || c->error || !c->nr)
+		return c->asking ? -EAGAIN : c->error ? c->error : -EIO;
+	*st = c->st[0];
+	return 0;
+}
+
+static bool is_asking(const struct transfer *t)
+{
+	return t->source.asking || t->compare.asking;
+}
+
+static void cursor_advance(struct cursor *c, u64 bytes)
+{
+	u64 n;
+
+	c->start += bytes;
+	while (bytes && c->at < c->nr) {
+		n = min(bytes, c->st[c->at].len);
+		c->st[c->at].len -= n;
+		bytes -= n;
+		if (!c->st[c->at].len)
+			c->at++;
+	}
+}
+
+/* ---- what is wanted ------------------------------------------------------------------ */
+
+enum wish { WISH_NOTHING, WISH_DATA, WISH_ZERO };
+
+/* Ids count from the base: both chains find it in the same layer of those they share. */
+static bool both_from_common(const struct transfer *t, const struct block_status *st,
+			     const struct block_status *other)
+{
+	return st->depth && st->layer < t->o.keep_layers && other->depth &&
+	       other->layer < t->o.keep_layers;
+}
+
+static enum wish wish_of(const struct transfer *t, const struct block_status *st,
+			 const struct block_status *other)
+{
+	if (t->o.compare) {
+		if (st->depth == 1 || both_from_common(t, st, other))
+			return WISH_NOTHING;
+		if (st->zero)
+			return other->zero ? WISH_NOTHING : WISH_ZERO;
+		return WISH_DATA;
+	}
+	if (st->depth < t->o.first_depth || st->depth > t->o.last_depth)
+		return WISH_NOTHING;
+	if (st->zero && t->o.skip_zero)
+		return WISH_NOTHING;
+	return st->zero ? WISH_ZERO : WISH_DATA;
+}
+
+/* The next stretch that is alike: 1, 0 at the end, -EAGAIN, -errno. */
+static int walk(struct transfer *t, enum wish *wish, u64 *offset, u64 *len)
+{
+	struct block_status st, other = { .zero = true };
+	int ret;
+
+	if (t->pos >= t->source.size)
+		return 0;
+	ret = cursor_look(&t->source, &st);
+	if (!ret && t->o.compare)
+		ret = cursor_look(&t->compare, &other);
+	if (ret)
+		return ret;
+	*len = min((u64)st.len, t->source.size - t->pos);
+	if (t->o.compare)
+		*len = min(*len, (u64)other.len);
+	*wish = wish_of(t, &st, &other);
+	*offset = t->pos;
+	t->pos += *len;
+	cursor_advance(&t->source, *len);
+	if (t->o.compare)
+		cursor_advance(&t->compare, *len);
+	return 1;
+}
+
+/* What the walk would give next is of the same wish: known without asking. */
+static bool goes_on(struct transfer *t, enum wish wish)
+{
+	static const struct block_status nothing = { .zero = true };
+
+	if (t->source.at >= t->source.nr || t->pos >= t->source.size)
+		return false;
+	if (!t->o.compare)
+		return wish_of(t, &t->source.st[t->source.at], &nothing) == wish;
+	return t->compare.at < t->compare.nr &&
+	       wish_of(t, &t->source.st[t->source.at], &t->compare.st[t->compare.at]) == wish;
+}
+
+static void rewind_walk(struct transfer *t)
+{
+	t->pos = 0;
+	cursor_rewind(&t->source);
+	cursor_rewind(&t->compare);
+}
+
+/* ---- scan ---------------------------------------------------------------------------- */
+
+static void scan_run(struct transfer *t)
+{
+	enum wish wish;
+	u64 offset, len;
+	int ret;
+
+	if (t->job->cancelled) {
+		if (!is_asking(t))
+			end(t, -ECANCELED);
+		return;
+	}
+	if (t->pausing) {
+		job_paused(t->job);
+		return;
+	}
+	while ((ret = walk(t, &wish, &offset, &len)) == 1)
+		t->wanted += wish == WISH_DATA ? len : 0;
+	if (is_asking(t))
+		return;
+	if (ret) {
+		end(t, ret);
+		return;
+	}
+	t->scanning = false;
+	rewind_walk(t);
+	job_set_remaining(t->job, t->wanted);
+	copier_start(t->copier);
+}
+
+/* ---- copy: regions ---------------------------------------------------------------------- */
+
+static int transfer_next(void *arg, struct copy_region *region)
+{
+	struct transfer *t = arg;
+	enum wish wish;
+	u64 offset, len, more, more_len;
+	int ret;
+
+	do {
+		ret = walk(t, &wish, &offset, &len);
+		if (ret != 1)
+			return ret;
+	} while (wish == WISH_NOTHING);
+	while (len < REGION_BYTES && goes_on(t, wish) && walk(t, &wish, &more, &more_len) == 1)
+		len = t->pos - offset;
+	*region = (struct copy_region){ .src_offset = offset, .dst_offset = offset, .len = len,
+					.zero = wish == WISH_ZERO };
+	return 1;
+}
+
+static void transfer_done(void *arg, const struct copy_region *region, int error)
+{
+	struct transfer *t = arg;
+
+	if (!error)
+		return;
+	if (error != -ECANCELED)
+		qc_err_set(&t->job->err, error, "copying at guest offset %llu failed (%s)",
+			   (unsigned long long)region->src_offset, strerror(-error));
+	copier_stop(t->copier, error);
+}
+
+/* ---- copy: lanes ------------------------------------------------------------------------- */
+
+static void lane_moved(struct lane *l, int error)
+{
+	struct transfer *t = l->t;
+
+	if (!error && !l->io->zero) /* zeroes are little work */
+		job_progress(t->job, l->io->len);
+	copy_io_done(l->io, error);
+}
+
+static struct lane *lane_of(struct transfer *t, struct copy_io *io)
+{
+	struct lane *l = io->private;
+
+	l->t = t;
+	l->io = io;
+	return l;
+}
+
+/* The range of granules that differ; none: @from == @to. */
+static void find_difference(struct lane *l)
+{
+	const u8 *a = l->io->buf, *b = l->mem;
+	u32 len = l->io->len, granule = l->t->o.compare_bytes, at, n;
+
+	l->from = len;
+	l->to = 0;
+	for (at = 0; at < len; at += n) {
+		/* the granules of the target, not of the chunk */
+		n = min(len - at, granule - (u32)((l->io->src_offset + at) & (granule - 1)));
+		if (!memcmp(a + at, b + at, n))
+			continue;
+		l->from = min(l->from, at);
+		l->to = at + n;
+	}
+	if (!l->to)
+		l->from = 0;
+}
+
+static void lane_part_read(struct lane *l, int error)
+{
+	if (error)
+		l->error = error;
+	if (--l->pending)
+		return;
+	l->from = 0;
+	l->to = l->io->len;
+	if (!l->error && l->t->o.compare)
+		find_difference(l);
+	copy_io_done(l->io, l->error);
+}
+
+static void read_end_io(struct request *req, int error)
+{
+	lane_part_read(container_of(req, struct lane, req), error);
+}
+
+static void other_back(struct loop *loop, struct loop_msg *msg)
+{
+	struct lane *l = container_of(msg, struct lane, other_msg);
+
+	lane_part_read(l, l->other.error);
+}
+
+static void other_end_io(struct request *req, int error)
+{
+	struct lane *l = container_of(req, struct lane, other);
+
+	req->error = error;
+	loop_send(l->t->loop, &l->other_msg, other_back);
+}
+
+static const struct request_ops read_ops = { .end_io = read_end_io };
+static const struct request_ops other_ops = { .end_io = other_end_io };
+
+/* On the loop of @compare; beyond its end it reads as zero. */
+static void other_submit(struct loop *loop, struct loop_msg *msg)
+{
+	struct lane *l = container_of(msg, struct lane, other_msg);
+	u64 at = l->io->src_offset, size = l->t->compare.size;
+	u32 len = at >= size ? 0 : min((u64)l->io->len, size - at);
+
+	memset((u8 *)l->mem + len, 0, l->io->len - len);
+	if (!len) {
+		l->other.error = 0;
+		loop_send(l->t->loop, &l->other_msg, other_back);
+		return;
+	}
+	l->other = (struct request){ .ops = &other_ops, .loop = loop, .op = REQ_READ,
+				     .offset = at, .len = len, .base = l->mem };
+	target_submit(l->t->o.compare, &l->other);
+}
+
+static void transfer_read(void *arg, struct copy_io *io)
+{
+	struct transfer *t = arg;
+	struct lane *l = lane_of(t, io);
+
+	l->error = 0;
+	l->pending = t->o.compare ? 2 : 1;
+	if (t->o.compare) {
+		l->mem = (u8 *)t->mem + (size_t)io->lane * t->o.chunk_bytes;
+		loop_send(t->compare.loop, &l->other_msg, other_submit);
+	}
+	l->req = (struct request){ .ops = &read_ops, .loop = t->loop, .op = REQ_READ,
+				   .offset = io->src_offset, .len = io->len, .base = io->buf };
+	target_submit(t->o.source, &l->req);
+}
+
+static void write_back(struct loop *loop, struct loop_msg *msg)
+{
+	struct lane *l = container_of(msg, struct lane, msg);
+
+	lane_moved(l, l->error);
+}
+
+static void write_end_io(struct request *req, int error)
+{
+	struct lane *l = container_of(req, struct lane, req);
+
+	l->error = error;
+	if (req->loop == l->t->loop)
+		lane_moved(l, error);
+	else
+		loop_send(l->t->loop, &l->msg, write_back);
+}
+
+static const struct request_ops write_ops = { .end_io = write_end_io };
+
+static void write_submit(struct loop *loop, struct loop_msg *msg)
+{
+	struct lane *l = container_of(msg, struct lane, msg);
+	struct copy_io *io = l->io;
+
+	l->req = (struct request){
+		.ops = &write_ops, .loop = loop, .op = io->zero ? REQ_WRITE_ZEROES : REQ_WRITE,
+		.offset = io->dst_offset, .len = io->len, .base = io->zero ? NULL : io->buf,
+	};
+	if (!io->zero) {
+		l->req.offset += l->from;
+		l->req.len = l->to - l->from;
+		l->req.base = (u8 *)io->buf + l->from;
+	}
+	target_submit(l->t->o.target, &l->req);
+}
+
+static void transfer_write(void *arg, struct copy_io *io)
+{
+	struct transfer *t = arg;
+	struct lane *l = lane_of(t, io);
+
+	if (!io->zero && l->from == l->to) { /* the same through the new backing */
+		lane_moved(l, 0);
+		return;
+	}
+	if (t->o.target_loop)
+		loop_send(t->o.target_loop, &l->msg, write_submit);
+	else
+		write_submit(t->loop, &l->msg);
+}
+
+/* ---- flush and end -------------------------------------------------------------------------- */
+
+static void end(struct transfer *t, int error)
+{
+	if (t->ended)
+		return;
+	t->ended = true;
+	job_end(t->job, error);
+}
+
+static void flush_back(struct loop *loop, struct loop_msg *msg)
+{
+	struct transfer *t = container_of(msg, struct transfer, flush_msg);
+
+	end(t, t->error);
+}
+
+static void flush_end_io(struct request *req, int error)
+{
+	struct transfer *t = container_of(req, struct transfer, flush);
+
+	t->error = error;
+	loop_send(t->loop, &t->flush_msg, flush_back);
+}
+
+static const struct request_ops flush_ops = { .end_io = flush_end_io };
+
+static void flush_submit(struct loop *loop, struct loop_msg *msg)
+{
+	struct transfer *t = container_of(msg, struct transfer, flush_msg);
+
+	t->flush = (struct request){ .ops = &flush_ops, .loop = loop, .op = REQ_FLUSH };
+	target_submit(t->o.target, &t->flush);
+}
+
+/* A question that is on its way comes back first. */
+static void copy_ended(struct transfer *t)
+{
+	if (is_asking(t))
+		return;
+	if (t->error) {
+		end(t, t->error);
+		return;
+	}
+	if (t->o.target_loop)
+		loop_send(t->o.target_loop, &t->flush_msg, flush_submit);
+	else
+		flush_submit(t->loop, &t->flush_msg);
+}
+
+static void transfer_ended(void *arg, int error)
+{
+	struct transfer *t = arg;
+
+	t->copied = true;
+	t->error = error;
+	copy_ended(t);
+}
+
+static void transfer_at_rest(void *arg)
+{
+	job_paused(((struct transfer *)arg)->job);
+}
+
+static const struct copier_ops transfer_copier_ops = {
+	.next = transfer_next,
+	.read = transfer_read,
+	.write = transfer_write,
+	.done = transfer_done,
+	.paused = transfer_at_rest,
+	.ended = transfer_ended,
+};
+
+/* ---- the job --------------------------------------------------------------------- */
+
+static int transfer_start(struct job *job, struct qc_err *err)
+{
+	struct transfer *t = job->private;
+	struct copier_options options = {
+		.lanes = t->o.lanes, .chunk_bytes = t->o.chunk_bytes,
+		.zero_bytes = QC_MAX_DISCARD_BYTES, .private_bytes = sizeof(struct lane),
+		.speed = job->speed, .probe = t->o.probe,
+	};
+	int ret = copier_create(t->loop, &options, &transfer_copier_ops, t, &t->copier);
+
+	if (ret)
+		return qc_err_set(err, ret, "%s: out of memory", job->id);
+	if (t->o.compare) {
+		t->mem = io_alloc((size_t)t->o.lanes * t->o.chunk_bytes);
+		if (!t->mem)
+			return qc_err_set(err, -ENOMEM, "%s: out of memory", job->id);
+	}
+	t->scanning = true;
+	scan_run(t);
+	return 0;
+}
+
+static void transfer_pause(struct job *job)
+{
+	struct transfer *t = job->private;
+
+	t->pausing = true;
+	if (!t->scanning)
+		copier_pause(t->copier);
+	else if (!is_asking(t))
+		scan_run(t);
+}
+
+static void transfer_resume(struct job *job)
+{
+	struct transfer *t = job->private;
+
+	t->pausing = false;
+	if (t->scanning)
+		scan_run(t);
+	else
+		copier_resume(t->copier);
+}
+
+static bool transfer_cancel(struct job *job, bool force)
+{
+	struct transfer *t = job->private;
+
+	if (t->scanning)
+		scan_run(t);
+	else if (!t->copied)
+		copier_stop(t->copier, -ECANCELED);
+	return true;
+}
+
+static void transfer_set_speed(struct job *job, u64 speed)
+{
+	copier_set_speed(((struct transfer *)job->private)->copier, speed);
+}
+
+static void transfer_clean(struct job *job)
+{
+	struct transfer *t = job->private;
+
+	copier_destroy(t->copier);
+	free(t->mem);
+	free(t);
+	job->private = NULL;
+}
+
+#define TRANSFER_TYPE(type)                                                             \
+	{                                                                               \
+		.name = type, .block = true, .start = transfer_start,                  \
+		.pause = transfer_pause, .resume = transfer_resume,                    \
+		.cancel = transfer_cancel, .set_speed = transfer_set_speed,            \
+		.clean = transfer_clean,                                               \
+	}
+
+static const struct job_type transfer_types[] = {
+	TRANSFER_TYPE("commit"), TRANSFER_TYPE("stream"), TRANSFER_TYPE("rebase"),
+};
+
+static const struct job_type *type_of(const char *name)
+{
+	u32 i;
+
+	for (i = 0; i < ARRAY_SIZE(transfer_types) - 1; i++)
+		if (!strcmp(transfer_types[i].name, name))
+			break;
+	return &transfer_types[i];
+}
+
+int transfer_create(struct jobs *jobs, const char *type, const struct job_options *job_options,
+		    const struct transfer_options *options, struct job **result,
+		    struct qc_err *err)
+{
+	struct transfer *t = calloc(1, sizeof(*t));
+	int ret;
+
+	if (!t)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", type);
+	t->o = *options;
+	t->o.lanes = options->lanes ? options->lanes : TRANSFER_LANES;
+	t->o.chunk_bytes = options->chunk_bytes ? options->chunk_bytes : TRANSFER_CHUNK_BYTES;
+	t->loop = job_options->loop;
+	cursor_init(&t->source, t, t->o.source, t->loop);
+	cursor_init(&t->compare, t, t->o.compare, t->o.compare_loop);
+	ret = job_create(jobs, type_of(type), job_options, t, result, err);
+	if (ret) {
+		free(t);
+		return ret;
+	}
+	t->job = *result;
+	return 0;
+}
