@@ -26,9 +26,9 @@ unset MAKEFLAGS MFLAGS MAKELEVEL
 
 case $mode in
 check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 fuzz_seconds=0 all=(native) ;;
-check) diff_count=200 kill_count=40 san_count=30 sim_count=20 fuzz_seconds=10
+check) diff_count=200 kill_count=40 san_count=30 deep_count=1 sim_count=20 fuzz_seconds=10
 	all=(native sanitizers simulation fuzzing system) ;;
-check-full) diff_count=1000 kill_count=300 san_count=300 sim_count=1000 fuzz_seconds=600 slack=10
+check-full) diff_count=1000 kill_count=300 san_count=300 deep_count=4 sim_count=1000 fuzz_seconds=600 slack=10
 	all=(native sanitizers simulation fuzzing system) ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
@@ -130,8 +130,18 @@ native() {
 		--seed $((seed + 500000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
 	run offline-kill 400 tests/diff/offline.py --kill --count $kill_count \
 		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
-	[ "$mode" = check-fast ] || run diff-selftest 400 tests/diff/selftest.py
+	[ "$mode" = check-fast ] || native_long
 	tier_end
+}
+
+native_long() {
+	run diff-selftest 400 tests/diff/selftest.py
+	for cache in 48M 4K; do
+		run diff-1000-layers-$cache 400 tests/diff/diff.py --deep 1000 --count "$deep_count" \
+			--seed $((seed + 700000)) --jobs "$jobs" --timeout 300 \
+			--qchaind "$build/qchaind" --extra-args="--cache-size $cache"
+	done
+	run bench-smoke 300 env O="$O" tests/bench/bench.sh --smoke
 }
 
 sanitizers() {

@@ -17,6 +17,8 @@ FEATURES = ("compressed", "zstd", "extended-l2", "lazy", "snapshots", "bitmaps",
 DEPTHS = (1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 10, 12)
 CLUSTER_SIZES = (512, 1 * KIB, 2 * KIB, 4 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 64 * KIB, 64 * KIB,
                  128 * KIB, 128 * KIB, 256 * KIB, 1 * MIB, 2 * MIB)
+DEEP_SIZE = 2 * MIB
+DEEP_CLUSTER_SIZES = (4 * KIB, 4 * KIB, 16 * KIB, 64 * KIB)
 EXTENDED_L2_CLUSTER_MIN = 16 * KIB
 NAME_STYLES = ("relative", "relative", "dot", "absolute")
 
@@ -32,7 +34,10 @@ class Io:
 
 @dataclass
 class Step:
-    """One step of building a layer: kind is io, snapshot, forget, bitmap or recompress."""
+    """One step of building a layer: kind is io, snapshot, forget, bitmap, recompress or direct.
+
+    A direct layer is made without QEMU: its commands are writes of whole clusters, sorted.
+    """
     kind: str
     name: str = ""
     commands: list = field(default_factory=list)
@@ -56,6 +61,9 @@ class Layer:
         made = [step.name for step in self.steps if step.kind == "snapshot"]
         gone = [step.name for step in self.steps if step.kind == "forget"]
         return [name for name in made if name not in gone]
+
+    def is_direct(self):
+        return any(step.kind == "direct" for step in self.steps)
 
     def has_bitmap(self):
         return any(step.kind == "bitmap" for step in self.steps)
@@ -125,6 +133,36 @@ def draw_chain(seed, without=()):
         layers.append(layer)
         below = layer
     return Chain(layers, hot)
+
+
+def draw_deep_chain(seed, depth, without=()):
+    """Hundreds of layers, made directly but for the active one: few clusters in each.
+
+    QEMU takes ten seconds to open a thousand layers, so it does not write the active one.
+    """
+    dice = Dice(f"deep {seed}", without)
+    size = DEEP_SIZE + dice.random.choice((0, SECTOR, 5 * KIB))
+    hot = [dice.random.randrange(0, size, 4 * KIB) for _ in range(4)] + [0, size]
+    layers = [draw_direct(dice, index, size, hot) for index in range(depth - 1)]
+    top = Layer(depth - 1, f"layer-{depth - 1:04}.qcow2", "qcow2", 0)
+    draw_options(dice, top, True)
+    top.size = min(size, size_limit(top.cluster_size))
+    return Chain(layers + [top], hot)
+
+
+def draw_direct(dice, index, size, hot):
+    """One of the many layers: some clusters near the hot places, some anywhere."""
+    layer = Layer(index, f"layer-{index:04}.qcow2", "qcow2", size)
+    layer.cluster_size = dice.random.choice(DEEP_CLUSTER_SIZES)
+    clusters = set()
+    for _ in range(dice.random.randrange(0, 4)):
+        offset, length = dice.place(size, hot, 2 * layer.cluster_size)
+        last = (offset + length - 1) // layer.cluster_size
+        clusters.update(range(offset // layer.cluster_size, last + 1))
+    layer.steps = [Step("direct", commands=[
+        Io("write", cluster * layer.cluster_size, layer.cluster_size, dice.random.choice(FILLS))
+        for cluster in sorted(clusters)])]
+    return layer
 
 
 def draw_layer(dice, index, depth, below):

@@ -50,6 +50,8 @@ def parse_arguments():
     add("--ops", type=int, default=OPS_DEFAULT, help="requests per case (default %(default)s)")
     add("--timeout", type=float, default=TIMEOUT_DEFAULT_S, metavar="SECONDS",
         help="limit of a case (default %(default)s)")
+    add("--deep", type=int, default=0, metavar="LAYERS",
+        help="chains of that many layers, most of them made without QEMU")
     add("--without", default="", metavar="FEATURES",
         help="leave these out of the chains, by comma: " + ", ".join(chainspec.FEATURES))
     add("--extra-args", default="", metavar="ARGS",
@@ -96,7 +98,7 @@ def make_settings(arguments, program):
         without += ("lazy",)
     return Settings(server=arguments.server, program=program,
                     extra_args=shlex.split(arguments.extra_args), ops=arguments.ops,
-                    kill=arguments.kill, keep=arguments.keep, timeout_s=arguments.timeout,
+                    kill=arguments.kill, keep=arguments.keep, timeout_s=arguments.timeout, deep=arguments.deep,
                     without=without, folder=temporary_folder())
 
 
@@ -110,6 +112,8 @@ def repeat_command(arguments, seed):
         words.append("--kill")
     if arguments.timeout != TIMEOUT_DEFAULT_S:
         words += ["--timeout", str(arguments.timeout)]
+    if arguments.deep:
+        words += ["--deep", str(arguments.deep)]
     if arguments.without:
         words += ["--without", arguments.without]
     if arguments.extra_args:

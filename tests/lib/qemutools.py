@@ -74,10 +74,17 @@ class Tools:
         if "fail" in output.lower() or "error" in output.lower():
             raise ToolError(f"qemu-io {path}: {output.strip()}")
 
-    def check(self, path):
-        """Return (errors, leaks) of qemu-img check; errors counts corruptions too."""
-        done = self._run(["qemu-img", "check", "-f", "qcow2", "--output=json", path],
-                         stdin="", accept=(0, 1, 2, 3))
+    def check(self, path, alone=False):
+        """Return (errors, leaks) of qemu-img check; errors counts corruptions too.
+
+        alone: without opening the backing images.
+        """
+        name = ["-f", "qcow2", path]
+        if alone:
+            name = ["json:" + json.dumps({"driver": "qcow2", "backing": None,
+                                          "file": {"driver": "file", "filename": path}})]
+        done = self._run(["qemu-img", "check", "--output=json", *name], stdin="",
+                         accept=(0, 1, 2, 3))
         try:
             report = json.loads(done.stdout)
         except ValueError as error:
