@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Installs the Debian packages that building and testing need; does nothing when all are there.
+#
+# usage: tests/deps.sh [PACKAGE]...    further packages, of one target only
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(build-essential pkg-config clang libclang-rt-dev
 	liburing-dev liburcu-dev libjson-c-dev zlib1g-dev libzstd-dev libdevmapper-dev
 	libcunit1-dev python3 python3-libnbd libnbd-bin qemu-utils fio lvm2
-	e2fsprogs xfsprogs debootstrap mandoc git)
+	e2fsprogs xfsprogs debootstrap mandoc git "$@")
 
 # clang's runtime is named after its version.
 clang_runtime() {
