@@ -39,6 +39,13 @@ s64 json_number(json_object *object, const char *key, s64 missing)
 	return json_object_is_type(value, json_type_int) ? json_object_get_int64(value) : missing;
 }
 
+bool json_flag(json_object *object, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(object, key, &value) && json_object_get_boolean(value);
+}
+
 json_object *json_list(json_object *object, const char *key, u32 *nr)
 {
 	json_object *value;

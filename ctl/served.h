@@ -67,6 +67,8 @@ void rundir_unlink_device(const char *name, s32 dev_id);
 const char *json_text(json_object *object, const char *key);
 /* The number at @key, @missing where there is none. */
 s64 json_number(json_object *object, const char *key, s64 missing);
+/* Is @key there and true? */
+bool json_flag(json_object *object, const char *key);
 /* The list at @key and its length; 0 where there is none. */
 json_object *json_list(json_object *object, const char *key, u32 *nr);
 

@@ -23,7 +23,8 @@ static void print_value(const char *key, json_object *value)
 static bool is_told_already(const char *key)
 {
 	static const char *const told[] = { "name", "top", "virtual-size", "pid", "status",
-					    "running", "singlestep", "metadata" };
+					    "running", "singlestep", "metadata",
+					    "grace", "queues", "requests" };
 
 	for (u32 i = 0; i < ARRAY_SIZE(told); i++) {
 		if (strcmp(told[i], key) == 0)
@@ -43,6 +44,89 @@ static void print_export(json_object *export)
 	print_line(key, where ? where : json_text(export, "type"));
 }
 
+static void print_grace(json_object *status)
+{
+	json_object *grace, *loops;
+	char text[200];
+
+	if (!json_object_object_get_ex(status, "grace", &grace) ||
+	    json_number(grace, "since-ms", -1) < 0)
+		return;
+	json_object_object_get_ex(grace, "loops", &loops);
+	snprintf(text, sizeof(text), "%.1f s, for the I/O of %s",
+		 json_number(grace, "since-ms", 0) / 1000.0,
+		 json_object_to_json_string_ext(loops, JSON_C_TO_STRING_SPACED));
+	print_line("grace waits since", text);
+}
+
+static void print_queue(json_object *queue)
+{
+	const char *name = json_text(queue, "queue");
+	char key[80], text[80];
+
+	snprintf(key, sizeof(key), "queue %s", name ? name : "");
+	snprintf(text, sizeof(text), "%lld of %lld requests wait for space",
+		 (long long)json_number(queue, "parked", 0),
+		 (long long)json_number(queue, "tags", 0));
+	print_line(key, text);
+}
+
+static const char *text_of(json_object *object, const char *key)
+{
+	const char *text = json_text(object, key);
+
+	return text ? text : "";
+}
+
+static void print_request(json_object *request)
+{
+	const char *image = json_text(request, "image");
+
+	printf("    %-12s %12lld +%-8lld %8.1f s  %s%s%s%s  %s\n", text_of(request, "operation"),
+	       (long long)json_number(request, "offset", 0),
+	       (long long)json_number(request, "length", 0),
+	       json_number(request, "waited-ms", 0) / 1000.0, text_of(request, "stage"),
+	       image ? " on " : "", image ? image : "",
+	       json_flag(request, "grace-waits") ? ", a grace waits for it" : "",
+	       text_of(request, "queue"));
+}
+
+/* What has waited longer than a second is worth a line. */
+static void print_requests(json_object *status)
+{
+	json_object *requests, *stages;
+	json_object *oldest;
+	char text[64];
+	u32 nr;
+
+	if (!json_object_object_get_ex(status, "requests", &requests))
+		return;
+	snprintf(text, sizeof(text), "%lld", (long long)json_number(requests, "under-way", 0));
+	print_line("requests under way", text);
+	if (json_object_object_get_ex(requests, "stages", &stages)) {
+		json_object_object_foreach(stages, stage, number) {
+			snprintf(text, sizeof(text), "%s", json_object_get_string(number));
+			printf("    at %-17s %s\n", stage, text);
+		}
+	}
+	oldest = json_list(requests, "oldest", &nr);
+	for (u32 i = 0; i < nr; i++)
+		if (json_number(json_object_array_get_idx(oldest, i), "waited-ms", 0) >= 1000)
+			print_request(json_object_array_get_idx(oldest, i));
+}
+
+static void print_waiting(json_object *status)
+{
+	json_object *queues;
+	u32 nr;
+
+	print_requests(status);
+	queues = json_list(status, "queues", &nr);
+	for (u32 i = 0; i < nr; i++)
+		print_queue(json_object_array_get_idx(queues, i));
+	print_grace(status);
+}
+
 static void print_daemon(const struct served *served)
 {
 	json_object *metadata;
@@ -53,6 +137,7 @@ static void print_daemon(const struct served *served)
 		if (!is_told_already(key))
 			print_value(key, value);
 	}
+	print_waiting(served->status);
 	if (!json_object_object_get_ex(served->status, "metadata", &metadata) ||
 	    !json_object_is_type(metadata, json_type_object))
 		return;

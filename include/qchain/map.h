@@ -195,6 +195,7 @@ struct grace {
 	struct cds_list_head current;
 	u32 unquiet; /* loops that have not answered */
 	u32 undrained;
+	u64 since_ns; /* when the round began */
 	bool running;
 };
 
@@ -203,6 +204,9 @@ void grace_init(struct grace *grace, struct loop *home);
 int grace_add_loop(struct grace *grace, struct loop *loop);
 void grace_remove_loop(struct grace *grace, struct loop *loop);
 void grace_wait(struct grace *grace, struct grace_waiter *waiter);
+/* Call @visit for each loop whose I/O of the older epoch has not ended. */
+void grace_owing(const struct grace *grace, void (*visit)(const struct loop *loop, void *arg),
+		 void *arg);
 
 /* ---- folding ------------------------------------------------------------------ */
 

@@ -36,6 +36,30 @@ struct request;
 struct target;
 
 /*
+ * struct request_queue - requests that share a bounded number of tags: a
+ * hardware queue of ublk, a connection of NBD
+ * Reads go on while there are tags (and bytes), whatever writes wait for (rule E2).
+ */
+struct request_queue {
+	/* set once */
+	char name[24];
+	u32 tags;
+	u64 bytes; /* memory that requests share, too; 0: each has its own */
+	/* metadata thread of the target */
+	u32 parked; /* tags whose request waits for space */
+	u64 parked_bytes;
+	bool low; /* so many that less than a quarter is left */
+	struct cds_list_head node; /* while some are parked */
+};
+
+/* One tag; several requests may be parts of what it stands for. */
+struct request_tag {
+	struct request_queue *queue; /* set once */
+	u32 bytes; /* of the queue's, while it is in use */
+	u32 parked; /* metadata thread: operations that wait for space */
+};
+
+/*
  * struct request_ops - how the transport of a request is reached
  * @end_io: the request is over; @error 0 or -errno. On the request's loop.
  * @copy_from, @copy_to: bytes of a request whose data is a kernel buffer
@@ -60,6 +84,7 @@ struct request {
 	const struct request_ops *ops;
 	struct loop *loop;
 	struct target *target;
+	struct request_tag *tag; /* may be NULL */
 	u64 offset;
 	u32 len;
 	u8 op; /* enum req_op */
@@ -79,7 +104,15 @@ struct request {
 	struct loop_msg msg;
 	struct io_op io;
 	u64 start_ns; /* the core's: when it was submitted */
+	/* any thread, atomic: what it waits for; NULL: its I/O */
+	const char *stage;
 	void *slow; /* the metadata thread's state for it */
 };
+
+/* Name what @req waits for from now on: a constant, for `status`. */
+static inline void request_set_stage(struct request *req, const char *stage)
+{
+	__atomic_store_n(&req->stage, stage, __ATOMIC_RELAXED);
+}
 
 #endif

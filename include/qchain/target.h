@@ -60,6 +60,13 @@ typedef int (*target_suspend_fn)(struct target *ti, struct qc_err *err);
 typedef void (*target_resume_fn)(struct target *ti);
 /* status: add keys to @result; what query-status and `status` show. */
 typedef void (*target_status_fn)(struct target *ti, json_object *result);
+/*
+ * target_locate_fn - fill in stage, image and old of @info for @req, which the
+ * target has. Thread of req->loop.
+ */
+struct request_info;
+typedef void (*target_locate_fn)(const struct target *ti, const struct request *req,
+				 struct request_info *info);
 /* limits: fill in what differs from the defaults (512, no discard). */
 typedef void (*target_limits_fn)(struct target *ti, struct target_limits *limits);
 
@@ -105,6 +112,7 @@ struct target_type {
 	target_suspend_fn suspend;
 	target_resume_fn resume;
 	target_status_fn status;
+	target_locate_fn locate;
 	target_limits_fn limits;
 };
 
@@ -133,6 +141,21 @@ void target_detach(struct target *ti, struct loop *loop);
 void target_presuspend(struct target *ti);
 int target_suspend(struct target *ti, struct qc_err *err);
 void target_status(struct target *ti, json_object *result);
+
+/* A request under way, as `status` shows it. */
+struct request_info {
+	u64 offset;
+	u64 waited_ns;
+	u32 len;
+	u8 op; /* enum req_op */
+	bool old; /* a grace waits for it */
+	const char *stage; /* a constant */
+	char queue[24];
+	char image[128]; /* that its I/O is on; "" when that is not known */
+};
+
+/* What there is to know about @req; thread of req->loop. */
+void target_locate(const struct request *req, struct request_info *info);
 /* The sum over all loops, now and before. Control thread. */
 void target_get_stats(const struct target *ti, struct target_stats *result);
 

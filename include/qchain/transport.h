@@ -15,6 +15,7 @@ struct transport;
  * @start: requests may arrive from now on. Returns when the export is usable.
  * @stop: no new requests, what is in flight ends; @force: do not wait for users.
  *        -EBUSY when it is in use and !force, with @err naming the users.
+ * @walk: call @visit for every request that the target has, on its loop's thread.
  * @status: keys of query-block-exports (id, type, node-name, shutting-down) and
  *        our own beside them (device, socket, queues, features).
  */
@@ -22,6 +23,8 @@ struct transport_ops {
 	const char *name;
 	int (*start)(struct transport *t, struct qc_err *err);
 	int (*stop)(struct transport *t, bool force, struct qc_err *err);
+	void (*walk)(struct transport *t, void (*visit)(const struct request *req, void *arg),
+		     void *arg);
 	void (*status)(struct transport *t, json_object *result);
 	void (*destroy)(struct transport *t);
 };

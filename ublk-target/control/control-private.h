@@ -12,6 +12,7 @@
  * qmp-query.c     commands that look
  * qmp-stats.c     query-blockstats
  * qmp-job.c       queries and verbs of jobs
+ * qmp-status.c    query-status, and the requests that it shows
  * qmp-event.c     events from any thread to the connections
  *
  * All of it runs on the control thread; only qmp_event() is called by others.
@@ -73,11 +74,17 @@ json_object *qmp_command_list(void);
 json_object *qmp_version(void);
 int qmp_query_version(struct qmp_call *call, struct qc_err *err);
 int qmp_query_commands(struct qmp_call *call, struct qc_err *err);
-int qmp_query_status(struct qmp_call *call, struct qc_err *err);
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err);
 int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err);
 /* The nodes of the target, the active layer first; empty where it has none. */
 json_object *qmp_nodes(struct daemon *daemon);
+/* All that the target says of itself. */
+json_object *qmp_target_status(struct daemon *daemon);
+void qmp_add_default(json_object *object, const char *key, json_object *value_owned);
+
+/* ---- qmp-status.c ---------------------------------------------------------------- */
+
+int qmp_query_status(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-stats.c ----------------------------------------------------------------- */
 

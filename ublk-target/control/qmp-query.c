@@ -3,7 +3,6 @@
 #include "control-private.h"
 
 #include <string.h>
-#include <unistd.h>
 
 /* The QMP dialect: the release of QEMU whose names and shapes we speak. */
 #define DIALECT_MAJOR 7
@@ -36,7 +35,7 @@ int qmp_query_commands(struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
-static json_object *status_of_target(struct daemon *daemon)
+json_object *qmp_target_status(struct daemon *daemon)
 {
 	json_object *status = json_object_new_object();
 
@@ -46,7 +45,7 @@ static json_object *status_of_target(struct daemon *daemon)
 
 json_object *qmp_nodes(struct daemon *daemon)
 {
-	json_object *status = status_of_target(daemon), *list;
+	json_object *status = qmp_target_status(daemon), *list;
 
 	if (json_object_object_get_ex(status, "nodes", &list))
 		json_object_get(list);
@@ -56,33 +55,12 @@ json_object *qmp_nodes(struct daemon *daemon)
 	return list;
 }
 
-static void add_default(json_object *object, const char *key, json_object *value_owned)
+void qmp_add_default(json_object *object, const char *key, json_object *value_owned)
 {
 	if (json_object_object_get_ex(object, key, NULL))
 		json_object_put(value_owned);
 	else
 		json_object_object_add(object, key, value_owned);
-}
-
-/* QEMU's keys, and beside them what the target says and what is served. */
-int qmp_query_status(struct qmp_call *call, struct qc_err *err)
-{
-	struct daemon *daemon = call->daemon;
-	json_object *status = status_of_target(daemon);
-
-	json_object_object_del(status, "nodes");
-	add_default(status, "status", json_object_new_string("running"));
-	add_default(status, "running", json_object_new_boolean(true));
-	add_default(status, "singlestep", json_object_new_boolean(false));
-	if (daemon->name)
-		add_default(status, "name", json_object_new_string(daemon->name));
-	add_default(status, "top", json_object_new_string(daemon->top));
-	add_default(status, "virtual-size", json_object_new_int64(daemon->target->size_bytes));
-	add_default(status, "read-only",
-		    json_object_new_boolean(daemon->target->limits.read_only));
-	add_default(status, "pid", json_object_new_int(getpid()));
-	call->result = status;
-	return 0;
 }
 
 /* Keys that clients expect of every node, for features that we do not have. */
@@ -93,13 +71,13 @@ static void add_node_defaults(json_object *node)
 	json_object *cache = json_object_new_object();
 
 	for (u32 i = 0; i < ARRAY_SIZE(zeroes); i++)
-		add_default(node, zeroes[i], json_object_new_int(0));
-	add_default(node, "encrypted", json_object_new_boolean(false));
-	add_default(node, "detect_zeroes", json_object_new_string("off"));
+		qmp_add_default(node, zeroes[i], json_object_new_int(0));
+	qmp_add_default(node, "encrypted", json_object_new_boolean(false));
+	qmp_add_default(node, "detect_zeroes", json_object_new_string("off"));
 	json_object_object_add(cache, "writeback", json_object_new_boolean(true));
 	json_object_object_add(cache, "direct", json_object_new_boolean(true));
 	json_object_object_add(cache, "no-flush", json_object_new_boolean(false));
-	add_default(node, "cache", cache);
+	qmp_add_default(node, "cache", cache);
 }
 
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err)

@@ -20,6 +20,7 @@ struct grace_loop {
 	struct loop_grace ask;
 	struct loop_msg quiescent;
 	struct loop_msg drained;
+	bool owes; /* on the home loop: has not said that it is drained */
 };
 
 static void grace_start_round(struct grace *grace);
@@ -40,9 +41,11 @@ static void grace_call(struct cds_list_head *list, bool drained)
 
 static void grace_loop_drained(struct loop *home, struct loop_msg *msg)
 {
-	struct grace *grace = container_of(msg, struct grace_loop, drained)->grace;
+	struct grace_loop *gl = container_of(msg, struct grace_loop, drained);
+	struct grace *grace = gl->grace;
 	CDS_LIST_HEAD(done);
 
+	gl->owes = false;
 	if (--grace->undrained)
 		return;
 	cds_list_splice(&grace->current, &done);
@@ -83,11 +86,13 @@ static void grace_start_round(struct grace *grace)
 	cds_list_splice(&grace->next, &grace->current);
 	CDS_INIT_LIST_HEAD(&grace->next);
 	grace->running = true;
+	grace->since_ns = loop_now_ns(grace->home);
 	grace->unquiet = 0;
 	grace->undrained = 0;
 	cds_list_for_each_entry(gl, &grace->loops, node) {
 		grace->unquiet++;
 		grace->undrained++;
+		gl->owes = true;
 	}
 	cds_list_for_each_entry(gl, &grace->loops, node)
 		loop_grace_begin(gl->loop, &gl->ask);
@@ -99,6 +104,17 @@ void grace_wait(struct grace *grace, struct grace_waiter *waiter)
 	cds_list_add_tail(&waiter->node, &grace->next);
 	if (!grace->running)
 		grace_start_round(grace);
+}
+
+void grace_owing(const struct grace *grace, void (*visit)(const struct loop *loop, void *arg),
+		 void *arg)
+{
+	struct grace_loop *gl;
+
+	assert_on_loop(grace->home);
+	cds_list_for_each_entry(gl, &grace->loops, node)
+		if (gl->owes)
+			visit(gl->loop, arg);
 }
 
 void grace_init(struct grace *grace, struct loop *home)

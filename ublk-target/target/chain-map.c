@@ -21,6 +21,7 @@ static struct chain_target *chain_of(const struct request *req)
 
 static enum target_map_result defer(struct request *req)
 {
+	request_set_stage(req, "metadata thread");
 	loop_send(chain_of(req)->loop, &req->msg, chain_deferred);
 	return TARGET_SUBMITTED;
 }
@@ -77,6 +78,7 @@ static void wake_op_waiters(struct loop *loop)
 		if (req->pending > loop->nr_free_ops)
 			return;
 		cds_list_del(&req->node);
+		request_set_stage(req, NULL);
 		if (chain_map(req->target, req) == TARGET_DONE)
 			target_end_io(req, req->error);
 	}
@@ -87,6 +89,7 @@ static void part_done(struct io_op *op, int error)
 	struct request *req = op->owner;
 	struct loop *loop = req->loop;
 
+	op->owner = NULL; /* for chain_locate() */
 	cds_list_add(&op->node, &loop->free_ops);
 	loop->nr_free_ops++;
 	put_part(req, error);
@@ -186,6 +189,7 @@ static enum target_map_result map_data(struct chain_target *ct, struct request *
 			return defer(req);
 	if (nr > 1 && req->loop->nr_free_ops < (u32)nr) {
 		req->pending = nr;
+		request_set_stage(req, "free operations");
 		cds_list_add_tail(&req->node, &req->loop->op_waiters);
 		return TARGET_SUBMITTED;
 	}
@@ -265,6 +269,7 @@ static void retry_run(struct loop *loop, struct loop_msg *msg)
 {
 	struct request *req = container_of(msg, struct request, msg);
 
+	request_set_stage(req, NULL);
 	if (chain_map(req->target, req) == TARGET_DONE)
 		target_end_io(req, req->error);
 }

@@ -46,6 +46,7 @@ static void load_for(struct chain_target *ct, struct request *req, u64 index)
 	}
 	rl->req = req;
 	rl->wait.fn = request_loaded;
+	request_set_stage(req, "map window");
 	chain_load(ct, index, &rl->wait);
 }
 

@@ -41,6 +41,7 @@ struct chain_target {
 	struct grace grace;
 	struct cds_list_head loads; /* struct window_load */
 	struct cds_list_head load_queue; /* beyond CHAIN_MAX_LOADS */
+	struct cds_list_head queues; /* struct request_queue: that have parked requests */
 	u32 nr_loads;
 
 	struct writer *active; /* of the active layer; NULL: nothing is written */
@@ -91,6 +92,8 @@ struct writer {
 
 #define CELL_BUCKETS 256u
 
+struct write_op;
+
 /* ---- chain-map.c: the fast path, on every loop -------------------------------- */
 
 enum target_map_result chain_map(struct target *ti, struct request *req);
@@ -103,6 +106,18 @@ void chain_loop_exit(struct loop *loop);
 /* ---- chain-status.c ---------------------------------------------------------------- */
 
 void chain_status(struct target *ti, json_object *result);
+
+/* ---- chain-queue.c: requests that wait, and the tags that they keep ------------------ */
+
+/* @op waits for space (again), does not any more: thread of the metadata loop. */
+void queue_park(struct write_op *op);
+void queue_unpark(struct write_op *op);
+/* Less than a quarter of its queue is left to others. */
+bool queue_is_low(const struct write_op *op);
+/* [{queue, tags, parked, low}...] of those that have parked requests. */
+json_object *queues_json(const struct chain_target *ct);
+/* target_locate_fn */
+void chain_locate(const struct target *ti, const struct request *req, struct request_info *info);
 
 /* ---- chain-meta.c: the metadata thread's door ---------------------------------- */
 
@@ -229,6 +244,7 @@ struct write_op {
 	bool in_cell;
 	bool running; /* write_op_run() is on the stack */
 	bool again; /* ... and was called once more meanwhile */
+	bool waits_for_space; /* counted in its request's queue */
 	int error;
 	u64 start; /* guest bytes */
 	u64 len;

@@ -238,6 +238,7 @@ void chain_slow_read(struct chain_target *ct, struct request *req)
 		return;
 	}
 	ct->stat_slow_reads++;
+	request_set_stage(req, "slow read");
 	s->ct = ct;
 	s->req = req;
 	s->wait.fn = slow_memory;

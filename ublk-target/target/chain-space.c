@@ -119,8 +119,11 @@ void writer_park(struct write_op *op)
 	struct writer *w = op->writer;
 
 	cds_list_add_tail(&op->node, &w->parked);
+	queue_park(op);
 	meta_housekeep(w->meta); /* what is unmapped becomes free with it */
-	if (!w->full_timer.deadline_ns)
+	if (queue_is_low(op) && w->ct->on_full == ON_FULL_FAIL && w->full)
+		loop_timer_set(w->ct->loop, &w->full_timer, 1); /* not in its own time */
+	else if (!w->full_timer.deadline_ns)
 		loop_timer_set(w->ct->loop, &w->full_timer,
 			       w->nr_reclaims ? 1 : FULL_POLL_NS / 10);
 }

@@ -78,6 +78,7 @@ static void split_end(struct slow_request *s)
 	int error = s->error;
 
 	if (!error && req->flags & REQ_FUA) {
+		request_set_stage(req, "flush");
 		s->flush = (struct io_op){ .dev = s->writer->img->dev, .type = IO_FLUSH,
 					   .done = flush_written };
 		io_submit(s->writer->ct->loop, &s->flush);

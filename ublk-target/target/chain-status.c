@@ -3,8 +3,8 @@
 #include "chain-private.h"
 
 /*
- * Keys of the result: "nodes" (query-named-block-nodes), "blockstats"
- * (query-blockstats) and "metadata", our own counters.
+ * Keys of the result: "nodes" (query-named-block-nodes); our own: "metadata"
+ * (counters), "grace", "queues" (those whose writes wait for space).
  */
 
 static json_object *str(const char *s)
@@ -81,8 +81,28 @@ static json_object *metadata_json(struct chain_target *ct)
 	json_object_object_add(o, "operations", num(w ? w->nr_ops : 0));
 	json_object_object_add(o, "full", json_object_new_boolean(w && w->full));
 	json_object_object_add(o, "failed", json_object_new_boolean(w && w->failed));
-	json_object_object_add(o, "waiting-for-grace",
-			       json_object_new_boolean(ct->grace.running));
+	json_object_object_add(o, "loads", num(ct->nr_loads));
+	json_object_object_add(o, "bounce-bytes", num(ct->bounce_bytes));
+	return o;
+}
+
+static void add_loop_name(const struct loop *loop, void *arg)
+{
+	json_object_array_add(arg, str(loop->name));
+}
+
+/* The round of grace that runs: since when, and which loops have old I/O (rule C2). */
+static json_object *grace_json(const struct chain_target *ct)
+{
+	json_object *o = json_object_new_object(), *loops = json_object_new_array();
+	const struct grace *grace = &ct->grace;
+
+	grace_owing(grace, add_loop_name, loops);
+	json_object_object_add(o, "waiting", json_object_new_boolean(grace->running));
+	if (grace->running)
+		json_object_object_add(o, "since-ms",
+				       num((loop_now_ns(ct->loop) - grace->since_ns) / 1000000));
+	json_object_object_add(o, "loops", loops);
 	return o;
 }
 
@@ -97,6 +117,8 @@ static void status_run(struct loop *loop, void *arg)
 		json_object_array_add(nodes, node_json(ct, i));
 	json_object_object_add(call->result, "nodes", nodes);
 	json_object_object_add(call->result, "metadata", metadata_json(ct));
+	json_object_object_add(call->result, "grace", grace_json(ct));
+	json_object_object_add(call->result, "queues", queues_json(ct));
 	json_object_object_add(call->result, "status",
 			       str(ct->active && ct->active->full ? "io-error" : "running"));
 }

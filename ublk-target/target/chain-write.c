@@ -137,6 +137,7 @@ static int write_plan(struct write_op *op)
 		writer_park(op);
 		return STAGE_WAIT;
 	}
+	queue_unpark(op);
 	return ret ? ret : STAGE_NEXT;
 }
 
@@ -450,6 +451,7 @@ void write_op_run(struct write_op *op)
 		/* after a failure places are unsure: nothing goes there any more */
 		if (op->writer->failed && !op->error)
 			op->error = -EIO;
+		request_set_stage(op->parent->req, write_stages[op->stage].name);
 		ret = op->error ? op->error : write_stages[op->stage].fn(op);
 		if (ret == STAGE_NEXT)
 			op->stage++;
@@ -558,6 +560,7 @@ static void op_done(struct write_op *op, int error)
 
 	if (error)
 		undo_allocation(op);
+	queue_unpark(op);
 	release_cell(op);
 	op->writer->nr_ops--;
 	op_free(op);

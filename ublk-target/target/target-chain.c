@@ -509,6 +509,7 @@ static struct chain_target *chain_alloc(struct target *ti)
 	ct->ti = ti;
 	CDS_INIT_LIST_HEAD(&ct->loads);
 	CDS_INIT_LIST_HEAD(&ct->load_queue);
+	CDS_INIT_LIST_HEAD(&ct->queues);
 	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.loaded);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
@@ -573,5 +574,6 @@ const struct target_type target_chain = {
 	.presuspend = chain_presuspend,
 	.suspend = chain_suspend,
 	.status = chain_status,
+	.locate = chain_locate,
 	.limits = chain_limits,
 };

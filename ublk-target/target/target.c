@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -110,6 +111,23 @@ void target_status(struct target *ti, json_object *result)
 		ti->type->status(ti, result);
 }
 
+void target_locate(const struct request *req, struct request_info *info)
+{
+	const struct target *ti = req->target;
+	const char *stage = __atomic_load_n(&req->stage, __ATOMIC_RELAXED);
+
+	assert_on_loop(req->loop);
+	*info = (struct request_info){
+		.offset = req->offset, .len = req->len, .op = req->op,
+		.waited_ns = loop_now_ns(req->loop) - req->start_ns,
+		.stage = stage ? stage : "I/O",
+	};
+	snprintf(info->queue, sizeof(info->queue), "%s",
+		 req->tag ? req->tag->queue->name : req->loop->name);
+	if (ti->type->locate)
+		ti->type->locate(ti, req, info);
+}
+
 static bool req_is_write(const struct request *req)
 {
 	return req->op == REQ_WRITE || req->op == REQ_DISCARD || req->op == REQ_WRITE_ZEROES;
@@ -139,6 +157,7 @@ void target_submit(struct target *ti, struct request *req)
 	req->target = ti;
 	req->error = 0;
 	req->retries = 0;
+	request_set_stage(req, NULL);
 	error = target_check(ti, req);
 	if (error) {
 		stats_invalid(req);

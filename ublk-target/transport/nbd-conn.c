@@ -452,8 +452,13 @@ int nbd_conn_start(struct nbd *nbd, struct nbd_loop *home, int fd)
 	CDS_INIT_LIST_HEAD(&c->out.waiting);
 	CDS_INIT_LIST_HEAD(&c->out.sent);
 	CDS_INIT_LIST_HEAD(&c->free_slots);
+	snprintf(c->requests.name, sizeof(c->requests.name), "nbd connection %u",
+		 __atomic_add_fetch(&nbd->last_conn, 1, __ATOMIC_RELAXED));
+	c->requests.tags = NBD_NR_SLOTS;
+	c->requests.bytes = NBD_HELD_BYTES;
 	for (i = 0; i < NBD_NR_SLOTS; i++) {
 		c->slots[i].conn = c;
+		c->slots[i].tag.queue = &c->requests;
 		for (j = 0; j < NBD_NR_PARTS; j++)
 			c->slots[i].parts[j].slot = &c->slots[i];
 		cds_list_add(&c->slots[i].node, &c->free_slots);

@@ -128,6 +128,7 @@ struct nbd_loop {
 	/* set once */
 	struct nbd *nbd;
 	struct loop *loop;
+	char name[16]; /* the loop's */
 	/* any thread, atomic */
 	u32 nr_conns;
 	/* loop thread only */
@@ -162,6 +163,7 @@ struct nbd {
 	u32 accepting;
 	u32 stopping;
 	u32 nr_conns;
+	u32 last_conn; /* number of the newest, for its name */
 	u32 nr_violations; /* connections ended because the client broke the protocol */
 };
 
@@ -236,6 +238,7 @@ struct nbd_slot {
 	bool aborted; /* the client went away in the middle of its payload */
 
 	u32 held_bytes; /* of NBD_HELD_BYTES */
+	struct request_tag tag;
 	void *pieces[NBD_NR_PIECES];
 	struct nbd_part parts[NBD_NR_PARTS];
 
@@ -352,6 +355,7 @@ struct nbd_conn {
 	struct nbd_input in;
 	struct nbd_output out;
 
+	struct request_queue requests;
 	struct cds_list_head free_slots;
 	u32 nr_slots; /* in use */
 	u64 held_bytes;

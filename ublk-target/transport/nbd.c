@@ -338,7 +338,8 @@ static int loop_open(struct nbd *nbd, struct nbd_loop *l, struct qc_err *err)
 	if (ret)
 		return qc_err_set(err, ret, "%s: io_uring not created (%s)", nbd_object(nbd),
 				  strerror(-ret));
-	ret = loop_create("nbd", io, &l->loop);
+	snprintf(l->name, sizeof(l->name), "nbd-%u", (u32)(l - nbd->loops));
+	ret = loop_create(l->name, io, &l->loop);
 	if (ret)
 		return qc_err_set(err, ret, "%s: loop not created (%s)", nbd_object(nbd),
 				  strerror(-ret));
@@ -493,6 +494,38 @@ static int nbd_stop(struct transport *t, bool force, struct qc_err *err)
 	return 0;
 }
 
+struct nbd_walk {
+	struct nbd_loop *loop;
+	void (*visit)(const struct request *req, void *arg);
+	void *arg;
+};
+
+static void walk_loop(struct loop *loop, void *arg)
+{
+	struct nbd_walk *walk = arg;
+	struct nbd_conn *c;
+	u32 i, j;
+
+	cds_list_for_each_entry(c, &walk->loop->conns, node)
+		for (i = 0; i < NBD_NR_SLOTS; i++)
+			for (j = 0; j < NBD_NR_PARTS; j++)
+				if (c->slots[i].parts[j].busy)
+					walk->visit(&c->slots[i].parts[j].req, walk->arg);
+}
+
+static void nbd_walk(struct transport *t, void (*visit)(const struct request *req, void *arg),
+		     void *arg)
+{
+	struct nbd *nbd = to_nbd(t);
+	struct nbd_walk walk = { .visit = visit, .arg = arg };
+	u32 i;
+
+	for (i = 0; nbd->started && i < nbd->nr_loops; i++) {
+		walk.loop = &nbd->loops[i];
+		loop_call(walk.loop->loop, walk_loop, &walk);
+	}
+}
+
 static void nbd_status(struct transport *t, json_object *result)
 {
 	struct nbd *nbd = to_nbd(t);
@@ -526,6 +559,7 @@ static const struct transport_ops nbd_ops = {
 	.name = "nbd",
 	.start = nbd_start,
 	.stop = nbd_stop,
+	.walk = nbd_walk,
 	.status = nbd_status,
 	.destroy = nbd_destroy,
 };

@@ -89,6 +89,9 @@ struct ublk_queue;
 int ublk_queue_create(struct ublk_dev *dev, u16 id, const cpu_set_t *cpus,
 		      struct ublk_queue **result, struct qc_err *err);
 int ublk_queue_fetch(struct ublk_queue *q, struct qc_err *err);
+/* Call @visit for each request that the target has, on the queue's thread. */
+void ublk_queue_walk(struct ublk_queue *q, void (*visit)(const struct request *req, void *arg),
+		     void *arg);
 u32 ublk_queue_live_tags(const struct ublk_queue *q);
 void ublk_queue_destroy(struct ublk_queue *q);
 

@@ -48,6 +48,8 @@ struct ublk_tag {
 	void *buffer; /* copy mode; never moves */
 	struct ublk_bounce *bounce; /* borrowed for this request, or NULL */
 	struct cds_list_head node; /* waits for a bounce buffer */
+	struct request_tag tag;
+	bool submitted; /* the target has it */
 	u16 id;
 };
 
@@ -71,6 +73,7 @@ struct ublk_queue {
 	bool bounce_running;
 	int setup_error;
 	u32 in_flight; /* requests that the target has */
+	struct request_queue requests;
 	struct cds_list_head bounce_free;
 	struct cds_list_head bounce_wait;
 
@@ -212,6 +215,7 @@ static int tag_describe(struct ublk_tag *tag, const struct ublksrv_io_desc *desc
 static void tag_submit(struct ublk_tag *tag)
 {
 	tag->queue->in_flight++;
+	tag->submitted = true;
 	target_submit(tag->queue->dev->target, &tag->req);
 }
 
@@ -259,6 +263,7 @@ static void tag_end_io(struct request *req, int error)
 	struct ublk_queue *q = tag->queue;
 	bool bounced = tag->bounce;
 
+	tag->submitted = false;
 	if (bounced)
 		error = bounce_end(tag, error);
 	q->in_flight--;
@@ -356,6 +361,8 @@ static void queue_init_tags(struct ublk_queue *q)
 		tag->req.loop = q->loop;
 		tag->req.target = q->dev->target;
 		tag->req.fixed_index = i;
+		tag->req.tag = &tag->tag;
+		tag->tag.queue = &q->requests;
 		if (!q->dev->zero_copy)
 			tag->buffer = q->memory + (size_t)i * bytes;
 	}
@@ -424,6 +431,8 @@ int ublk_queue_create(struct ublk_dev *dev, u16 id, const cpu_set_t *cpus,
 	q->depth = dev->info.queue_depth;
 	q->cpus = *cpus;
 	snprintf(q->name, sizeof(q->name), "ublk%u-q%u", dev->info.dev_id, id);
+	snprintf(q->requests.name, sizeof(q->requests.name), "%s", q->name);
+	q->requests.tags = q->depth;
 	CDS_INIT_LIST_HEAD(&q->bounce_free);
 	CDS_INIT_LIST_HEAD(&q->bounce_wait);
 	ret = queue_init(q);
@@ -482,6 +491,30 @@ int ublk_queue_fetch(struct ublk_queue *q, struct qc_err *err)
 u32 ublk_queue_live_tags(const struct ublk_queue *q)
 {
 	return __atomic_load_n(&q->live_tags, __ATOMIC_RELAXED);
+}
+
+struct queue_walk {
+	struct ublk_queue *queue;
+	void (*visit)(const struct request *req, void *arg);
+	void *arg;
+};
+
+static void queue_walk_fn(struct loop *loop, void *arg)
+{
+	struct queue_walk *walk = arg;
+	u32 i;
+
+	for (i = 0; i < walk->queue->depth; i++)
+		if (walk->queue->tags[i].submitted)
+			walk->visit(&walk->queue->tags[i].req, walk->arg);
+}
+
+void ublk_queue_walk(struct ublk_queue *q, void (*visit)(const struct request *req, void *arg),
+		     void *arg)
+{
+	struct queue_walk walk = { .queue = q, .visit = visit, .arg = arg };
+
+	loop_call(q->loop, queue_walk_fn, &walk);
 }
 
 struct queue_drain {

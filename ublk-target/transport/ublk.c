@@ -218,6 +218,16 @@ static void ublk_status(struct transport *t, json_object *result)
 		      __atomic_load_n(&u->dev.failed_tags, __ATOMIC_RELAXED));
 }
 
+static void ublk_walk(struct transport *t, void (*visit)(const struct request *req, void *arg),
+		      void *arg)
+{
+	struct ublk *u = to_ublk(t);
+	u32 i;
+
+	for (i = 0; u->state == UBLK_LIVE && i < u->dev.info.nr_hw_queues; i++)
+		ublk_queue_walk(u->queues[i], visit, arg);
+}
+
 static void ublk_destroy(struct transport *t)
 {
 	struct ublk *u = to_ublk(t);
@@ -230,6 +240,7 @@ static const struct transport_ops ublk_ops = {
 	.name = "ublk",
 	.start = ublk_start,
 	.stop = ublk_stop,
+	.walk = ublk_walk,
 	.status = ublk_status,
 	.destroy = ublk_destroy,
 };

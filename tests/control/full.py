@@ -1,0 +1,199 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A volume that runs full, on a loop device: what waits, what goes on, what people are told (rule E2)."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
+
+import harness
+import nbdclient
+from harness import Qmp, Skip, expect, expect_equal, wait_until
+
+CLUSTER = 65536
+TAGS = 64  # of one NBD connection
+
+
+class Volume:
+    """A loop device that can grow, as an LV does."""
+
+    def __init__(self, place, name, size):
+        self.file = place.path(name)
+        with open(self.file, "wb") as file:
+            file.truncate(size)
+        done = subprocess.run(["losetup", "-f", "--show", self.file], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise Skip(f"no loop device: {done.stderr.strip()}")
+        self.path = done.stdout.strip()
+
+    def grow(self, size):
+        os.truncate(self.file, size)
+        subprocess.run(["losetup", "-c", self.path], check=True)
+
+    def remove(self):
+        subprocess.run(["losetup", "-d", self.path], check=False)
+
+
+class Full:
+    """qchaind on a small volume, with NBD and QMP; `with` removes the device."""
+
+    def __init__(self, place, size, *words):
+        self.place = place
+        self.volume = Volume(place, "volume", size)
+        place.run("qemu-img", "create", "-q", "-f", "qcow2", self.volume.path, "64M")
+        self.child = place.start("--qmp", place.path("qmp"), "--export", f"nbd,socket={place.path('nbd')}",
+                                 *words, self.volume.path)
+
+    def __enter__(self):
+        self.place.wait_ready(self.child, self.place.path("nbd"))
+        self.events = Qmp(self.place.path("qmp"))
+        return self
+
+    def __exit__(self, *unused):
+        self.child.kill()
+        self.child.wait()
+        self.volume.remove()
+
+    def status(self):
+        return Qmp(self.place.path("qmp")).command("query-status")["return"]
+
+    def wait_event(self, name):
+        while True:
+            line = self.events.read()
+            if line.get("event") == name:
+                return line["data"]
+
+    def stop(self):
+        self.child.terminate()
+        expect_equal(self.child.wait(harness.WAIT_S), 0, "exit status")
+        self.place.run("qemu-img", "check", "-q", "-f", "qcow2", self.volume.path)
+
+
+async def connect(place):
+    return await nbdclient.NbdClient.connect(place.path("nbd"))
+
+
+def start_writes(client, count, first=0):
+    return [asyncio.create_task(client.write((first + n) * CLUSTER, bytes([n + 1]) * CLUSTER)) for n in range(count)]
+
+
+async def wait_for(condition, what):
+    """wait_until() for tests that have tasks under way."""
+    for _ in range(harness.WAIT_S * 50):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise harness.Failure(f"waited in vain: {what}")
+
+
+def parked(status):
+    return sum(queue["parked"] for queue in status["queues"])
+
+
+def test_wait(place):
+    """Writes wait, reads and flushes do not; less than a quarter of the tags: event, status; growth: all go on."""
+    async def run(full):
+        client = await connect(place)
+        tasks = start_writes(client, 60)
+        await wait_for(lambda: parked(full.status()) > 3 * TAGS // 4, "most tags wait for space")
+        status = full.status()
+        queue = status["queues"][0]
+        expect_equal((queue["tags"], queue["low"], len(status["queues"])), (TAGS, True, 1), "queue")
+        expect_equal(status["requests"]["stages"]["space"], queue["parked"], "requests at stage space")
+        oldest = status["requests"]["oldest"][0]
+        expect_equal((oldest["operation"], oldest["stage"], oldest["length"], oldest["queue"]),
+                     ("write", "space", CLUSTER, queue["queue"]), "the oldest request")
+        low = full.wait_event("QCHAIN_QUEUE_LOW")
+        expect_equal((low["tags"], low["queue"]), (TAGS, queue["queue"]), "data of the event")
+        expect(low["parked"] > 3 * TAGS // 4, f"event says {low}")
+        await client.flush()
+        expect_equal(len(await client.read(40 << 20, 1 << 16)), 1 << 16, "a read while writes wait")
+        await wait_for(lambda: full.status()["metadata"]["full"], "status says full")
+        await client.flush()
+        expect(not all(task.done() for task in tasks), "writes went on without space")
+        full.volume.grow(32 << 20)
+        await asyncio.gather(*tasks)
+        await wait_for(lambda: not full.status()["metadata"]["full"], "status says that there is space")
+        expect_equal(full.status()["queues"], [], "queues after growth")
+        for n in range(60):
+            expect_equal(await client.read(n * CLUSTER, CLUSTER), bytes([n + 1]) * CLUSTER, f"cluster {n}")
+        await client.close()
+    with Full(place, 1 << 20) as full:
+        asyncio.run(run(full))
+        full.stop()
+
+
+def test_fail(place):
+    """--on-full fail: ENOSPC instead of waiting, also when all tags are taken; the device lives on."""
+    async def run(full):
+        client = await connect(place)
+        for first in (0, 100):
+            done = await asyncio.gather(*start_writes(client, TAGS, first), return_exceptions=True)
+            failed = [str(error) for error in done if error is not None and not isinstance(error, bytes)]
+            expect(len(failed) > TAGS // 2, f"only {len(failed)} writes failed")
+            expect(all("ENOSPC" in text or "28" in text or "space" in text for text in failed), failed[0])
+        expect_equal(full.status()["queues"], [], "queues when nothing waits")
+        await client.read(0, CLUSTER)
+        full.volume.grow(16 << 20)
+        await wait_for_write(client)
+        await client.close()
+    with Full(place, 1 << 20, "--on-full", "fail") as full:
+        asyncio.run(run(full))
+        full.stop()
+
+
+async def wait_for_write(client):
+    """Until the growth was noticed."""
+    for _ in range(harness.WAIT_S * 20):
+        try:
+            await client.write(300 * CLUSTER, b"z" * CLUSTER)
+            return
+        except nbdclient.NbdError:
+            await asyncio.sleep(0.05)
+    raise harness.Failure("writes still fail after growth")
+
+
+def test_memory_of_a_connection(place):
+    """Few long writes keep all memory of their connection: told as well, others go on."""
+    async def run(full):
+        client, other = await connect(place), await connect(place)
+        tasks = [asyncio.create_task(client.write(n << 23, b"m" * (8 << 20))) for n in range(4)]
+        low = await asyncio.to_thread(full.wait_event, "QCHAIN_QUEUE_LOW")
+        expect(low["parked"] <= 4, f"event says {low}")
+        await other.read(0, CLUSTER)
+        await other.flush()
+        full.volume.grow(64 << 20)
+        await asyncio.gather(*tasks)
+        await client.close()
+        await other.close()
+    with Full(place, 1 << 20) as full:
+        asyncio.run(run(full))
+        full.stop()
+
+
+def test_quit_by_force(place):
+    """quit with force fails what waits; without it, it is refused while somebody is connected."""
+    async def run(full):
+        client = await connect(place)
+        tasks = start_writes(client, TAGS - 1)
+        await wait_for(lambda: parked(full.status()) > TAGS // 2, "writes wait")
+        answer = Qmp(place.path("qmp")).command("quit")
+        expect("in use" in answer["error"]["desc"], answer)
+        quit_by = Qmp(place.path("qmp"))
+        expect_equal(await asyncio.to_thread(quit_by.command, "quit", force=True), {"return": {}}, "answer to quit")
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        expect(any(isinstance(error, Exception) for error in done), "no write failed")
+    with Full(place, 1 << 20) as full:
+        asyncio.run(run(full))
+        wait_until(lambda: full.child.poll() is not None, "the daemon ends")
+        expect_equal(full.child.returncode, 0, "exit status")
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", full.volume.path)
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("full", sys.modules["__main__"]))
