@@ -3,6 +3,7 @@
 #include "served.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -88,6 +89,23 @@ static void set_silent(struct served *served)
 		served->pid = json_number(served->record, "pid", 0);
 }
 
+/* A start that waits for an image has no socket yet, but a file (rule A2). */
+static void find_waiting(struct served *served)
+{
+	char path[256];
+	pid_t pid;
+
+	if (chain_run_path(served->name, "waiting.json", path, sizeof(path), NULL) ||
+	    access(path, F_OK) < 0)
+		return;
+	served->waiting = json_object_from_file(path);
+	pid = json_number(served->waiting, "pid", 0);
+	if (pid > 0 && (kill(pid, 0) == 0 || errno == EPERM))
+		return;
+	json_object_put(served->waiting); /* left by one that was killed */
+	served->waiting = NULL;
+}
+
 int served_find(const char *name, struct served *result, struct qc_err *err)
 {
 	struct qc_err why = { 0 };
@@ -114,6 +132,8 @@ int served_find(const char *name, struct served *result, struct qc_err *err)
 		result->state = SERVED_RECOVERABLE;
 	else
 		result->state = SERVED_DEAD;
+	if (result->state != SERVED_LIVE)
+		find_waiting(result);
 	return 0;
 
 err_exit:
@@ -125,6 +145,7 @@ void served_exit(struct served *served)
 {
 	client_close(served->client);
 	json_object_put(served->record);
+	json_object_put(served->waiting);
 	json_object_put(served->status);
 	json_object_put(served->exports);
 	memset(served, 0, sizeof(*served));

@@ -15,6 +15,7 @@
  *	state.json   the record: how to start the daemon again
  *	qmp.sock     the daemon answers there as long as it lives
  *	qchaind.log  what it has to say
+ *	waiting.json what a start waits for, while it does
  *
  * and, with a ublk device, for the udev rule and the administrator
  *
@@ -113,6 +114,7 @@ struct served {
 	char name[QC_MAX_CHAIN_NAME + 1];
 	enum served_state state;
 	json_object *record; /* NULL: started without qchainctl */
+	json_object *waiting; /* {reason, since, pid} of a start that waits, or NULL */
 	pid_t pid; /* 0: none */
 	s32 dev_id; /* -1: no ublk device */
 	struct client *client;

@@ -123,20 +123,19 @@ static void run_program(char **argv, int output_fd)
 	_exit(127);
 }
 
-/* What it said, up to the end; only the beginning is kept. */
+/* What it said; of more than fits, the end: the last line is the one that counts. */
 static void read_output(int fd, char *text, size_t bytes)
 {
-	size_t len = 0;
-	char rest[512];
+	size_t len = 0, half = bytes / 2;
 	ssize_t n;
 
 	do {
-		if (len + 1 < bytes)
-			n = read(fd, text + len, bytes - 1 - len);
-		else
-			n = read(fd, rest, sizeof(rest));
-		if (n > 0 && len + 1 < bytes)
-			len += n;
+		n = read(fd, text + len, bytes - 1 - len);
+		len += n > 0 ? n : 0;
+		if (len + 1 == bytes) {
+			memmove(text, text + half, len - half);
+			len -= half;
+		}
 	} while (n > 0 || (n < 0 && errno == EINTR));
 	text[len] = '\0';
 }

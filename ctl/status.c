@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 static void print_line(const char *key, const char *value)
 {
@@ -159,6 +160,19 @@ static const char *next_step(enum served_state state)
 	}
 }
 
+static void print_start(json_object *waiting)
+{
+	char text[1200];
+
+	if (!waiting)
+		return;
+	snprintf(text, sizeof(text), "process %lld, %lld s: %s",
+		 (long long)json_number(waiting, "pid", 0),
+		 (long long)(time(NULL) - json_number(waiting, "since", 0)),
+		 text_of(waiting, "reason"));
+	print_line("start waits", text);
+}
+
 static void print_status(const struct served *served)
 {
 	s64 size = json_number(served->status, "virtual-size", -1);
@@ -167,7 +181,8 @@ static void print_status(const struct served *served)
 	printf("%s%s%s\n", print_colour(stdout, COLOUR_STRONG), served->name,
 	       print_colour(stdout, COLOUR_NONE));
 	print_line("state", served_state_name(served->state));
-	print_line("", next_step(served->state));
+	print_line("", served->waiting ? NULL : next_step(served->state));
+	print_start(served->waiting);
 	if (served->pid) {
 		snprintf(bytes, sizeof(bytes), "%d", (int)served->pid);
 		print_line("process", bytes);
@@ -190,6 +205,7 @@ static void print_status_json(const struct served *served)
 	json_object_object_add(object, "pid",
 			       served->pid ? json_object_new_int(served->pid) : NULL);
 	json_object_object_add(object, "status", json_object_get(served->status));
+	json_object_object_add(object, "waiting", json_object_get(served->waiting));
 	print_json(object);
 }
 
@@ -217,9 +233,11 @@ const struct verb verb_show_status = {
 	.summary = "what one chain does: exports, map, metadata, what it waits for",
 	.usage = "NAME [--json]",
 	.options =
-		"  --json     one object: the keys of list, pid, and status as query-status\n"
-		"             of QMP answers it\n",
+		"  --json     one object: the keys of list, pid, status as query-status of QMP\n"
+		"             answers it (null without a daemon), and waiting: {reason, since,\n"
+		"             pid} while a start waits for an image (null otherwise)\n",
 	.examples =
-		"  qchainctl status vm7\n",
+		"  qchainctl status vm7\n"
+		"  qchainctl status vm7 --json | jq .status.requests.stages\n",
 	.run = status_run,
 };

@@ -489,6 +489,8 @@ static int open_target(struct daemon *daemon, struct arguments *args, struct qc_
 	int ret;
 
 	opening = 1;
+	if (args->own_folder)
+		chain_wait_tell(args->name);
 	ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target, err);
 	opening = 0;
 	alarm(0);

@@ -45,6 +45,16 @@ int chain_run_path(const char *name, const char *file, char *path, size_t bytes,
 /* Make the folder of chain @name (0700), and the root above it, where missing. */
 int chain_run_create(const char *name, struct qc_err *err);
 
+/* ---- waiting at the door (chain-wait.c) ---------------------------------------- */
+
+/*
+ * While a start waits for an image (rule A2) there is no QMP yet; what it waits
+ * for is in the file waiting.json of the chain's folder, for `qchainctl status`:
+ * {reason, since (seconds since 1970), pid}. From here on, until the end of
+ * the process; @name must stay.
+ */
+void chain_wait_tell(const char *name);
+
 /* ---- the process (process.c) -------------------------------------------------- */
 
 /*

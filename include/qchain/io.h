@@ -69,6 +69,13 @@ struct io_dev_ops {
 int io_dev_open(const char *path, u32 flags, struct io_dev **result, struct qc_err *err);
 void io_dev_close(struct io_dev *dev);
 
+/*
+ * io_dev_on_wait - where to tell that an open with IO_DEV_WAIT waits
+ * @fn: @why, again when that changes; NULL when it waits no more. On the thread
+ *      that opens. Set before there are others; NULL: nowhere.
+ */
+void io_dev_on_wait(void (*fn)(const char *why));
+
 static inline int io_dev_pread(struct io_dev *dev, void *buf, size_t len, u64 offset)
 {
 	return dev->ops->pread(dev, buf, len, offset);

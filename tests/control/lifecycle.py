@@ -301,13 +301,39 @@ def test_status(place):
     place.make_chain()
     up(place)
     report = place.ctl_json("status", "seven")
-    expect_equal(set(report), LIST_KEYS | {"pid", "status"}, "keys")
+    expect_equal(set(report), LIST_KEYS | {"pid", "status", "waiting"}, "keys")
+    expect_equal(report["waiting"], None, "waiting")
     expect_equal(report["status"]["status"], "running", "status")
     with open(f"/proc/{report['pid']}/comm", encoding="ascii") as comm:
         expect_equal(comm.read().strip(), "qchaind", "process")
     text = place.ctl("status", "seven").stdout
     for word in ("seven", "serving", str(report["pid"]), place.path("seven.sock"), "16 MiB"):
         expect(word in text, f"{word} is not in {text}")
+
+
+def test_status_of_a_start_that_waits(place):
+    """While an image is held by somebody else, status says which, by whom, and for how long (rule A2)."""
+    place.make_chain()
+    up(place, "seven", "./top.qcow2", "seven.sock", "--wait")
+    kill_daemon(place)
+    holder = subprocess.Popen(["qemu-io", "-f", "qcow2", place.path("top.qcow2")], stdin=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL)
+    wait_until(lambda: is_locked(place.path("top.qcow2")), "qemu-io holds the image")
+    starter = subprocess.Popen([place.program("qchainctl"), "up", "seven"], cwd=place.folder,
+                               env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: place.ctl_json("status", "seven")["waiting"], "status says what the start waits for")
+    waiting = place.ctl_json("status", "seven")["waiting"]
+    expect("top.qcow2" in waiting["reason"] and str(holder.pid) in waiting["reason"], waiting)
+    with open(f"/proc/{waiting['pid']}/comm", encoding="ascii") as comm:
+        expect_equal(comm.read().strip(), "qchaind", "the process that waits")
+    text = place.ctl("status", "seven").stdout
+    expect("start waits" in text and "top.qcow2" in text, text)
+    holder.communicate()
+    expect_equal((starter.wait(harness.WAIT_S), starter.communicate()[0]), (0, place.path("seven.sock") + "\n"), "up")
+    expect_equal(place.ctl_json("status", "seven")["waiting"], None, "waiting after the start")
+    expect("waiting.json" not in os.listdir(place.path("run/seven")), "waiting.json is left behind")
+    place.ctl("down", "seven")
+    nothing_left(place)
 
 
 def test_tree(place):

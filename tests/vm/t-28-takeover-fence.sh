@@ -59,7 +59,12 @@ kill -9 "$pid"
 killed=${EPOCHREALTIME/./}
 
 step "the successor waits"
-timeout 60 qchainctl up disk > up.out 2>&1 || { cat up.out; fail "not recovered"; }
+timeout 60 qchainctl up disk > up.out 2>&1 &
+starter=$!
+wait_for 10 "status to say what the start waits for" chain_is disk ".waiting != null" true
+qchainctl status disk
+qchainctl status disk | grep -q "start waits.*c-1" || fail "status does not say what is waited for"
+wait $starter || { cat up.out; fail "not recovered"; }
 waited=$(((${EPOCHREALTIME/./} - killed) / 1000))
 echo "it took over $waited ms after the kill"
 ((waited > delay_ms - 4000)) || fail "it took over after $waited ms, but the dead daemon's write may land $delay_ms ms after its start"

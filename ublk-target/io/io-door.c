@@ -311,7 +311,15 @@ static int door_try(struct io_door *door, struct qc_err *err)
 
 /* ---- waiting ----------------------------------------------------------- */
 
+static void (*tell_wait)(const char *why);
+
+void io_dev_on_wait(void (*fn)(const char *why))
+{
+	tell_wait = fn;
+}
+
 struct door_wait {
+	char told[sizeof(((struct qc_err *)0)->msg)];
 	u32 delay_ms;
 	u32 waited_ms;
 	u32 log_at_ms;
@@ -322,6 +330,10 @@ static int door_wait(struct door_wait *wait, const char *why)
 {
 	struct timespec ts;
 
+	if (tell_wait && strcmp(wait->told, why)) {
+		snprintf(wait->told, sizeof(wait->told), "%s", why);
+		tell_wait(why);
+	}
 	if (wait->waited_ms >= wait->log_at_ms) {
 		log_warn("waiting (%u s): %s", wait->waited_ms / 1000, why);
 		wait->log_at_ms = wait->waited_ms + WAIT_LOG_MS;
@@ -337,7 +349,7 @@ static int door_wait(struct door_wait *wait, const char *why)
 
 int io_door_enter(struct io_door *door, const char *path, u32 flags, struct qc_err *err)
 {
-	struct door_wait wait = { 0 };
+	struct door_wait wait = { .told = "" };
 	struct qc_err why;
 	int ret;
 
@@ -353,5 +365,7 @@ int io_door_enter(struct io_door *door, const char *path, u32 flags, struct qc_e
 			break;
 		}
 	}
+	if (wait.told[0])
+		tell_wait(NULL);
 	return ret ? qc_err_set(err, ret, "%s", why.msg) : 0;
 }
