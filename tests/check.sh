@@ -131,6 +131,10 @@ native() {
 		--seed $((seed + 500000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
 	run offline-kill 400 tests/diff/offline.py --kill --count $kill_count \
 		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
+	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \
+		--build "$build"
+	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
+		--seed $((seed + 100000)) --build "$build"
 	[ "$mode" = check-fast ] || native_long
 	tier_end
 }

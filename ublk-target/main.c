@@ -557,7 +557,8 @@ static void clean_up(const struct arguments *args)
 
 static int run(struct arguments *args)
 {
-	struct daemon daemon = { .name = args->name, .top = args->words[0] };
+	struct daemon daemon = { .name = args->name, .top = args->words[0],
+				 .passed_fd = -1 };
 	struct qc_err err = { 0 };
 	int ret = prepare(args, &err);
 

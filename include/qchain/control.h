@@ -121,6 +121,10 @@ struct daemon {
 	struct loop *loop; /* the control thread's */
 	struct target *target;
 	struct qmp_server *qmp; /* NULL without QMP */
+
+	struct qmp_blockdev *blockdevs; /* added, not yet used */
+	struct qmp_fdset *fdsets;
+	int passed_fd; /* came with the request under way; -1: none */
 	struct jobs *jobs; /* long operations */
 
 	u32 nr_exports;
@@ -151,6 +155,10 @@ int daemon_stop(struct daemon *daemon, enum stop_mode mode, const char *reason,
  * a client that finds its connection closed knows that all images are closed.
  */
 void daemon_exit(struct daemon *daemon);
+
+/* Close what was added by QMP and never used. */
+void qmp_blockdevs_free(struct daemon *daemon);
+void qmp_fdsets_free(struct daemon *daemon);
 
 /* ---- QMP (qmp-*.c) ---------------------------------------------------------------- */
 

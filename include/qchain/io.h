@@ -68,6 +68,12 @@ struct io_dev_ops {
  */
 int io_dev_open(const char *path, u32 flags, struct io_dev **result, struct qc_err *err);
 void io_dev_close(struct io_dev *dev);
+/*
+ * io_dev_end_writing - @dev was opened for writing and is only read from now on:
+ * readers of other programs may lock it, too. The claim of a block device stays.
+ * Any thread; nobody writes any more.
+ */
+void io_dev_end_writing(struct io_dev *dev);
 
 /*
  * io_dev_on_wait - where to tell that an open with IO_DEV_WAIT waits

@@ -9,6 +9,8 @@
 #define QC_MAX_LAYERS 65535u
 /* Layers that the backing references may lead through; loops end here too. */
 #define QC_MAX_CHAIN_DEPTH 4096u
+/* Images of a chain that take guest writes, or took some that may not be durable. */
+#define QC_MAX_FLUSH 4u
 /* Queue, NBD and job loops beside the metadata loop. */
 #define QC_MAX_LOOPS 64u
 /* Bytes of one data request as the target sees it; transports cut longer ones. */

@@ -75,6 +75,7 @@ struct layer {
 	struct writer *writer; /* the target's, metadata thread only; NULL: nobody writes it */
 	char node_name[QC_MAX_NODE_NAME + 1];
 	char *path;
+	bool corrupt; /* metadata thread: reported already */
 };
 
 static inline struct io_dev *layer_dev(const struct layer *layer)
@@ -82,14 +83,22 @@ static inline struct io_dev *layer_dev(const struct layer *layer)
 	return layer->data_dev ? layer->data_dev : image_data_dev(layer->img);
 }
 
-/* One pointer, loaded for each request (rule C3). By depth, [0] is the active layer. */
+/*
+ * struct layer_table - one pointer, loaded for each request after it was received
+ * (rule C3). By depth, [0] is the active layer.
+ *
+ * Immutable once published but for @read_only and @flush, which are atomic.
+ * Freed after grace, when the I/O that was issued under it has ended, too.
+ */
 struct layer_table {
 	u32 nr;
+	u32 nr_ids; /* an extent whose layer is not below it is newer than the table */
 	u16 write_layer; /* id */
 	bool read_only;
 	u16 *order; /* ids by depth */
 	struct layer **by_id;
 	u16 *depth_of; /* by id */
+	struct io_dev *flush[QC_MAX_FLUSH]; /* what a FLUSH makes durable; NULL: none */
 };
 
 struct map {

@@ -106,7 +106,8 @@ struct request {
 	u64 start_ns; /* the core's: when it was submitted */
 	/* any thread, atomic: what it waits for; NULL: its I/O */
 	const char *stage;
-	void *slow; /* the metadata thread's state for it */
+	const void *slow; /* the target's state for it */
+	u32 flush_next; /* image of a flush that goes through several */
 };
 
 /* Name what @req waits for from now on: a constant, for `status`. */

@@ -26,7 +26,6 @@ static struct image img;
 static struct layer layer = { .img = &img, .path = (char *)"mem", .node_name = "mem" };
 static struct layer *by_id[1] = { &layer };
 static struct layer_table table;
-static bool corrupt_layers[1];
 static struct target ti;
 static struct chain_target ct;
 static struct writer writer;
@@ -44,8 +43,8 @@ static void make_target(u32 version, bool extl2, bool below)
 		.virtual_size = VIRTUAL_BYTES,
 	};
 	table = (struct layer_table){ .nr = 1, .by_id = by_id };
-	corrupt_layers[0] = false;
-	ct = (struct chain_target){ .ti = &ti, .corrupt_layers = corrupt_layers,
+	layer.corrupt = false;
+	ct = (struct chain_target){ .ti = &ti,
 				    .map = { .table = &table, .size_bytes = VIRTUAL_BYTES } };
 	writer = (struct writer){ .ct = &ct, .layer = &layer, .img = &img, .below = below };
 	layer.writer = &writer;
@@ -402,7 +401,7 @@ static void expect_corrupt(u64 entry, u64 bitmap)
 {
 	image_l2_set(&img, entries, INDEX, entry, bitmap);
 	CU_ASSERT_EQUAL(decide(OP_WRITE, false, GUEST, 512), -EIO);
-	CU_ASSERT(corrupt_layers[0]);
+	CU_ASSERT(layer.corrupt);
 	CU_ASSERT(table.read_only);
 }
 

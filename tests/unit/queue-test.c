@@ -42,7 +42,7 @@ static void setup(u64 bytes)
 		tags[i].queue = &queue;
 		tags[i].bytes = 1000;
 		reqs[i].tag = &tags[i];
-		parents[i] = (struct slow_request){ .writer = &writer, .req = &reqs[i] };
+		parents[i] = (struct slow_request){ .ct = &ct, .req = &reqs[i] };
 	}
 	for (u32 i = 0; i < 2 * TAGS; i++)
 		ops[i] = (struct write_op){ .writer = &writer, .parent = &parents[i / 2] };

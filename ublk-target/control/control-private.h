@@ -13,6 +13,8 @@
  * qmp-stats.c     query-blockstats
  * qmp-job.c       queries and verbs of jobs
  * qmp-status.c    query-status, and the requests that it shows
+ * qmp-blockdev.c  nodes brought in, snapshots
+ * qmp-fdset.c     descriptors brought in
  * qmp-event.c     events from any thread to the connections
  *
  * All of it runs on the control thread; only qmp_event() is called by others.
@@ -35,6 +37,9 @@ struct qmp_call {
 	json_object *result;
 	const char *error_class;
 };
+
+/* For struct qmp_param: the command looks itself. */
+#define QMP_ANY_TYPE ((enum json_type)-1)
 
 /* One parameter; lists end with a NULL name. */
 struct qmp_param {
@@ -111,6 +116,28 @@ int qmp_block_job_complete(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_finalize(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_dismiss(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_set_speed(struct qmp_call *call, struct qc_err *err);
+
+/* ---- qmp-blockdev.c ----------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_blockdev_add_params[];
+extern const struct qmp_param qmp_blockdev_del_params[];
+extern const struct qmp_param qmp_blockdev_snapshot_params[];
+int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err);
+int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err);
+int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err);
+
+/* ---- qmp-fdset.c -------------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_add_fd_params[];
+extern const struct qmp_param qmp_remove_fd_params[];
+int qmp_add_fd(struct qmp_call *call, struct qc_err *err);
+int qmp_remove_fd(struct qmp_call *call, struct qc_err *err);
+/*
+ * The path to open for file name @name, which may be /dev/fdset/N. *@shown: what
+ * the image is called; as long as @name and the set live.
+ */
+int qmp_fdset_path(struct daemon *daemon, const char *name, char *path, size_t bytes,
+		   const char **shown, struct qc_err *err);
 
 /* ---- qmp-server.c ------------------------------------------------------------------ */
 

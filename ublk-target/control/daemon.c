@@ -197,6 +197,8 @@ void daemon_exit(struct daemon *daemon)
 		event_shutdown(daemon->reason);
 	jobs_destroy(daemon->jobs); /* before their loops */
 	daemon->jobs = NULL;
+	qmp_blockdevs_free(daemon);
+	qmp_fdsets_free(daemon);
 	target_destroy(daemon->target);
 	daemon->target = NULL;
 	if (daemon->qmp)

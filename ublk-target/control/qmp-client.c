@@ -31,6 +31,7 @@ struct qmp_client {
 	bool closing; /* freed once no poll is armed and it is not running */
 	bool running; /* in client_run(), where events may come in between */
 	bool ended; /* the client sends no more */
+	int passed_fd; /* came with its bytes, for add-fd; -1: none */
 
 	struct loop_poll in;
 	struct loop_poll out;
@@ -66,6 +67,8 @@ void qmp_client_close(struct qmp_client *c)
 		return;
 	*c->place = NULL;
 	close(c->fd);
+	if (c->passed_fd >= 0)
+		close(c->passed_fd);
 	json_tokener_free(c->tokener);
 	free(c->out_buf);
 	free(c);
@@ -167,8 +170,12 @@ static int client_refuse(struct qmp_client *c, const char *text)
 
 static int client_answer(struct qmp_client *c, json_object *request_owned)
 {
-	json_object *reply = qmp_dispatch(c->daemon, request_owned, &c->negotiated);
+	json_object *reply;
 
+	c->daemon->passed_fd = c->passed_fd;
+	reply = qmp_dispatch(c->daemon, request_owned, &c->negotiated);
+	c->passed_fd = c->daemon->passed_fd;
+	c->daemon->passed_fd = -1;
 	json_object_put(request_owned);
 	return client_send_json(c, reply);
 }
@@ -212,10 +219,33 @@ static int client_parse(struct qmp_client *c)
 	return client_answer(c, request);
 }
 
+/* The last descriptor that came stays until a command takes it. */
+static void take_fd(struct qmp_client *c, struct msghdr *msg)
+{
+	struct cmsghdr *cmsg;
+	int fd;
+
+	for (cmsg = CMSG_FIRSTHDR(msg); cmsg; cmsg = CMSG_NXTHDR(msg, cmsg)) {
+		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS ||
+		    cmsg->cmsg_len < CMSG_LEN(sizeof(fd)))
+			continue;
+		memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
+		if (c->passed_fd >= 0)
+			close(c->passed_fd);
+		c->passed_fd = fd;
+	}
+}
+
 static int client_receive(struct qmp_client *c)
 {
-	ssize_t n = recv(c->fd, c->in_buf, sizeof(c->in_buf), MSG_DONTWAIT);
+	char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
+	struct iovec iov = { .iov_base = c->in_buf, .iov_len = sizeof(c->in_buf) };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
+	if (n > 0)
+		take_fd(c, &msg);
 	if (n < 0 && errno != EAGAIN && errno != EINTR)
 		return -errno;
 	c->ended = n == 0;
@@ -301,6 +331,7 @@ int qmp_client_create(struct daemon *daemon, int fd, struct qmp_client **place)
 	c->daemon = daemon;
 	c->place = place;
 	c->fd = fd;
+	c->passed_fd = -1;
 	c->in.fn = client_readable;
 	c->out.fn = client_writable;
 	*place = c;

@@ -52,6 +52,11 @@ static const struct qmp_command commands[] = {
 	{ "block-job-finalize", qmp_job_params, qmp_block_job_finalize },
 	{ "block-job-dismiss", qmp_job_params, qmp_block_job_dismiss },
 	{ "block-job-set-speed", qmp_block_job_set_speed_params, qmp_block_job_set_speed },
+	{ "add-fd", qmp_add_fd_params, qmp_add_fd },
+	{ "remove-fd", qmp_remove_fd_params, qmp_remove_fd },
+	{ "blockdev-add", qmp_blockdev_add_params, qmp_blockdev_add },
+	{ "blockdev-del", qmp_blockdev_del_params, qmp_blockdev_del },
+	{ "blockdev-snapshot", qmp_blockdev_snapshot_params, qmp_blockdev_snapshot },
 	{ "quit", quit_params, qmp_quit },
 };
 
@@ -222,7 +227,7 @@ static int check_params(const struct qmp_param *params, json_object *arguments,
 						  p->name);
 			continue;
 		}
-		if (!json_object_is_type(value, p->type))
+		if (p->type != QMP_ANY_TYPE && !json_object_is_type(value, p->type))
 			return qc_err_set(err, -EINVAL,
 					  "Invalid parameter type for '%s', expected: %s",
 					  p->name, type_name(p->type));

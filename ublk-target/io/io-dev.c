@@ -345,3 +345,10 @@ void io_dev_close(struct io_dev *dev)
 	if (dev)
 		dev->ops->close(dev);
 }
+
+void io_dev_end_writing(struct io_dev *dev)
+{
+	dev->writable = false;
+	if (dev->fd >= 0)
+		io_lock_end_writing(dev->fd);
+}

@@ -35,6 +35,8 @@ int io_door_enter(struct io_door *door, const char *path, u32 flags, struct qc_e
 
 /* The image locks of @door, as QEMU takes them; -EAGAIN: somebody is in the way. */
 int io_lock_take(struct io_door *door, struct qc_err *err);
+/* Let go of what a writer has beyond a reader. */
+void io_lock_end_writing(int fd);
 
 /*
  * Who is in the way: "name, pid N", for messages; "another process" when /proc

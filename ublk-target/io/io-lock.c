@@ -93,3 +93,17 @@ int io_lock_take(struct io_door *door, struct qc_err *err)
 			ret = test_byte(door, USE_BYTE(i), "taken", i, err);
 	return ret;
 }
+
+void io_lock_end_writing(int fd)
+{
+	u32 drop = writer_uses & ~reader_uses;
+
+	for (u32 i = 0; i < NR_PERMS; i++) {
+		struct flock fl = {
+			.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = USE_BYTE(i), .l_len = 1,
+		};
+
+		if (drop & BIT(i))
+			fcntl(fd, F_OFD_SETLK, &fl);
+	}
+}

@@ -36,6 +36,7 @@ struct window_load {
 	u32 pending;
 	int error;
 	struct meta_wait wait;
+	u64 generation; /* of the layers that @parts were collected from */
 };
 
 static void load_start(struct window_load *load);
@@ -180,9 +181,14 @@ static void fold_parts(struct window_load *load, struct load_fold *f, struct fol
 /* Cached blocks of images that are written, as many as a window can touch. */
 static u32 max_blocks(const struct window_load *load)
 {
-	const struct writer *w = load->ct->active;
+	const struct chain_target *ct = load->ct;
+	const struct writer *w = ct->active;
+	u32 blocks = w && w->meta ? load->len / writer_block_coverage(w) + 2 : 0;
 
-	return w && w->meta ? load->len / writer_block_coverage(w) + 2 : 0;
+	cds_list_for_each_entry(w, &ct->closing, node)
+		if (w->meta)
+			blocks += load->len / writer_block_coverage(w) + 2;
+	return blocks;
 }
 
 static int fold_collect(struct window_load *load, const struct layer_table *table,
@@ -226,7 +232,19 @@ static int fold_publish(struct window_load *load, const struct layer_table *tabl
 	return ret;
 }
 
-/* All parts are read. Reruns from the start when a metadata block is missing. */
+static void load_start_over(struct window_load *load)
+{
+	while (load->nr_parts)
+		free(load->parts[--load->nr_parts].buf);
+	free(load->parts);
+	load->parts = NULL;
+	load_start(load);
+}
+
+/*
+ * All parts are read. Reruns from the start when a metadata block is missing, or
+ * when a layer, or who writes it, has changed since they were (rule C1).
+ */
 static void load_fold(struct window_load *load)
 {
 	struct chain_target *ct = load->ct;
@@ -239,7 +257,9 @@ static void load_fold(struct window_load *load)
 	};
 	int ret = -ENOMEM;
 
-	if (f.layers && f.sources && f.pinned)
+	if (load->generation != ct->generation)
+		ret = -ESTALE;
+	else if (f.layers && f.sources && f.pinned)
 		ret = fold_collect(load, table, &f);
 	if (!ret)
 		ret = fold_publish(load, table, &f);
@@ -250,6 +270,10 @@ static void load_fold(struct window_load *load)
 	free(f.pinned);
 	if (ret == -EAGAIN)
 		return;
+	if (ret == -ESTALE) {
+		load_start_over(load);
+		return;
+	}
 	load_end(load, ret);
 	chain_retire(ct);
 }
@@ -329,8 +353,10 @@ static int collect_parts(struct window_load *load)
 static void load_start(struct window_load *load)
 {
 	u32 i;
-	int ret = collect_parts(load);
+	int ret;
 
+	load->generation = load->ct->generation;
+	ret = collect_parts(load);
 	if (ret) {
 		load_end(load, ret);
 		return;

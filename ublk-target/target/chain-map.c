@@ -28,20 +28,51 @@ static enum target_map_result defer(struct request *req)
 
 /* ---- completion ---------------------------------------------------------------- */
 
-static void fua_done(struct io_op *op, int error)
+/*
+ * Images are flushed one after the other: there are two only as long as the
+ * former active layer is not sealed.
+ */
+bool chain_flush_step(const struct layer_table *t, u32 *next, struct io_op *op)
+{
+	struct io_dev *dev;
+
+	while (*next < QC_MAX_FLUSH) {
+		dev = __atomic_load_n(&t->flush[(*next)++], __ATOMIC_ACQUIRE);
+		if (!dev)
+			continue;
+		op->dev = dev;
+		op->type = IO_FLUSH;
+		return true;
+	}
+	return false;
+}
+
+static void flush_next(struct request *req)
+{
+	if (chain_flush_step(req->slow, &req->flush_next, &req->io)) {
+		io_submit(req->loop, &req->io);
+		return;
+	}
+	loop_epoch_exit(req->loop, req->epoch);
+	target_end_io(req, req->error);
+}
+
+static void flush_done(struct io_op *op, int error)
 {
 	struct request *req = container_of(op, struct request, io);
 
-	target_end_io(req, error);
+	if (error && !req->error)
+		req->error = error;
+	flush_next(req);
 }
 
 static void submit_flush(struct request *req)
 {
-	struct chain_target *ct = chain_of(req);
-
-	req->io = (struct io_op){ .dev = ct->chain->layers[0].img->dev, .type = IO_FLUSH,
-				  .done = fua_done };
-	io_submit(req->loop, &req->io);
+	req->slow = __atomic_load_n(&chain_of(req)->map.table, __ATOMIC_ACQUIRE);
+	req->flush_next = 0;
+	req->epoch = loop_epoch_enter(req->loop);
+	req->io = (struct io_op){ .done = flush_done };
+	flush_next(req);
 }
 
 /* One part of @req has ended; the last one ends the request. */
@@ -171,11 +202,29 @@ static bool is_direct(const struct request *req, const struct layer_table *table
 	       (run->layer == table->write_layer && run->flags & EXTENT_COPIED);
 }
 
+/*
+ * The runs of a range and the table that they are read by. The table is loaded
+ * first; a run that it does not know was published after a younger one.
+ */
+static int resolve(struct chain_target *ct, u64 offset, u32 len, struct run *runs,
+		   const struct layer_table **table)
+{
+	int nr, i;
+
+	do {
+		*table = __atomic_load_n(&ct->map.table, __ATOMIC_ACQUIRE);
+		nr = map_resolve(&ct->map, offset, len, runs);
+		for (i = 0; i < nr && runs[i].layer < (*table)->nr_ids; i++)
+			;
+	} while (i < nr);
+	return nr;
+}
+
 static enum target_map_result map_data(struct chain_target *ct, struct request *req)
 {
-	const struct layer_table *table = __atomic_load_n(&ct->map.table, __ATOMIC_ACQUIRE);
+	const struct layer_table *table;
 	struct run *runs = req->loop->scratch;
-	int nr = map_resolve(&ct->map, req->offset, req->len, runs);
+	int nr = resolve(ct, req->offset, req->len, runs, &table);
 	int i;
 
 	if (nr < 0)
@@ -215,12 +264,12 @@ static void status_of_run(const struct layer_table *table, const struct run *run
 /* As far as the first window reaches; the transport asks again for the rest. */
 static enum target_map_result map_status(struct chain_target *ct, struct request *req)
 {
-	const struct layer_table *table = __atomic_load_n(&ct->map.table, __ATOMIC_ACQUIRE);
+	const struct layer_table *table;
 	u64 window = 1ull << ct->map.window_bits;
 	u64 end = ALIGN_DOWN(req->offset, window) + window;
 	u32 len = min(min((u64)req->len, end - req->offset), (u64)QC_MAX_REQUEST_BYTES);
 	struct run *runs = req->loop->scratch;
-	int nr = map_resolve(&ct->map, req->offset, len, runs);
+	int nr = resolve(ct, req->offset, len, runs, &table);
 	int i;
 
 	if (nr < 0)
@@ -233,15 +282,14 @@ static enum target_map_result map_status(struct chain_target *ct, struct request
 
 /*
  * Every acknowledged mapping has been written before it was acknowledged
- * (promise 4), so a flush of the one image that takes writes makes all of it
+ * (promise 4), so a flush of the images that take, or took, writes makes all of it
  * durable: nothing waits for the metadata thread.
  */
 static enum target_map_result map_flush(struct chain_target *ct, struct request *req)
 {
-	if (ct->ti->limits.read_only) {
-		req->error = 0;
+	req->error = 0;
+	if (ct->ti->limits.read_only)
 		return TARGET_DONE;
-	}
 	submit_flush(req);
 	return TARGET_SUBMITTED;
 }

@@ -219,13 +219,13 @@ static void mark_corrupt(struct writer *w)
 
 void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what)
 {
-	const struct layer *l = ct->map.table->by_id[layer];
+	struct layer *l = ct->map.table->by_id[layer];
 	struct writer *w = l->writer;
 	json_object *data;
 
-	if (ct->corrupt_layers[layer])
+	if (l->corrupt)
 		return;
-	ct->corrupt_layers[layer] = true;
+	l->corrupt = true;
 	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s; "
 		  "run qchainctl check on it",
 		  l->path, (unsigned long long)guest, (unsigned long long)host, what,

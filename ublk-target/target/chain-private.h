@@ -28,8 +28,7 @@ enum chain_on_full { ON_FULL_WAIT, ON_FULL_FAIL };
 struct chain_target {
 	/* set once */
 	struct target *ti;
-	struct chain *chain;
-	struct layer *layers;
+	struct chain *chain; /* by depth; grows at the top, metadata thread */
 	struct loop *loop; /* the metadata thread's */
 	struct loop *workers[CHAIN_WORKERS];
 	u32 next_worker;
@@ -45,6 +44,9 @@ struct chain_target {
 	u32 nr_loads;
 
 	struct writer *active; /* of the active layer; NULL: nothing is written */
+	struct cds_list_head closing; /* struct writer: former ones, oldest first */
+	struct cds_list_head fill_waiters; /* struct write_op: until one has settled */
+	u64 generation; /* of the layers and their writers, for folds (rule C1) */
 	struct map_update *updates; /* of the transaction that is being published */
 	u32 nr_updates;
 	u32 room_updates;
@@ -53,13 +55,20 @@ struct chain_target {
 	bool bounce_refused; /* somebody had to wait since the last put */
 	bool bounce_waking; /* waiters run: on the stack */
 	bool load_starting; /* queued loads start: on the stack */
-	bool *corrupt_layers; /* by id: reported already */
 	bool stopping; /* nothing waits for space any more */
 
 	/* counters, for status */
 	u64 stat_loads;
 	u64 stat_deferred;
 	u64 stat_slow_reads;
+};
+
+/* Run @work on a worker, then @work->done back on the metadata loop. */
+struct chain_work {
+	struct loop_msg msg;
+	struct chain_target *ct;
+	void (*run)(struct chain_work *work);
+	void (*done)(struct chain_work *work);
 };
 
 /*
@@ -88,6 +97,16 @@ struct writer {
 	bool failed; /* metadata could not be written: nothing goes there any more */
 	bool full;
 	u64 stat_allocated;
+
+	/* once an overlay stands on it, see chain-switch.c */
+	struct cds_list_head node; /* in ct->closing */
+	bool settled; /* what was issued while it was active has ended */
+	bool dead; /* cannot be sealed */
+	struct layer_table *old_table; /* the last one with it as active; until settled */
+	struct grace_waiter grace;
+	struct loop_timer seal_timer;
+	struct io_op seal_flush;
+	struct chain_work seal_work;
 };
 
 #define CELL_BUCKETS 256u
@@ -97,6 +116,12 @@ struct write_op;
 /* ---- chain-map.c: the fast path, on every loop -------------------------------- */
 
 enum target_map_result chain_map(struct target *ti, struct request *req);
+/*
+ * chain_flush_step - make @op a flush of the next image of @t from *@next on;
+ * false: that was the last one. The caller's loop holds an epoch, which keeps
+ * @t, from the first step to the last.
+ */
+bool chain_flush_step(const struct layer_table *t, u32 *next, struct io_op *op);
 /* From the metadata thread: run it through the map again / end it, on its loop. */
 void chain_retry(struct request *req);
 void chain_finish(struct request *req, int error);
@@ -124,13 +149,6 @@ void chain_locate(const struct target *ti, const struct request *req, struct req
 void chain_deferred(struct loop *loop, struct loop_msg *msg);
 /* Free what was unpublished, when nobody can see it any more. */
 void chain_retire(struct chain_target *ct);
-/* Run @work on a worker, then @work->done back on the metadata loop. */
-struct chain_work {
-	struct loop_msg msg;
-	struct chain_target *ct;
-	void (*run)(struct chain_work *work);
-	void (*done)(struct chain_work *work);
-};
 void chain_work(struct chain_target *ct, struct chain_work *work);
 /* Memory of the bounce budget: 0, -EAGAIN (@wait->fn runs later), -ENOMEM. */
 int chain_bounce_get(struct chain_target *ct, u32 bytes, struct meta_wait *wait, void **result);
@@ -144,12 +162,12 @@ void writer_failed(void *arg, int error);
 
 /*
  * writer_open - make @layer's image, open read-write, ready: refcounts, cells,
- * marks in the header (promise P15). Control thread, before the loops run.
+ * marks in the header (promise P15). Control thread; @layer is not published yet.
  */
-int writer_open(struct chain_target *ct, u16 layer, bool below, struct writer **result,
-		struct qc_err *err);
-/* First thing on the metadata loop. */
-void writer_start(struct writer *w);
+int writer_open(struct chain_target *ct, struct layer *layer, bool below,
+		struct writer **result, struct qc_err *err);
+/* First thing on the metadata loop; @id: of its layer. */
+void writer_start(struct writer *w, u16 id);
 /* Nothing is under way, all is durable, everything freed is free. */
 bool writer_idle(const struct writer *w);
 /* Idle and flushed: the header says that the image was closed cleanly. */
@@ -158,6 +176,35 @@ void writer_mark_closed(struct writer *w);
 void writer_destroy(struct writer *w);
 /* Guest bytes that one cached block of L2 entries maps. */
 u64 writer_block_coverage(const struct writer *w);
+
+/* ---- chain-layers.c: the layer table ------------------------------------------------- */
+
+/* Of the chain as it was opened; the base has id 0. */
+int chain_make_layers(struct chain_target *ct);
+void chain_free_layers(struct chain_target *ct);
+void layer_table_free(struct layer_table *t);
+/* Table @t with @layer on top of it, not published. */
+int layer_table_push(const struct layer_table *t, struct layer *layer,
+		     struct layer_table **result, struct qc_err *err);
+void layer_free(struct layer *layer);
+/* A sealed image needs no flush any more. */
+void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
+
+/* ---- chain-switch.c: an overlay becomes the active layer ------------------------------ */
+
+/* Has everything that was issued before @w's writer became active ended? */
+bool writer_may_read_below(const struct writer *w);
+/* Closing writers that are not sealed; a chain with one is not idle. */
+bool chain_is_sealing(const struct chain_target *ct);
+
+/* ---- chain-unclean.c -------------------------------------------------------------- */
+
+/*
+ * Seal the layers below the active one that a dead daemon left open, and open the
+ * chain anew then. One that cannot be sealed now is left: it can be read.
+ */
+int chain_seal_late(struct chain_target *ct, const char *top,
+		    const struct chain_open_options *options, struct qc_err *err);
 
 /* ---- chain-load.c: folding windows ----------------------------------------------- */
 
@@ -219,14 +266,18 @@ struct new_table {
 
 /* A request, cut into operations. */
 struct slow_request {
-	struct writer *writer;
+	struct chain_target *ct;
 	struct request *req;
 	u64 pos;
 	u64 end;
+	struct cds_list_head redo; /* struct write_op: their range is cut again */
 	u32 active;
 	int error;
 	bool cutting; /* split_run() is on the stack */
-	struct io_op flush; /* FUA; a raw layer's data */
+	struct io_op io; /* FUA: flush; a raw layer's data */
+	const struct layer_table *flush_table;
+	u32 flush_next;
+	u32 epoch; /* while @io is under way */
 	void *mem;
 };
 
@@ -275,6 +326,8 @@ struct write_op {
 void chain_write(struct chain_target *ct, struct request *req);
 /* One of @s's operations is over (and freed). */
 void slow_request_op_done(struct slow_request *s, int error);
+/* -ESTALE: @op found its writer closing; its range goes to the active one. */
+void slow_request_redo(struct write_op *op_owned);
 
 /* [@start, @end) of @s's request: within one block of entries. NULL: no memory. */
 struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 type);

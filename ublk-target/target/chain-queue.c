@@ -124,8 +124,7 @@ void chain_locate(const struct target *ti, const struct request *req, struct req
 		return;
 	if (req->op == REQ_FLUSH)
 		info->stage = "flush";
-	info->old = req->loop->draining && req->op != REQ_FLUSH &&
-		    req->epoch != req->loop->epoch;
+	info->old = req->loop->draining && req->epoch != req->loop->epoch;
 	dev = info->waited_ns > LOCATE_AFTER_NS ? dev_of(req) : NULL;
 	if (dev)
 		snprintf(info->image, sizeof(info->image), "%s", dev->path);

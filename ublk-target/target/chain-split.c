@@ -19,90 +19,152 @@ void slow_request_op_done(struct slow_request *s, int error)
 	split_run(s);
 }
 
+void slow_request_redo(struct write_op *op_owned)
+{
+	struct slow_request *s = op_owned->parent;
+
+	cds_list_add_tail(&op_owned->node, &s->redo);
+	s->active--;
+	split_run(s);
+}
+
 /* Version 2 has no zero flag: zeroes are written, unless dropping the place does. */
 static bool must_write_zeroes(const struct slow_request *s)
 {
-	return s->req->op == REQ_WRITE_ZEROES && s->writer->img->version < 3 &&
-	       (s->writer->below || s->req->flags & REQ_NOUNMAP);
+	const struct writer *w = s->ct->active;
+
+	return s->req->op == REQ_WRITE_ZEROES && w->img->version < 3 &&
+	       (w->below || s->req->flags & REQ_NOUNMAP);
 }
 
 static u8 split_type(const struct slow_request *s)
 {
 	if (s->req->op == REQ_WRITE || must_write_zeroes(s))
 		return OP_WRITE;
-	return s->req->op == REQ_DISCARD || s->writer->img->version < 3 ? OP_DISCARD : OP_ZERO;
+	return s->req->op == REQ_DISCARD || s->ct->active->img->version < 3 ? OP_DISCARD : OP_ZERO;
 }
 
 /*
- * The next piece of the request: within one block of L2 entries; for zeroes and
- * discards whole granules, with the odd ends written (zeroes) or left (discard).
- * *@type is OP_WRITE for an odd end. Returns its end.
+ * The end of the next piece of [@pos, @limit): within one block of L2 entries;
+ * for zeroes and discards whole granules, with the odd ends written (zeroes) or
+ * left (discard). *@type is OP_WRITE for an odd end.
  */
-static u64 next_piece(const struct slow_request *s, u8 *type)
+static u64 next_piece(const struct slow_request *s, u64 pos, u64 limit, u8 *type)
 {
-	u64 window = writer_block_coverage(s->writer);
-	u64 granule = 1ull << s->writer->img->subcluster_bits;
-	u64 cluster = image_cluster_bytes(s->writer->img);
-	u64 end = min(s->end, ALIGN_DOWN(s->pos, window) + window);
+	const struct image *img = s->ct->active->img;
+	u64 window = writer_block_coverage(s->ct->active);
+	u64 granule = 1ull << img->subcluster_bits;
+	u64 cluster = image_cluster_bytes(img);
+	u64 size = s->ct->map.size_bytes;
+	u64 end = min(limit, ALIGN_DOWN(pos, window) + window);
 
 	*type = split_type(s);
 	if (*type == OP_WRITE)
-		return min(end, s->pos + QC_MAX_REQUEST_BYTES);
-	if (s->pos % granule ||
-	    (ALIGN_DOWN(end, granule) <= s->pos && end != s->writer->ct->map.size_bytes)) {
+		return min(end, pos + QC_MAX_REQUEST_BYTES);
+	if (pos % granule || (ALIGN_DOWN(end, granule) <= pos && end != size)) {
 		*type = OP_WRITE;
-		return min(end, ALIGN_UP(s->pos + 1, granule));
+		return min(end, ALIGN_UP(pos + 1, granule));
 	}
-	if (end != s->writer->ct->map.size_bytes)
+	if (end != size)
 		end = ALIGN_DOWN(end, granule);
 	/* A part of a cluster is a piece of its own: it may have to be written. */
-	if (s->pos % cluster)
-		return min(end, ALIGN_UP(s->pos, cluster));
-	if (ALIGN_DOWN(end, cluster) > s->pos && end != s->writer->ct->map.size_bytes)
+	if (pos % cluster)
+		return min(end, ALIGN_UP(pos, cluster));
+	if (ALIGN_DOWN(end, cluster) > pos && end != size)
 		return ALIGN_DOWN(end, cluster);
 	return end;
 }
 
-static void flush_written(struct io_op *io, int error)
+static void request_end(struct slow_request *s)
 {
-	struct slow_request *s = container_of(io, struct slow_request, flush);
 	struct request *req = s->req;
+	int error = s->error;
 
 	free(s);
 	chain_finish(req, error);
 }
 
-static void split_end(struct slow_request *s)
+static void flush_next(struct slow_request *s)
 {
-	struct request *req = s->req;
-	int error = s->error;
-
-	if (!error && req->flags & REQ_FUA) {
-		request_set_stage(req, "flush");
-		s->flush = (struct io_op){ .dev = s->writer->img->dev, .type = IO_FLUSH,
-					   .done = flush_written };
-		io_submit(s->writer->ct->loop, &s->flush);
+	if (chain_flush_step(s->flush_table, &s->flush_next, &s->io)) {
+		io_submit(s->ct->loop, &s->io);
 		return;
 	}
-	free(s);
-	chain_finish(req, error);
+	loop_epoch_exit(s->ct->loop, s->epoch);
+	request_end(s);
+}
+
+static void flush_done(struct io_op *io, int error)
+{
+	struct slow_request *s = container_of(io, struct slow_request, io);
+
+	if (error && !s->error)
+		s->error = error;
+	flush_next(s);
+}
+
+static void drop_redo(struct slow_request *s)
+{
+	struct write_op *op, *tmp;
+
+	cds_list_for_each_entry_safe(op, tmp, &s->redo, node)
+		free(op);
+}
+
+static void split_end(struct slow_request *s)
+{
+	drop_redo(s);
+	if (s->error || !(s->req->flags & REQ_FUA)) {
+		request_end(s);
+		return;
+	}
+	request_set_stage(s->req, "flush");
+	s->flush_table = s->ct->map.table;
+	s->flush_next = 0;
+	s->epoch = loop_epoch_enter(s->ct->loop);
+	s->io = (struct io_op){ .done = flush_done };
+	flush_next(s);
+}
+
+/* What is to be done next: first what has to be done again. */
+static bool cut_piece(struct slow_request *s, u64 *start, u64 *end, u8 *type)
+{
+	struct write_op *redo;
+
+	if (cds_list_empty(&s->redo)) {
+		*start = s->pos;
+		if (s->pos >= s->end)
+			return false;
+		*end = next_piece(s, s->pos, s->end, type);
+		s->pos = *end;
+		return true;
+	}
+	redo = cds_list_first_entry(&s->redo, struct write_op, node);
+	*start = redo->start;
+	*end = next_piece(s, *start, redo->start + redo->len, type);
+	redo->start = *end;
+	redo->len -= *end - *start;
+	if (!redo->len) {
+		cds_list_del(&redo->node);
+		free(redo);
+	}
+	return true;
 }
 
 /* Start operations, a bounded number at a time; the last one ends the request. */
 static void split_run(struct slow_request *s)
 {
+	struct write_op *op;
+	u64 start, end;
+	u8 type;
+
 	if (s->cutting)
 		return;
 	s->cutting = true;
-	while (s->pos < s->end && !s->error && s->active < CHAIN_MAX_SPLIT) {
-		u64 start = s->pos;
-		struct write_op *op;
-		u8 type;
-
-		s->pos = next_piece(s, &type);
+	while (!s->error && s->active < CHAIN_MAX_SPLIT && cut_piece(s, &start, &end, &type)) {
 		if (type == OP_WRITE && s->req->op == REQ_DISCARD)
 			continue; /* an odd end: left as it is */
-		op = write_op_create(s, start, s->pos, type);
+		op = write_op_create(s, start, end, type);
 		if (!op) {
 			s->error = -ENOMEM;
 			break;
@@ -111,7 +173,7 @@ static void split_run(struct slow_request *s)
 		write_op_run(op);
 	}
 	s->cutting = false;
-	if (!s->active && (s->pos >= s->end || s->error))
+	if (!s->active && (s->error || (s->pos >= s->end && cds_list_empty(&s->redo))))
 		split_end(s);
 }
 
@@ -128,11 +190,12 @@ void chain_write(struct chain_target *ct, struct request *req)
 		chain_finish(req, -ENOMEM);
 		return;
 	}
-	s->writer = ct->active;
+	s->ct = ct;
 	s->req = req;
 	s->pos = req->offset;
 	s->end = req->offset + req->len;
-	if (s->writer->meta)
+	CDS_INIT_LIST_HEAD(&s->redo);
+	if (ct->active->meta)
 		split_run(s);
 	else
 		raw_write(s);
@@ -142,13 +205,17 @@ void chain_write(struct chain_target *ct, struct request *req)
 
 static void raw_written(struct io_op *io, int error)
 {
-	struct slow_request *s = container_of(io, struct slow_request, flush);
+	struct slow_request *s = container_of(io, struct slow_request, io);
 
+	loop_epoch_exit(s->ct->loop, s->epoch);
 	free(s->mem);
 	s->mem = NULL;
 	if (error)
 		s->error = error;
-	raw_write(s);
+	if (s->ct->active->meta) /* a snapshot was taken meanwhile */
+		split_run(s);
+	else
+		raw_write(s);
 }
 
 static int raw_data(struct slow_request *s, u32 len)
@@ -180,8 +247,10 @@ static void raw_write(struct slow_request *s)
 		split_end(s);
 		return;
 	}
-	s->flush = (struct io_op){ .dev = s->writer->img->dev, .type = IO_WRITE, .offset = s->pos,
-				   .len = len, .base = s->mem, .done = raw_written };
+	s->io = (struct io_op){ .dev = s->ct->active->img->dev, .type = IO_WRITE,
+				.offset = s->pos, .len = len, .base = s->mem,
+				.done = raw_written };
 	s->pos += len;
-	io_submit(s->writer->ct->loop, &s->flush);
+	s->epoch = loop_epoch_enter(s->ct->loop);
+	io_submit(s->ct->loop, &s->io);
 }

@@ -36,6 +36,16 @@ static json_object *image_json(const struct chain_layer *l)
 	return o;
 }
 
+static const char *layer_state(const struct chain_target *ct, const struct image *img, u32 depth)
+{
+	const struct writer *w;
+
+	cds_list_for_each_entry(w, &ct->closing, node)
+		if (w->img == img)
+			return "sealing";
+	return depth ? "sealed" : "active";
+}
+
 static json_object *node_json(const struct chain_target *ct, u32 depth)
 {
 	const struct chain_layer *l = &ct->chain->layers[depth];
@@ -49,6 +59,7 @@ static json_object *node_json(const struct chain_target *ct, u32 depth)
 	if (depth + 1 < ct->chain->nr_layers)
 		json_object_object_add(o, "backing_file", str(ct->chain->layers[depth + 1].path));
 	json_object_object_add(o, "image", image_json(l));
+	json_object_object_add(o, "state", str(layer_state(ct, l->img, depth)));
 	return o;
 }
 

@@ -43,16 +43,57 @@ static struct cds_list_head *cell_bucket(const struct write_op *op)
 	return &op->writer->cells[op->start / writer_block_coverage(op->writer) % CELL_BUCKETS];
 }
 
+static u64 cell_start(const struct write_op *op)
+{
+	return op->first_cluster << op->writer->img->cluster_bits;
+}
+
+static u64 cell_end(const struct write_op *op)
+{
+	return (op->first_cluster + op->nr_clusters) << op->writer->img->cluster_bits;
+}
+
+/* The operation of @w, if any, that holds a cluster of [@start, @end). */
+static struct write_op *cell_find(const struct writer *w, u64 start, u64 end)
+{
+	u64 coverage = writer_block_coverage(w);
+	u64 i, first = start / coverage, last = (end - 1) / coverage;
+	struct write_op *other;
+
+	for (i = first; i <= last && i < first + CELL_BUCKETS; i++)
+		cds_list_for_each_entry(other, &w->cells[i % CELL_BUCKETS], cell)
+			if (cell_start(other) < end && start < cell_end(other))
+				return other;
+	return NULL;
+}
+
+/*
+ * Those of former active layers count, too: what such an operation fills from
+ * the map must not be newer than the snapshot that it belongs to.
+ */
+static struct write_op *who_detains(const struct write_op *op)
+{
+	u64 start = cell_start(op), end = cell_end(op);
+	struct write_op *other = NULL;
+	const struct writer *w;
+
+	cds_list_for_each_entry(w, &op->writer->ct->closing, node) {
+		if (w == op->writer || other)
+			break;
+		if (w->meta)
+			other = cell_find(w, start, end);
+	}
+	return other ? other : cell_find(op->writer, start, end);
+}
+
 static int write_detain(struct write_op *op)
 {
 	struct write_op *other;
 
 	if (op->in_cell)
 		return STAGE_NEXT;
-	cds_list_for_each_entry(other, cell_bucket(op), cell) {
-		if (!ranges_overlap(op->first_cluster, op->nr_clusters, other->first_cluster,
-				    other->nr_clusters))
-			continue;
+	other = who_detains(op);
+	if (other) {
 		cds_list_add_tail(&op->node, &other->cell_waiters);
 		return STAGE_WAIT;
 	}
@@ -133,6 +174,8 @@ static int write_plan(struct write_op *op)
 		ret = write_op_allocate(op);
 	if (ret == -EAGAIN)
 		return STAGE_WAIT;
+	if (ret == -ENOSPC && op->writer != op->writer->ct->active)
+		return -ESTALE; /* the active layer may have room */
 	if (ret == -ENOSPC) {
 		writer_park(op);
 		return STAGE_WAIT;
@@ -225,12 +268,23 @@ static bool needs_bounce(const struct write_op *op)
 	       valid_end(op) > op_end(op);
 }
 
+/* Does it need bytes that it was not given? (rule C3) */
+static bool reads_below(const struct write_op *op)
+{
+	return valid_start(op) < op->start ||
+	       min(valid_end(op), op->writer->ct->map.size_bytes) > op_end(op);
+}
+
 static int write_fill(struct write_op *op)
 {
 	int ret;
 
 	if (op->type != OP_WRITE || !needs_bounce(op))
 		return STAGE_NEXT;
+	if (reads_below(op) && !writer_may_read_below(op->writer)) {
+		cds_list_add_tail(&op->node, &op->writer->ct->fill_waiters);
+		return STAGE_WAIT;
+	}
 	if (!op->bounce) {
 		ret = get_bounce(op);
 		if (ret)
@@ -542,7 +596,7 @@ static void undo_allocation(struct write_op *op)
 					  image_cluster_bytes(op->writer->img));
 }
 
-static void op_free(struct write_op *op)
+static void op_release(struct write_op *op)
 {
 	if (op->block)
 		meta_unpin(op->block);
@@ -551,7 +605,6 @@ static void op_free(struct write_op *op)
 	chain_bounce_put(op->writer->ct, op->bounce_bytes, op->bounce);
 	free(op->data);
 	free(op->plans);
-	free(op);
 }
 
 static void op_done(struct write_op *op, int error)
@@ -563,18 +616,24 @@ static void op_done(struct write_op *op, int error)
 	queue_unpark(op);
 	release_cell(op);
 	op->writer->nr_ops--;
-	op_free(op);
+	op_release(op);
+	if (error == -ESTALE) {
+		slow_request_redo(op);
+		return;
+	}
+	free(op);
 	slow_request_op_done(s, error);
 }
 
 struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 type)
 {
-	const struct image *img = s->writer->img;
+	struct writer *w = s->ct->active;
+	const struct image *img = w->img;
 	struct write_op *op = calloc(1, sizeof(*op));
 
 	if (!op)
 		return NULL;
-	op->writer = s->writer;
+	op->writer = w;
 	op->parent = s;
 	op->type = type;
 	op->nounmap = s->req->flags & REQ_NOUNMAP && type == OP_ZERO;
@@ -590,6 +649,6 @@ struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 
 		free(op);
 		return NULL;
 	}
-	s->writer->nr_ops++;
+	w->nr_ops++;
 	return op;
 }

@@ -37,20 +37,20 @@ void writer_mark_closed(struct writer *w)
 			  img->dev->path);
 }
 
-static struct writer *writer_alloc(struct chain_target *ct, u16 layer, bool below)
+static struct writer *writer_alloc(struct chain_target *ct, struct layer *layer, bool below)
 {
 	struct writer *w = calloc(1, sizeof(*w));
 
 	if (!w)
 		return NULL;
 	w->ct = ct;
-	w->layer = ct->map.table->by_id[layer];
-	w->id = layer;
+	w->layer = layer;
 	w->img = w->layer->img;
 	w->below = below;
 	CDS_INIT_LIST_HEAD(&w->new_tables);
 	CDS_INIT_LIST_HEAD(&w->linked);
 	CDS_INIT_LIST_HEAD(&w->parked);
+	CDS_INIT_LIST_HEAD(&w->node);
 	w->full_timer.fn = writer_full_timer;
 	return w;
 }
@@ -76,15 +76,14 @@ static int open_tables(struct writer *w, struct qc_err *err)
 	return mark_open(img, err);
 }
 
-int writer_open(struct chain_target *ct, u16 layer, bool below, struct writer **result,
-		struct qc_err *err)
+int writer_open(struct chain_target *ct, struct layer *layer, bool below,
+		struct writer **result, struct qc_err *err)
 {
 	struct writer *w = writer_alloc(ct, layer, below);
 	int ret = 0;
 
 	if (!w)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory",
-				  ct->map.table->by_id[layer]->path);
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", layer->path);
 	if (w->img->format != IMAGE_RAW)
 		ret = open_tables(w, err);
 	if (ret) {
@@ -104,8 +103,9 @@ static void pin_header(struct meta_wait *wait)
 		meta_pin(w->header);
 }
 
-void writer_start(struct writer *w)
+void writer_start(struct writer *w, u16 id)
 {
+	w->id = id;
 	w->header_wait.fn = pin_header;
 	if (w->meta && w->img->version >= 3)
 		pin_header(&w->header_wait);
@@ -128,6 +128,7 @@ void writer_destroy(struct writer *w)
 	if (!w)
 		return;
 	w->layer->writer = NULL;
+	layer_table_free(w->old_table);
 	refcounts_close(w->rc);
 	meta_destroy(w->meta);
 	free(w->cells);

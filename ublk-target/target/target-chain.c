@@ -22,6 +22,7 @@
  *        |                                                chain-table.c
  *        ' space: reclaim, park                           chain-space.c
  *   each image that is written has a struct writer        chain-writer.c
+ *   an overlay becomes the active layer                   chain-switch.c, chain-layers.c
  */
 
 #define META_RING_ENTRIES 1024u
@@ -200,39 +201,6 @@ static void check_block_size(struct chain_target *ct)
 	ct->chain->read_only = true;
 }
 
-static int make_layers(struct chain_target *ct)
-{
-	u32 i, n = ct->chain->nr_layers;
-	struct layer_table *t = calloc(1, sizeof(*t));
-
-	ct->layers = calloc(n, sizeof(*ct->layers));
-	ct->corrupt_layers = calloc(n, sizeof(bool));
-	ct->map.table = t;
-	if (!t || !ct->layers || !ct->corrupt_layers)
-		return -ENOMEM;
-	t->nr = n;
-	t->order = calloc(n, sizeof(*t->order));
-	t->by_id = calloc(n, sizeof(*t->by_id));
-	t->depth_of = calloc(n, sizeof(*t->depth_of));
-	if (!t->order || !t->by_id || !t->depth_of)
-		return -ENOMEM;
-	for (i = 0; i < n; i++) { /* ids grow upwards: the base is 0 */
-		u16 id = n - 1 - i;
-
-		ct->layers[i].img = ct->chain->layers[i].img;
-		ct->layers[i].data_dev = image_data_dev(ct->layers[i].img);
-		ct->layers[i].path = ct->chain->layers[i].path;
-		memcpy(ct->layers[i].node_name, ct->chain->layers[i].node_name,
-		       sizeof(ct->layers[i].node_name));
-		t->order[i] = id;
-		t->by_id[id] = &ct->layers[i];
-		t->depth_of[id] = i;
-	}
-	t->write_layer = n - 1;
-	t->read_only = ct->chain->read_only;
-	return 0;
-}
-
 static u32 four_kib_coverage_bits(const struct image *img)
 {
 	return 12 - (image_has_extl2(img) ? 4 : 3) + img->cluster_bits;
@@ -284,7 +252,7 @@ static void first_run(struct loop *loop, void *arg)
 
 	grace_add_loop(&ct->grace, loop);
 	if (ct->active)
-		writer_start(ct->active);
+		writer_start(ct->active, ct->map.table->write_layer);
 }
 
 static int start_loops(struct chain_target *ct, struct qc_err *err)
@@ -371,7 +339,8 @@ struct drain {
 
 static bool is_idle(struct chain_target *ct)
 {
-	return !ct->nr_loads && (!ct->active || writer_idle(ct->active));
+	return !ct->nr_loads && !chain_is_sealing(ct) &&
+	       (!ct->active || writer_idle(ct->active));
 }
 
 static void drain_check(struct loop *loop, struct loop_timer *timer)
@@ -429,24 +398,19 @@ static int chain_suspend(struct target *ti, struct qc_err *err)
 
 static void chain_free(struct chain_target *ct)
 {
-	struct layer_table *t = ct->map.table;
+	struct writer *w, *tmp;
 	u32 i;
 
 	writer_destroy(ct->active);
+	cds_list_for_each_entry_safe(w, tmp, &ct->closing, node)
+		writer_destroy(w);
 	for (i = 0; i < CHAIN_WORKERS; i++)
 		loop_destroy(ct->workers[i]);
 	map_exit(&ct->map);
 	if (ct->loop)
 		chain_loop_exit(ct->loop);
 	loop_destroy(ct->loop);
-	if (t) {
-		free(t->order);
-		free(t->by_id);
-		free(t->depth_of);
-	}
-	free(t);
-	free(ct->layers);
-	free(ct->corrupt_layers);
+	chain_free_layers(ct);
 	free(ct->updates);
 	chain_close(ct->chain);
 	free(ct);
@@ -483,11 +447,13 @@ static int chain_build(struct chain_target *ct, const char *top, struct chain_wo
 {
 	int ret = open_chain(ct, top, w, err);
 
+	if (!ret)
+		ret = chain_seal_late(ct, top, &w->open, err);
 	if (ret)
 		return ret;
 	check_block_size(ct);
 	ct->on_full = w->on_full;
-	ret = make_layers(ct);
+	ret = chain_make_layers(ct);
 	if (!ret)
 		ret = map_init(&ct->map, ct->chain->virtual_size, window_bits(ct->chain),
 			       w->cache_bytes, ct->map.table);
@@ -495,8 +461,8 @@ static int chain_build(struct chain_target *ct, const char *top, struct chain_wo
 		return qc_err_set(err, ret, "%s: out of memory", top);
 	ret = make_loops(ct, err);
 	if (!ret && !ct->chain->read_only)
-		ret = writer_open(ct, ct->map.table->write_layer, ct->chain->nr_layers > 1,
-				  &ct->active, err);
+		ret = writer_open(ct, ct->map.table->by_id[ct->map.table->write_layer],
+				  ct->chain->nr_layers > 1, &ct->active, err);
 	return ret ? ret : start_loops(ct, err);
 }
 
@@ -512,6 +478,8 @@ static struct chain_target *chain_alloc(struct target *ti)
 	CDS_INIT_LIST_HEAD(&ct->queues);
 	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.loaded);
+	CDS_INIT_LIST_HEAD(&ct->closing);
+	CDS_INIT_LIST_HEAD(&ct->fill_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
 	return ct;

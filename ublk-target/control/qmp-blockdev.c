@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* QMP blockdev-add, blockdev-del, blockdev-snapshot: an overlay is brought in and put on top. */
+#include "control-private.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <qchain/limits.h>
+#include <qchain/online.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * A node that was added belongs to nobody yet: a format node has its image open
+ * for writing, a protocol node ("file", "host_device") is only a name for a path,
+ * opened with the format node above it. A snapshot makes a format node a layer.
+ * Options that only tell QEMU how to do its I/O are taken and have no meaning.
+ */
+struct qmp_blockdev {
+	struct qmp_blockdev *next;
+	char name[QC_MAX_NODE_NAME + 1];
+	char *filename; /* as it was given */
+	char *path; /* of the image, for messages and the chain */
+	struct image *img; /* NULL: a protocol node */
+};
+
+const struct qmp_param qmp_blockdev_add_params[] = {
+	{ "driver", json_type_string, true },
+	{ "node-name", json_type_string, false },
+	{ "file", QMP_ANY_TYPE, false },
+	{ "filename", json_type_string, false },
+	{ "backing", QMP_ANY_TYPE, false },
+	{ "read-only", json_type_boolean, false },
+	{ "auto-read-only", json_type_boolean, false },
+	{ "force-share", json_type_boolean, false },
+	{ "discard", json_type_string, false },
+	{ "detect-zeroes", json_type_string, false },
+	{ "cache", json_type_object, false },
+	{ "locking", json_type_string, false },
+	{ "aio", json_type_string, false },
+	{ NULL },
+};
+
+const struct qmp_param qmp_blockdev_del_params[] = {
+	{ "node-name", json_type_string, true },
+	{ NULL },
+};
+
+const struct qmp_param qmp_blockdev_snapshot_params[] = {
+	{ "node", json_type_string, true },
+	{ "overlay", json_type_string, true },
+	{ NULL },
+};
+
+static const char *text_of(json_object *object, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(object, key, &value) &&
+	       json_object_is_type(value, json_type_string) ? json_object_get_string(value) : NULL;
+}
+
+static struct qmp_blockdev **find(struct daemon *daemon, const char *name)
+{
+	struct qmp_blockdev **at = &daemon->blockdevs;
+
+	while (*at && strcmp((*at)->name, name))
+		at = &(*at)->next;
+	return at;
+}
+
+static void blockdev_free(struct qmp_blockdev *node)
+{
+	image_close(node->img);
+	free(node->filename);
+	free(node->path);
+	free(node);
+}
+
+/* ---- adding --------------------------------------------------------------------- */
+
+static bool is_protocol(const char *driver)
+{
+	return !strcmp(driver, "file") || !strcmp(driver, "host_device");
+}
+
+/* Is there a layer of this name? */
+static bool names_layer(struct daemon *daemon, const char *name)
+{
+	json_object *status = json_object_new_object(), *nodes;
+	bool found = false;
+
+	target_status(daemon->target, status);
+	if (json_object_object_get_ex(status, "nodes", &nodes))
+		for (size_t i = 0; i < json_object_array_length(nodes) && !found; i++) {
+			const char *have = text_of(json_object_array_get_idx(nodes, i),
+						   "node-name");
+
+			found = have && !strcmp(have, name);
+		}
+	json_object_put(status);
+	return found;
+}
+
+static int check_name(struct daemon *daemon, const char *name, struct qc_err *err)
+{
+	if (!name)
+		return qc_err_set(err, -EINVAL, "'node-name' must be specified for the root node");
+	if (!*name || strlen(name) > QC_MAX_NODE_NAME)
+		return qc_err_set(err, -EINVAL, "Node name too long or empty, must be 1..%u "
+				  "characters", QC_MAX_NODE_NAME);
+	if (*find(daemon, name) || names_layer(daemon, name))
+		return qc_err_set(err, -EEXIST, "Duplicate nodes with node-name='%.31s'", name);
+	return 0;
+}
+
+/* What "file" of a format node leads to: a protocol node's name, or its options. */
+static int find_file(struct daemon *daemon, json_object *arguments, const char **result,
+		     struct qc_err *err)
+{
+	json_object *file;
+	const char *name;
+	struct qmp_blockdev *node;
+
+	if (!json_object_object_get_ex(arguments, "file", &file))
+		return qc_err_set(err, -EINVAL, "A block device must be specified for \"file\"");
+	if (json_object_is_type(file, json_type_string)) {
+		name = json_object_get_string(file);
+		node = *find(daemon, name);
+		if (!node || node->img)
+			return qc_err_set(err, -ENOENT, "Cannot find device='' nor "
+					  "node-name='%.80s'", name);
+		*result = node->filename;
+		return 0;
+	}
+	name = text_of(file, "driver");
+	*result = text_of(file, "filename");
+	if (!name || !is_protocol(name))
+		return qc_err_set(err, -EINVAL, "Parameter 'file.driver' must be file or "
+				  "host_device");
+	if (!*result)
+		return qc_err_set(err, -EINVAL, "Parameter 'file.filename' is missing");
+	return 0;
+}
+
+/* @backing must be null or absent: an overlay's backing is the active layer. */
+static int check_backing(json_object *arguments, struct qc_err *err)
+{
+	json_object *backing;
+
+	if (!json_object_object_get_ex(arguments, "backing", &backing) || !backing)
+		return 0;
+	return qc_err_set(err, -EOPNOTSUPP, "Parameter 'backing' must be null: the backing of a "
+			  "new overlay is the active layer");
+}
+
+static int open_image(struct daemon *daemon, struct qmp_blockdev *node, const char *driver,
+		      struct qc_err *err)
+{
+	char path[PATH_MAX];
+	const char *shown;
+	enum image_format format;
+	struct io_dev *dev;
+	int ret;
+
+	if (image_format_parse(driver, &format))
+		return qc_err_set(err, -EINVAL, "Parameter 'driver' does not accept value '%.80s'",
+				  driver);
+	ret = qmp_fdset_path(daemon, node->filename, path, sizeof(path), &shown, err);
+	if (!ret)
+		ret = io_dev_open(path, IO_DEV_WRITE, &dev, err);
+	if (ret)
+		return ret;
+	node->path = strdup(shown);
+	free(dev->path);
+	dev->path = strdup(shown);
+	if (!node->path || !dev->path) {
+		io_dev_close(dev);
+		return -ENOMEM;
+	}
+	return image_open(dev, format, IMAGE_OPEN_WRITE | IMAGE_OPEN_BITMAPS, &node->img, err);
+}
+
+static int blockdev_add(struct qmp_call *call, const char *driver, const char *name,
+			struct qmp_blockdev *node, struct qc_err *err)
+{
+	const char *filename = text_of(call->arguments, "filename");
+	int ret = check_name(call->daemon, name, err);
+
+	if (!ret)
+		ret = check_backing(call->arguments, err);
+	if (!ret && !is_protocol(driver))
+		ret = find_file(call->daemon, call->arguments, &filename, err);
+	if (ret)
+		return ret;
+	if (!filename)
+		return qc_err_set(err, -EINVAL, "Parameter 'filename' is missing");
+	snprintf(node->name, sizeof(node->name), "%s", name);
+	node->filename = strdup(filename);
+	if (!node->filename)
+		return -ENOMEM;
+	return is_protocol(driver) ? 0 : open_image(call->daemon, node, driver, err);
+}
+
+int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err)
+{
+	struct qmp_blockdev *node = calloc(1, sizeof(*node));
+	int ret;
+
+	if (!node)
+		return -ENOMEM;
+	ret = blockdev_add(call, text_of(call->arguments, "driver"),
+			   text_of(call->arguments, "node-name"), node, err);
+	if (ret) {
+		blockdev_free(node);
+		return ret;
+	}
+	node->next = call->daemon->blockdevs;
+	call->daemon->blockdevs = node;
+	return 0;
+}
+
+/* ---- removing, using ---------------------------------------------------------------- */
+
+int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
+{
+	const char *name = text_of(call->arguments, "node-name");
+	struct qmp_blockdev **at = find(call->daemon, name), *node = *at;
+
+	if (!node && names_layer(call->daemon, name))
+		return qc_err_set(err, -EBUSY, "Node %.31s is in use: it is a layer of the chain",
+				  name);
+	if (!node)
+		return qc_err_set(err, -ENOENT, "Failed to find node with node-name='%.80s'", name);
+	*at = node->next;
+	blockdev_free(node);
+	return 0;
+}
+
+/* The protocol node under it goes with it: nobody can name that any more. */
+int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err)
+{
+	const char *node = text_of(call->arguments, "node");
+	const char *overlay = text_of(call->arguments, "overlay");
+	struct qmp_blockdev **at = find(call->daemon, overlay), *added = *at;
+	int ret;
+
+	if (!names_layer(call->daemon, node))
+		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
+				  node);
+	if (!added || !added->img)
+		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
+				  overlay);
+	ret = chain_snapshot(call->daemon->target, node, added->img, added->path, added->name, err);
+	if (ret)
+		return ret;
+	*at = added->next;
+	added->img = NULL; /* the chain's */
+	blockdev_free(added);
+	return 0;
+}
+
+void qmp_blockdevs_free(struct daemon *daemon)
+{
+	struct qmp_blockdev *node;
+
+	while ((node = daemon->blockdevs)) {
+		daemon->blockdevs = node->next;
+		blockdev_free(node);
+	}
+}

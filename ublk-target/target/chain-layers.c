@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The layer table: which image is at which depth, what is written, what is flushed. */
+#include "chain-private.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * A table is never changed but replaced: build the next one, store one pointer,
+ * free the old one after grace. Ids stay with a layer for the run and are never
+ * given again, so that an extent always means the same image (rule C1).
+ */
+
+void layer_table_free(struct layer_table *t)
+{
+	if (!t)
+		return;
+	free(t->order);
+	free(t->by_id);
+	free(t->depth_of);
+	free(t);
+}
+
+static struct layer_table *layer_table_create(u32 nr, u32 nr_ids)
+{
+	struct layer_table *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	t->nr = nr;
+	t->nr_ids = nr_ids;
+	t->order = calloc(nr, sizeof(*t->order));
+	t->by_id = calloc(nr_ids, sizeof(*t->by_id));
+	t->depth_of = calloc(nr_ids, sizeof(*t->depth_of));
+	if (t->order && t->by_id && t->depth_of)
+		return t;
+	layer_table_free(t);
+	return NULL;
+}
+
+void layer_free(struct layer *layer)
+{
+	free(layer);
+}
+
+static struct layer *layer_create(const struct chain_layer *from)
+{
+	struct layer *layer = calloc(1, sizeof(*layer));
+
+	if (!layer)
+		return NULL;
+	layer->img = from->img;
+	layer->data_dev = image_data_dev(from->img);
+	layer->path = from->path;
+	memcpy(layer->node_name, from->node_name, sizeof(layer->node_name));
+	return layer;
+}
+
+int chain_make_layers(struct chain_target *ct)
+{
+	u32 i, n = ct->chain->nr_layers;
+	struct layer_table *t = layer_table_create(n, n);
+
+	ct->map.table = t;
+	if (!t)
+		return -ENOMEM;
+	for (i = 0; i < n; i++) { /* ids grow upwards: the base is 0 */
+		u16 id = n - 1 - i;
+
+		t->order[i] = id;
+		t->depth_of[id] = i;
+		t->by_id[id] = layer_create(&ct->chain->layers[i]);
+		if (!t->by_id[id])
+			return -ENOMEM;
+	}
+	t->write_layer = n - 1;
+	t->read_only = ct->chain->read_only;
+	if (!t->read_only)
+		t->flush[0] = ct->chain->layers[0].img->dev;
+	return 0;
+}
+
+void chain_free_layers(struct chain_target *ct)
+{
+	struct layer_table *t = ct->map.table;
+	u32 i;
+
+	for (i = 0; t && i < t->nr_ids; i++)
+		layer_free(t->by_id[i]);
+	layer_table_free(t);
+}
+
+/* @n gets what @t flushes, behind the new active layer. */
+static int inherit_flush(struct layer_table *n, const struct layer_table *t)
+{
+	u32 i, slot = 1;
+
+	for (i = 0; i < QC_MAX_FLUSH; i++) {
+		if (!t->flush[i])
+			continue;
+		if (slot == QC_MAX_FLUSH)
+			return -EBUSY;
+		n->flush[slot++] = t->flush[i];
+	}
+	return 0;
+}
+
+int layer_table_push(const struct layer_table *t, struct layer *layer,
+		     struct layer_table **result, struct qc_err *err)
+{
+	struct layer_table *n;
+	u32 i;
+
+	if (t->nr >= QC_MAX_CHAIN_DEPTH || t->nr_ids >= QC_MAX_LAYERS)
+		return qc_err_set(err, -EMLINK, "%s: chain too deep (%u layers, %u in this run), "
+				  "at most %u (%u); merge some", layer->path, t->nr + 1,
+				  t->nr_ids + 1, QC_MAX_CHAIN_DEPTH, QC_MAX_LAYERS);
+	n = layer_table_create(t->nr + 1, t->nr_ids + 1);
+	if (!n)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", layer->path);
+	n->write_layer = t->nr_ids;
+	n->order[0] = n->write_layer;
+	memcpy(n->order + 1, t->order, t->nr * sizeof(*t->order));
+	memcpy(n->by_id, t->by_id, t->nr_ids * sizeof(*t->by_id));
+	n->by_id[n->write_layer] = layer;
+	for (i = 0; i < n->nr; i++)
+		n->depth_of[n->order[i]] = i;
+	n->flush[0] = layer->img->dev;
+	if (inherit_flush(n, t)) {
+		layer_table_free(n);
+		return qc_err_set(err, -EBUSY, "%s: %u snapshots are not sealed yet, one more only "
+				  "when the oldest is; try again", layer->path, QC_MAX_FLUSH - 1);
+	}
+	*result = n;
+	return 0;
+}
+
+void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev)
+{
+	u32 i;
+
+	for (i = 0; i < QC_MAX_FLUSH; i++)
+		if (t->flush[i] == dev)
+			__atomic_store_n(&t->flush[i], NULL, __ATOMIC_RELEASE);
+}

@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* An online snapshot: an overlay becomes the active layer, the old one is sealed. */
+#include "chain-private.h"
+#include "target-private.h"
+
+#include <errno.h>
+#include <qchain/log.h>
+#include <qchain/online.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/*
+ *   prepare   the overlay's writer: refcounts, mark in its header   control thread
+ *   switch    one store: the layer table with the overlay on top    metadata loop
+ *   settle    grace: no I/O of older tables is under way
+ *   drain     the old writer's operations and transactions have ended
+ *   flush     the old image
+ *   close     its header says that it was closed                    a worker
+ *   sealed    a FLUSH does not include it any more; nobody writes it
+ *
+ * Between switch and sealed the old writer is in ct->closing. Its operations go
+ * on: what was issued before the switch belongs to the snapshot. Nothing new
+ * starts there, and what had not started goes to the overlay (-ESTALE).
+ *
+ * Nobody may read below the overlay's writer, to fill a granule, before the
+ * settling: a write in place to the old image may be under way there. And an
+ * operation of the old writer must not fill from what was written after the
+ * switch: who_detains() in chain-write.c keeps the two apart.
+ */
+
+#define SEAL_POLL_NS 1000000ull
+
+bool writer_may_read_below(const struct writer *w)
+{
+	const struct writer *older;
+
+	cds_list_for_each_entry(older, &w->ct->closing, node) {
+		if (older == w)
+			return true;
+		if (!older->settled)
+			return false;
+	}
+	return true;
+}
+
+bool chain_is_sealing(const struct chain_target *ct)
+{
+	const struct writer *w;
+
+	cds_list_for_each_entry(w, &ct->closing, node)
+		if (!w->dead)
+			return true;
+	return false;
+}
+
+/* ---- sealing ------------------------------------------------------------------------ */
+
+static void seal_failed(struct writer *w, int error)
+{
+	w->dead = true;
+	log_error("%s: cannot be sealed, its last writes may be lost", w->layer->path);
+	writer_failed(w, error);
+}
+
+static void sealed(struct chain_work *work)
+{
+	struct writer *w = container_of(work, struct writer, seal_work);
+	struct chain_target *ct = w->ct;
+
+	layer_table_drop_flush(ct->map.table, w->img->dev);
+	cds_list_del(&w->node);
+	ct->generation++;
+	log_info("%s: sealed", w->layer->path);
+	writer_destroy(w);
+}
+
+/* A regular file has grown since it was opened; what lies beyond its end is zero. */
+static void seal_close(struct chain_work *work)
+{
+	struct writer *w = container_of(work, struct writer, seal_work);
+
+	w->img->dev->ops->refresh_size(w->img->dev);
+	writer_mark_closed(w);
+	io_dev_end_writing(w->img->dev);
+}
+
+static void seal_flushed(struct io_op *op, int error)
+{
+	struct writer *w = container_of(op, struct writer, seal_flush);
+
+	if (error) {
+		seal_failed(w, error);
+		return;
+	}
+	w->seal_work.run = seal_close;
+	w->seal_work.done = sealed;
+	chain_work(w->ct, &w->seal_work);
+}
+
+static void seal_drain(struct loop *loop, struct loop_timer *timer)
+{
+	struct writer *w = container_of(timer, struct writer, seal_timer);
+
+	if (!writer_idle(w)) {
+		if (w->meta)
+			meta_housekeep(w->meta);
+		loop_timer_set(loop, timer, SEAL_POLL_NS);
+		return;
+	}
+	if (w->failed) {
+		seal_failed(w, -EIO);
+		return;
+	}
+	w->seal_flush = (struct io_op){ .dev = w->img->dev, .type = IO_FLUSH,
+					.done = seal_flushed };
+	io_submit(loop, &w->seal_flush);
+}
+
+static void settled(struct grace_waiter *waiter)
+{
+	struct writer *w = container_of(waiter, struct writer, grace);
+
+	w->settled = true;
+	layer_table_free(w->old_table);
+	w->old_table = NULL;
+	write_ops_run(&w->ct->fill_waiters);
+	seal_drain(w->ct->loop, &w->seal_timer);
+}
+
+/* ---- the switch ----------------------------------------------------------------------- */
+
+struct snapshot {
+	struct chain_target *ct;
+	const char *node;
+	struct layer *layer;
+	struct writer *writer;
+	struct qc_err *err;
+	int ret;
+};
+
+/* Operations that wait for a cell of @holder and have not begun: to @stale. */
+static void take_waiters(struct write_op *holder, const struct writer *old,
+			 struct cds_list_head *stale)
+{
+	struct write_op *op, *tmp;
+
+	cds_list_for_each_entry_safe(op, tmp, &holder->cell_waiters, node) {
+		if (op->writer != old)
+			continue;
+		op->error = -ESTALE;
+		cds_list_del(&op->node);
+		cds_list_add_tail(&op->node, stale);
+	}
+}
+
+static void take_cell_waiters(const struct writer *w, const struct writer *old,
+			      struct cds_list_head *stale)
+{
+	struct write_op *op;
+	u32 i;
+
+	for (i = 0; w->meta && i < CELL_BUCKETS; i++)
+		cds_list_for_each_entry(op, &w->cells[i], cell)
+			take_waiters(op, old, stale);
+}
+
+/* What has not begun, or waits for space, goes to the overlay (rule E2). */
+static void move_waiting(struct chain_target *ct, struct writer *old)
+{
+	struct writer *w;
+	struct write_op *op;
+	CDS_LIST_HEAD(stale);
+
+	take_cell_waiters(old, old, &stale);
+	cds_list_for_each_entry(w, &ct->closing, node)
+		if (w != old)
+			take_cell_waiters(w, old, &stale);
+	cds_list_for_each_entry(op, &old->parked, node)
+		op->error = -ESTALE;
+	cds_list_splice(&old->parked, &stale);
+	CDS_INIT_LIST_HEAD(&old->parked);
+	write_ops_run(&stale);
+}
+
+static void switch_active(struct snapshot *s, struct layer_table *table,
+			  struct chain_layer *layers)
+{
+	struct chain_target *ct = s->ct;
+	struct writer *old = ct->active;
+
+	writer_start(s->writer, table->write_layer);
+	free(ct->chain->layers);
+	ct->chain->layers = layers;
+	ct->chain->nr_layers++;
+	old->old_table = ct->map.table;
+	__atomic_store_n(&ct->map.table, table, __ATOMIC_RELEASE);
+	ct->active = s->writer;
+	ct->generation++;
+	cds_list_add_tail(&old->node, &ct->closing);
+	old->seal_timer.fn = seal_drain;
+	old->grace.drained = settled;
+	grace_wait(&ct->grace, &old->grace);
+	move_waiting(ct, old);
+}
+
+static int check_switch(const struct snapshot *s)
+{
+	const struct chain_target *ct = s->ct;
+	const struct chain_layer *top = &ct->chain->layers[0];
+	u32 i;
+
+	if (s->node && strcmp(s->node, top->node_name))
+		return qc_err_set(s->err, -EINVAL, "%s: is not the active layer, which is %s; a "
+				  "snapshot is taken of that", s->node, top->node_name);
+	if (ct->map.table->read_only || ct->stopping)
+		return qc_err_set(s->err, -EROFS, "%s: the device is read-only or going down, must "
+				  "be writable", top->path);
+	for (i = 0; i < ct->chain->nr_layers; i++)
+		if (!strcmp(ct->chain->layers[i].node_name, s->layer->node_name))
+			return qc_err_set(s->err, -EEXIST, "%s: a layer has this node name (%s), "
+					  "expected another", s->layer->node_name,
+					  ct->chain->layers[i].path);
+	return 0;
+}
+
+/* The chain's layers with the overlay on top. */
+static struct chain_layer *push_layer(const struct chain *chain, const struct layer *layer)
+{
+	struct chain_layer *layers = calloc(chain->nr_layers + 1, sizeof(*layers));
+
+	if (!layers)
+		return NULL;
+	layers[0].img = layer->img;
+	layers[0].path = layer->path;
+	memcpy(layers[0].node_name, layer->node_name, sizeof(layers[0].node_name));
+	memcpy(layers + 1, chain->layers, chain->nr_layers * sizeof(*layers));
+	return layers;
+}
+
+static void snapshot_run(struct loop *loop, void *arg)
+{
+	struct snapshot *s = arg;
+	struct layer_table *table = NULL;
+	struct chain_layer *layers;
+
+	s->ret = check_switch(s);
+	if (!s->ret)
+		s->ret = layer_table_push(s->ct->map.table, s->layer, &table, s->err);
+	if (s->ret)
+		return;
+	layers = push_layer(s->ct->chain, s->layer);
+	if (!layers) {
+		layer_table_free(table);
+		s->ret = qc_err_set(s->err, -ENOMEM, "%s: out of memory", s->layer->path);
+		return;
+	}
+	switch_active(s, table, layers);
+}
+
+/* ---- what may be an overlay -------------------------------------------------------------- */
+
+static bool same_image(const struct image *a, const struct image *b)
+{
+	struct stat x, y;
+
+	if (fstat(a->dev->fd, &x) || fstat(b->dev->fd, &y))
+		return false;
+	if (S_ISBLK(x.st_mode) || S_ISBLK(y.st_mode))
+		return S_ISBLK(x.st_mode) && S_ISBLK(y.st_mode) && x.st_rdev == y.st_rdev;
+	return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static bool is_empty(const struct image *img)
+{
+	u32 i;
+
+	for (i = 0; i < img->l1_size; i++)
+		if (img->l1[i])
+			return false;
+	return img->nr_snapshots == 0;
+}
+
+/*
+ * Does the header of @img name the active layer? The same words, or words that
+ * lead to it: a confined daemon may not see the folder any more.
+ */
+static int check_backing(const struct chain_target *ct, const struct image *img, const char *path,
+			 struct qc_err *err)
+{
+	const struct chain_layer *top = &ct->chain->layers[0];
+	const char *slash = strrchr(path, '/');
+	char name[2 * QC_MAX_BACKING_NAME];
+	struct stat x, y;
+
+	if (!img->backing_name || !img->backing_format)
+		return qc_err_set(err, -EINVAL, "%s: has no backing or no backing format, must "
+				  "name the active layer, %s", path, top->path);
+	if (img->backing_name[0] == '/' || !slash)
+		snprintf(name, sizeof(name), "%s", img->backing_name);
+	else
+		snprintf(name, sizeof(name), "%.*s/%s", (int)min(slash - path, 1000L), path,
+			 img->backing_name);
+	if (strcmp(img->backing_format, image_format_name(top->img->format)))
+		return qc_err_set(err, -EINVAL, "%s: says that its backing is %s, the active layer "
+				  "is %s", path, img->backing_format,
+				  image_format_name(top->img->format));
+	if (!strcmp(name, top->path))
+		return 0;
+	if (!stat(name, &x) && !fstat(top->img->dev->fd, &y) &&
+	    (S_ISBLK(y.st_mode) ? S_ISBLK(x.st_mode) && x.st_rdev == y.st_rdev :
+				  x.st_dev == y.st_dev && x.st_ino == y.st_ino))
+		return 0;
+	return qc_err_set(err, -EINVAL, "%s: its backing is %s, must be the active layer, %s", path,
+			  img->backing_name, top->path);
+}
+
+/* What the device was announced with must hold for the overlay, too (rule A5). */
+static int check_limits(const struct target *ti, const struct image *img, const char *path,
+			struct qc_err *err)
+{
+	const struct target_limits *l = &ti->limits;
+
+	if (img->dev->block_bytes > l->logical_block ||
+	    img->dev->mem_align_bytes - 1 > l->dma_align_mask)
+		return qc_err_set(err, -EINVAL, "%s: logical blocks of %u bytes (alignment %u), "
+				  "the device was announced with %u (%u); take a volume like the "
+				  "others", path, img->dev->block_bytes, img->dev->mem_align_bytes,
+				  l->logical_block, l->dma_align_mask + 1);
+	if (1u << img->subcluster_bits < l->logical_block)
+		return qc_err_set(err, -EINVAL, "%s: (sub)clusters of %u bytes, must be at least "
+				  "the device's logical block of %u", path,
+				  1u << img->subcluster_bits, l->logical_block);
+	return 0;
+}
+
+static int check_overlay(const struct chain_target *ct, const struct image *img, const char *path,
+			 struct qc_err *err)
+{
+	u32 i;
+	int ret;
+
+	if (img->format != IMAGE_QCOW2 || !img->dev->writable)
+		return qc_err_set(err, -EINVAL, "%s: an overlay must be qcow2 and open for writing",
+				  path);
+	if (img->virtual_size != ct->map.size_bytes)
+		return qc_err_set(err, -EINVAL, "%s: virtual size %llu, must be that of the chain, "
+				  "%llu", path, (unsigned long long)img->virtual_size,
+				  (unsigned long long)ct->map.size_bytes);
+	if (!is_empty(img))
+		return qc_err_set(err, -EINVAL, "%s: is not empty, an overlay must be new", path);
+	for (i = 0; i < ct->chain->nr_layers; i++)
+		if (same_image(ct->chain->layers[i].img, img))
+			return qc_err_set(err, -ELOOP, "%s: is in the chain already (%s)", path,
+					  ct->chain->layers[i].node_name);
+	ret = check_backing(ct, img, path, err);
+	return ret ? ret : check_limits(ct->ti, img, path, err);
+}
+
+static struct layer *make_layer(struct image *img, const char *path, const char *node_name)
+{
+	struct layer *layer = calloc(1, sizeof(*layer));
+
+	if (!layer)
+		return NULL;
+	layer->img = img;
+	layer->data_dev = image_data_dev(img);
+	layer->path = strdup(path);
+	snprintf(layer->node_name, sizeof(layer->node_name), "%s", node_name);
+	if (layer->path)
+		return layer;
+	free(layer);
+	return NULL;
+}
+
+int chain_snapshot(struct target *ti, const char *node, struct image *overlay, const char *path,
+		   const char *node_name, struct qc_err *err)
+{
+	struct snapshot s = { .ct = ti->private, .node = node, .err = err };
+
+	if (ti->type != &target_chain)
+		return qc_err_set(err, -EINVAL, "%s: not a chain, nothing can stand on it",
+				  ti->type->name);
+	s.ret = check_overlay(s.ct, overlay, path, err);
+	if (s.ret)
+		return s.ret;
+	s.layer = make_layer(overlay, path, node_name);
+	if (!s.layer)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
+	s.ret = writer_open(s.ct, s.layer, true, &s.writer, err);
+	if (!s.ret)
+		loop_call(s.ct->loop, snapshot_run, &s);
+	if (!s.ret)
+		return 0;
+	if (s.writer) {
+		writer_mark_closed(s.writer);
+		writer_destroy(s.writer);
+	}
+	free(s.layer->path);
+	layer_free(s.layer);
+	return s.ret;
+}
