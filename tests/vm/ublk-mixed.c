@@ -132,6 +132,7 @@ int mixed_create(const char *path, struct target **result, struct qc_err *err)
 		ret = mixed_helper(m);
 	if (ret)
 		return qc_err_set(err, ret, "mixed: %s", strerror(-ret));
+	CDS_INIT_LIST_HEAD(&ti->attached);
 	ti->type = &target_mixed;
 	ti->private = m;
 	ti->size_bytes = m->dev->size_bytes;
