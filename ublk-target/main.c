@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <poll.h>
+#include <pthread.h>
 #include <qchain/control.h>
 #include <qchain/image.h>
 #include <qchain/limits.h>
@@ -362,11 +363,11 @@ static void arguments_exit(struct arguments *args)
 
 /*
  * A handler and an eventfd, not a signalfd: while images are opened the main
- * thread may sleep for long (rule A2), and a signal must end that sleep. One
- * that comes just before the sleep does it with an alarm, a second later.
+ * thread may sleep for long (rule A2), and a signal must end that sleep. So that
+ * none comes just before it, they are blocked meanwhile, and the door lets them
+ * in while it sleeps. Threads that start inherit that, and keep it.
  */
 static int signal_fd = -1;
-static volatile sig_atomic_t opening; /* the main thread may sleep */
 
 struct signals {
 	struct daemon *daemon;
@@ -379,11 +380,20 @@ static void on_signal(int number)
 	int saved_errno = errno;
 	u64 one = 1;
 
-	if (number != SIGALRM && write(signal_fd, &one, sizeof(one)) < 0)
+	if (write(signal_fd, &one, sizeof(one)) < 0)
 		errno = 0; /* full: there is a signal already */
-	if (opening)
-		alarm(1);
 	errno = saved_errno;
+}
+
+/* SIG_BLOCK or SIG_UNBLOCK, in this thread. */
+static void signals_mask(int how)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	pthread_sigmask(how, &set, NULL);
 }
 
 static int signals_install(struct qc_err *err)
@@ -394,8 +404,8 @@ static int signals_install(struct qc_err *err)
 	if (signal_fd < 0)
 		return qc_err_set(err, -errno, "start: no eventfd (%m)");
 	sigemptyset(&action.sa_mask);
-	if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGINT, &action, NULL) < 0 ||
-	    sigaction(SIGALRM, &action, NULL) < 0)
+	signals_mask(SIG_BLOCK);
+	if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGINT, &action, NULL) < 0)
 		return qc_err_set(err, -errno, "start: no signal handler (%m)");
 	action.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &action, NULL);
@@ -488,12 +498,10 @@ static int open_target(struct daemon *daemon, struct arguments *args, struct qc_
 {
 	int ret;
 
-	opening = 1;
 	if (args->own_folder)
 		chain_wait_tell(args->name);
 	ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target, err);
-	opening = 0;
-	alarm(0);
+	signals_mask(SIG_UNBLOCK);
 	if (ret == 0)
 		target_set_event(daemon->target, raise_event, NULL);
 	if (ret && signals_take())

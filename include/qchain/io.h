@@ -65,6 +65,9 @@ struct io_dev_ops {
  * held by another device; QEMU's image locks are taken and tested. Otherwise
  * read-only with a reader's locks. Each refusal names the path, the cause and
  * who holds it. O_DIRECT where the file can.
+ *
+ * IO_DEV_WAIT: -EINTR when a signal is handled while it sleeps. SIGTERM and SIGINT
+ * are let in there also when the thread blocks them, so none is missed.
  */
 int io_dev_open(const char *path, u32 flags, struct io_dev **result, struct qc_err *err);
 void io_dev_close(struct io_dev *dev);

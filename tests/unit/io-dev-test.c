@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <qchain/io.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -323,45 +324,85 @@ static void test_lock_bytes(void)
 	CU_ASSERT(held_bytes(path) == 0);
 }
 
-/* A child that holds @path open for writing for @ms; returns when it does. */
-static pid_t hold_for(const char *path, u32 ms)
+/* A child that holds @path open for writing until holder_end(); returns when it does. */
+static int holder_pipe = -1;
+
+static pid_t holder_start(const char *path)
 {
-	int ready[2];
+	int ready[2], end[2];
 	pid_t pid;
 	char c;
 
-	CU_ASSERT_FATAL(pipe2(ready, O_CLOEXEC) == 0);
+	CU_ASSERT_FATAL(pipe2(ready, O_CLOEXEC) == 0 && pipe2(end, O_CLOEXEC) == 0);
 	pid = fork();
 	if (pid == 0) {
+		close(end[1]);
 		open_ok(path, IO_DEV_WRITE);
 		if (write(ready[1], "x", 1) == 1)
-			usleep(ms * 1000);
+			while (read(end[0], &c, 1) > 0)
+				;
 		_exit(0);
 	}
 	close(ready[1]);
+	close(end[0]);
 	CU_ASSERT(read(ready[0], &c, 1) == 1);
 	close(ready[0]);
+	holder_pipe = end[1];
 	return pid;
 }
 
-static u64 now_ms(void)
+static void holder_end(void)
 {
-	struct timespec ts;
+	if (holder_pipe >= 0)
+		close(holder_pipe);
+	holder_pipe = -1;
+}
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ull + ts.tv_nsec / 1000000;
+/* The open waits: only now may the other one let it in. */
+static void holder_end_on_wait(const char *why)
+{
+	if (why)
+		holder_end();
 }
 
 static void wait_for_holder(const char *path)
 {
-	u64 start = now_ms();
-	pid_t pid = hold_for(path, 400);
+	pid_t pid = holder_start(path);
 	char text[32];
 
 	snprintf(text, sizeof(text), "pid %d", pid);
 	open_refused(path, IO_DEV_WRITE, text);
+	io_dev_on_wait(holder_end_on_wait);
 	io_dev_close(open_ok(path, IO_DEV_WRITE | IO_DEV_WAIT));
-	CU_ASSERT(now_ms() - start >= 400);
+	io_dev_on_wait(NULL);
+	CU_ASSERT(holder_pipe < 0);
+	waitpid(pid, NULL, 0);
+}
+
+static void on_term(int number)
+{
+}
+
+/* A signal that comes before the sleep: blocked, so that it ends the sleep. */
+static void test_wait_signal(void)
+{
+	const char *path = make_file(in_dir("signal"), 4096);
+	struct sigaction action = { .sa_handler = on_term, .sa_flags = SA_RESTART }, old;
+	struct qc_err err = { 0 };
+	struct io_dev *dev = NULL;
+	sigset_t set, before;
+	pid_t pid;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaction(SIGTERM, &action, &old);
+	pthread_sigmask(SIG_BLOCK, &set, &before);
+	pid = holder_start(path);
+	raise(SIGTERM);
+	CU_ASSERT(io_dev_open(path, IO_DEV_WRITE | IO_DEV_WAIT, &dev, &err) == -EINTR);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	sigaction(SIGTERM, &old, NULL);
+	holder_end();
 	waitpid(pid, NULL, 0);
 }
 
@@ -377,7 +418,8 @@ static void test_wait_claim(void)
 
 	if (keep < 0)
 		return;
-	CU_ASSERT(hold_for(name, 0) > 0); /* gone at once: nothing may stay claimed */
+	holder_start(name);
+	holder_end(); /* gone at once: nothing may stay claimed */
 	wait(NULL);
 	wait_for_holder(name);
 	close(keep);
@@ -449,6 +491,7 @@ static const struct unit_test tests[] = {
 	{ "readers share", test_readers_share },
 	{ "lock bytes are QEMU's", test_lock_bytes },
 	{ "wait for a lock", test_wait_lock },
+	{ "a signal ends the wait", test_wait_signal },
 	{ "wait for a claim", test_wait_claim },
 	{ "a block device read twice", test_shared_blockdev },
 	{ "PV label", test_pv },

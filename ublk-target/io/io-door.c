@@ -6,12 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
+#include <pthread.h>
 #include <qchain/log.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
-#include <time.h>
 #include <unistd.h>
 
 /*
@@ -325,11 +327,24 @@ struct door_wait {
 	u32 log_at_ms;
 };
 
+/*
+ * Sleep, and let SIGTERM and SIGINT in meanwhile although the caller blocks them:
+ * then one that came before the sleep ends it, too.
+ */
+static int sleep_ms(u32 ms)
+{
+	struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L };
+	sigset_t mask;
+
+	pthread_sigmask(SIG_SETMASK, NULL, &mask);
+	sigdelset(&mask, SIGTERM);
+	sigdelset(&mask, SIGINT);
+	return ppoll(NULL, 0, &ts, &mask) < 0 ? -errno : 0;
+}
+
 /* -EINTR: a signal handler ran; the caller shall not wait on. */
 static int door_wait(struct door_wait *wait, const char *why)
 {
-	struct timespec ts;
-
 	if (tell_wait && strcmp(wait->told, why)) {
 		snprintf(wait->told, sizeof(wait->told), "%s", why);
 		tell_wait(why);
@@ -339,10 +354,8 @@ static int door_wait(struct door_wait *wait, const char *why)
 		wait->log_at_ms = wait->waited_ms + WAIT_LOG_MS;
 	}
 	wait->delay_ms = min(max(wait->delay_ms * 2, WAIT_FIRST_MS), WAIT_MAX_MS);
-	ts.tv_sec = wait->delay_ms / 1000;
-	ts.tv_nsec = wait->delay_ms % 1000 * 1000000L;
-	if (nanosleep(&ts, NULL))
-		return -errno;
+	if (sleep_ms(wait->delay_ms))
+		return -EINTR;
 	wait->waited_ms += wait->delay_ms;
 	return 0;
 }
