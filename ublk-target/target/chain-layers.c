@@ -3,6 +3,7 @@
 #include "chain-private.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,22 +40,27 @@ static struct layer_table *layer_table_create(u32 nr, u32 nr_ids)
 	return NULL;
 }
 
-void layer_free(struct layer *layer)
-{
-	free(layer);
-}
-
-static struct layer *layer_create(const struct chain_layer *from)
+struct layer *layer_create(struct image *img, const char *path, const char *node_name)
 {
 	struct layer *layer = calloc(1, sizeof(*layer));
 
 	if (!layer)
 		return NULL;
-	layer->img = from->img;
-	layer->data_dev = image_data_dev(from->img);
-	layer->path = from->path;
-	memcpy(layer->node_name, from->node_name, sizeof(layer->node_name));
-	return layer;
+	layer->img = img;
+	layer->data_dev = image_data_dev(img);
+	layer->path = strdup(path);
+	snprintf(layer->node_name, sizeof(layer->node_name), "%s", node_name);
+	if (layer->path)
+		return layer;
+	free(layer);
+	return NULL;
+}
+
+void layer_free(struct layer *layer)
+{
+	if (layer)
+		free(layer->path);
+	free(layer);
 }
 
 int chain_make_layers(struct chain_target *ct)
@@ -66,11 +72,12 @@ int chain_make_layers(struct chain_target *ct)
 	if (!t)
 		return -ENOMEM;
 	for (i = 0; i < n; i++) { /* ids grow upwards: the base is 0 */
+		const struct chain_layer *from = &ct->chain->layers[i];
 		u16 id = n - 1 - i;
 
 		t->order[i] = id;
 		t->depth_of[id] = i;
-		t->by_id[id] = layer_create(&ct->chain->layers[i]);
+		t->by_id[id] = layer_create(from->img, from->path, from->node_name);
 		if (!t->by_id[id])
 			return -ENOMEM;
 	}

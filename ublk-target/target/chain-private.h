@@ -186,6 +186,8 @@ void layer_table_free(struct layer_table *t);
 /* Table @t with @layer on top of it, not published. */
 int layer_table_push(const struct layer_table *t, struct layer *layer,
 		     struct layer_table **result, struct qc_err *err);
+/* Of open @img, not in any table yet; @path is copied, the image stays the caller's. */
+struct layer *layer_create(struct image *img, const char *path, const char *node_name);
 void layer_free(struct layer *layer);
 /* A sealed image needs no flush any more. */
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);

@@ -233,10 +233,13 @@ static struct chain_layer *push_layer(const struct chain *chain, const struct la
 	if (!layers)
 		return NULL;
 	layers[0].img = layer->img;
-	layers[0].path = layer->path;
+	layers[0].path = strdup(layer->path);
 	memcpy(layers[0].node_name, layer->node_name, sizeof(layers[0].node_name));
 	memcpy(layers + 1, chain->layers, chain->nr_layers * sizeof(*layers));
-	return layers;
+	if (layers[0].path)
+		return layers;
+	free(layers);
+	return NULL;
 }
 
 static void snapshot_run(struct loop *loop, void *arg)
@@ -358,22 +361,6 @@ static int check_overlay(const struct chain_target *ct, const struct image *img,
 	return ret ? ret : check_limits(ct->ti, img, path, err);
 }
 
-static struct layer *make_layer(struct image *img, const char *path, const char *node_name)
-{
-	struct layer *layer = calloc(1, sizeof(*layer));
-
-	if (!layer)
-		return NULL;
-	layer->img = img;
-	layer->data_dev = image_data_dev(img);
-	layer->path = strdup(path);
-	snprintf(layer->node_name, sizeof(layer->node_name), "%s", node_name);
-	if (layer->path)
-		return layer;
-	free(layer);
-	return NULL;
-}
-
 int chain_snapshot(struct target *ti, const char *node, struct image *overlay, const char *path,
 		   const char *node_name, struct qc_err *err)
 {
@@ -385,7 +372,7 @@ int chain_snapshot(struct target *ti, const char *node, struct image *overlay, c
 	s.ret = check_overlay(s.ct, overlay, path, err);
 	if (s.ret)
 		return s.ret;
-	s.layer = make_layer(overlay, path, node_name);
+	s.layer = layer_create(overlay, path, node_name);
 	if (!s.layer)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
 	s.ret = writer_open(s.ct, s.layer, true, &s.writer, err);
@@ -397,7 +384,6 @@ int chain_snapshot(struct target *ti, const char *node, struct image *overlay, c
 		writer_mark_closed(s.writer);
 		writer_destroy(s.writer);
 	}
-	free(s.layer->path);
 	layer_free(s.layer);
 	return s.ret;
 }
