@@ -481,5 +481,52 @@ def test_broken_record(place):
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the daemon has ended")
 
 
+# ---- layers that were left open -------------------------------------------------------------
+
+
+MARK = 1 << 63  # autoclear bit: open in qchaind, or not closed by it
+CLUSTER = 65536
+
+
+def read_be64(path, at):
+    with open(path, "rb") as image:
+        image.seek(at)
+        return int.from_bytes(image.read(8), "big")
+
+
+def write_be64(path, at, value):
+    with open(path, "r+b") as image:
+        image.seek(at)
+        image.write(value.to_bytes(8, "big"))
+
+
+def leave_open(path):
+    write_be64(path, 88, read_be64(path, 88) | MARK)
+
+
+def is_marked(path):
+    return bool(read_be64(path, 88) & MARK)
+
+
+def test_sealed_late(place):
+    """A layer below the top that was left open is sealed at the next start; one with errors keeps its mark."""
+    place.make_chain()
+    base = place.path("base.qcow2")
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 64k", base)
+    l2 = read_be64(base, read_be64(base, 40)) & ~MARK
+    for damaged in (False, True):
+        leave_open(base)
+        if damaged:
+            write_be64(base, l2 + 8, read_be64(base, l2))  # counted once, used twice
+        up(place)
+        expect_equal(is_marked(base), damaged, f"the mark of the base, damaged {damaged}")
+        guest_io(place, "seven.sock", "read -P 5 0 64k")
+        with open(place.path("run/seven/qchaind.log"), encoding="utf-8") as log:
+            expect((f"{base}: not closed cleanly and cannot be repaired" in log.read()) == damaged,
+                   "what the log says")
+        place.ctl("down", "seven")
+        nothing_left(place)
+
+
 if __name__ == "__main__":
     sys.exit(harness.main("lifecycle", sys.modules["__main__"]))

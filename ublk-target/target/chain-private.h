@@ -202,6 +202,13 @@ bool chain_is_sealing(const struct chain_target *ct);
 /* ---- chain-unclean.c -------------------------------------------------------------- */
 
 /*
+ * chain_check_image - open the qcow2 image at @path, check it and repair @fix
+ * @flags: of io_dev_open(), beside IO_DEV_WRITE. Nobody else may have it open.
+ * -EUCLEAN: errors (not leaks) are left, or it cannot be checked; closed again then.
+ */
+int chain_check_image(const char *path, u32 flags, u32 fix, struct image **result,
+		      struct qc_err *err);
+/*
  * Seal the layers below the active one that a dead daemon left open, and open the
  * chain anew then. One that cannot be sealed now is left: it can be read.
  */

@@ -18,10 +18,48 @@ static void say_finding(void *arg, const char *line)
 	log_warn("%s: %s", (const char *)arg, line);
 }
 
-static int seal_image(struct image *img, const char *path, struct qc_err *err)
+static int check_open(struct image *img, const char *path, u32 fix, struct qc_err *err)
 {
 	struct check_result result;
-	int ret = image_check(img, CHECK_FIX_LEAKS, say_finding, (void *)path, &result, err);
+	int ret = image_check(img, fix, say_finding, (void *)path, &result, err);
+	u64 left;
+
+	if (ret)
+		return ret;
+	left = result.corruptions - result.corruptions_fixed;
+	if (!left)
+		return 0;
+	return qc_err_set(err, -EUCLEAN,
+			  "%s: not closed cleanly and cannot be repaired (%llu errors left), "
+			  "serve it with --read-only or run qchainctl check --repair",
+			  path, (unsigned long long)left);
+}
+
+int chain_check_image(const char *path, u32 flags, u32 fix, struct image **result,
+		      struct qc_err *err)
+{
+	struct io_dev *dev;
+	struct image *img;
+	int ret;
+
+	ret = io_dev_open(path, IO_DEV_WRITE | flags, &dev, err);
+	if (!ret)
+		ret = image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_CHECK | IMAGE_OPEN_BITMAPS |
+				 IMAGE_OPEN_WRITE, &img, err);
+	if (ret)
+		return ret;
+	ret = check_open(img, path, fix, err);
+	if (ret)
+		image_close(img);
+	else
+		*result = img;
+	return ret;
+}
+
+static int seal_late(const char *path, u32 wait, struct qc_err *err)
+{
+	struct image *img;
+	int ret = chain_check_image(path, wait, CHECK_FIX_LEAKS, &img, err);
 
 	if (ret)
 		return ret;
@@ -29,25 +67,9 @@ static int seal_image(struct image *img, const char *path, struct qc_err *err)
 	img->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
 	ret = image_write_features(img);
 	if (ret)
-		return qc_err_set(err, ret, "%s: cannot write the header (%s)", path,
-				  strerror(-ret));
-	log_info("%s: was not closed when its snapshot was taken, sealed now", path);
-	return 0;
-}
-
-static int seal_late(const char *path, u32 wait, struct qc_err *err)
-{
-	struct io_dev *dev;
-	struct image *img;
-	int ret;
-
-	ret = io_dev_open(path, IO_DEV_WRITE | wait, &dev, err);
-	if (!ret)
-		ret = image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_CHECK | IMAGE_OPEN_BITMAPS |
-				 IMAGE_OPEN_WRITE, &img, err);
-	if (ret)
-		return ret;
-	ret = seal_image(img, path, err);
+		qc_err_set(err, ret, "%s: cannot write the header (%s)", path, strerror(-ret));
+	else
+		log_info("%s: was not closed when its snapshot was taken, sealed now", path);
 	image_close(img);
 	return ret;
 }

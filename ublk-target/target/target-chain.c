@@ -124,33 +124,14 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 
 /* ---- opening ---------------------------------------------------------------------- */
 
-static void say_finding(void *arg, const char *line)
-{
-	log_warn("%s: %s", (const char *)arg, line);
-}
-
 /* The active layer was not closed cleanly: make its refcounts exact first (A3, A4). */
 static int repair_top(const char *top, u32 fix, struct qc_err *err)
 {
-	struct check_result result;
-	struct io_dev *dev;
 	struct image *img;
-	int ret;
+	int ret = chain_check_image(top, IO_DEV_WAIT, fix, &img, err);
 
-	ret = io_dev_open(top, IO_DEV_WRITE | IO_DEV_WAIT, &dev, err);
-	if (ret)
-		return ret;
-	ret = image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_CHECK | IMAGE_OPEN_BITMAPS, &img, err);
-	if (ret)
-		return ret;
-	ret = image_check(img, fix, say_finding, (void *)top, &result, err);
-	image_close(img);
-	if (!ret && result.corruptions > result.corruptions_fixed)
-		ret = qc_err_set(err, -EUCLEAN,
-				 "%s: not closed cleanly and cannot be repaired (%llu errors "
-				 "left), serve it with --read-only or run qchainctl check --repair",
-				 top, (unsigned long long)(result.corruptions -
-							   result.corruptions_fixed));
+	if (!ret)
+		image_close(img);
 	return ret;
 }
 
