@@ -4,6 +4,7 @@
 #include "ctl.h"
 
 #include <errno.h>
+#include <qchain/control.h>
 #include <qchain/parse.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,11 +74,19 @@ static int parse_u32(const char *what, u64 least, u64 most, u32 *result, struct 
 	return ret;
 }
 
-static void add_word(struct bench_words *w, const char *key)
+/* A word for the target. One place stays free, for read-only. */
+static void add_word(struct bench_words *w, const char *key, struct qc_err *err)
 {
 	char *word;
 
-	if (w->argc < (int)ARRAY_SIZE(w->argv) && asprintf(&word, "%s=%s", key, optarg) > 0)
+	if (chain_option_check(key, optarg, err))
+		return;
+	if (w->argc + 1 >= (int)ARRAY_SIZE(w->argv))
+		qc_err_set(err, -E2BIG, "--%s: too many options (%d), at most %zu of this kind",
+			   key, w->argc, ARRAY_SIZE(w->argv) - 2);
+	else if (asprintf(&word, "%s=%s", key, optarg) < 0)
+		qc_err_set(err, -ENOMEM, "--%s: out of memory", key);
+	else
 		w->argv[w->argc++] = word;
 }
 
@@ -111,13 +120,13 @@ static void apply(struct bench_words *w, int c, struct qc_err *err)
 		parse_u32("--queues", 1, BENCH_MAX_QUEUES, &b->queues, err);
 		break;
 	case 'f':
-		add_word(w, "format");
+		add_word(w, "format", err);
 		break;
 	case OPTION_CACHE:
-		add_word(w, "cache-size");
+		add_word(w, "cache-size", err);
 		break;
 	case OPTION_ALLOW:
-		add_word(w, "allow-backing");
+		add_word(w, "allow-backing", err);
 		break;
 	}
 	b->write |= c == 'w';
@@ -205,11 +214,11 @@ static int run_bench(const struct verb *verb, int argc, char **argv)
 	struct qc_err err = {};
 	int c, ret;
 
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
+	while (!err.code && (c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
 		apply(&w, c, &err);
 	if (!w.has_step)
 		w.bench.step = w.bench.bytes;
-	if (!w.bench.write && w.argc < (int)ARRAY_SIZE(w.argv))
+	if (!w.bench.write)
 		w.argv[w.argc++] = strdup("read-only=on");
 	if (c == '?')
 		ret = verb_status(verb);

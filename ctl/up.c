@@ -81,14 +81,42 @@ static void keep_option(struct up_options *up, const char *key, const char *valu
 		json_object_array_add(up->words, json_object_new_string(value));
 }
 
-static int take_option(struct up_options *up, int c, struct qc_err *err)
+static int take_nbd(struct up_options *up, struct qc_err *err)
+{
+	if (!*optarg)
+		return qc_err_set(err, -EINVAL, "--nbd: path is empty, expected that of a socket");
+	return absolute_path(optarg, up->nbd, err);
+}
+
+static int take_allow_backing(struct up_options *up, const char *key, struct qc_err *err)
 {
 	char path[PATH_MAX];
-	int ret;
+	int ret = chain_option_check(key, optarg, err);
+
+	if (ret == 0)
+		ret = absolute_path(optarg, path, err);
+	if (ret == 0)
+		keep_option(up, key, path);
+	return ret;
+}
+
+static int take_passed_on(struct up_options *up, const struct option *option, struct qc_err *err)
+{
+	const char *value = option->has_arg ? optarg : NULL;
+	int ret = value ? chain_option_check(option->name, value, err) : 0;
+
+	if (ret == 0)
+		keep_option(up, option->name, value);
+	return ret;
+}
+
+static int take_option(struct up_options *up, int c, struct qc_err *err)
+{
+	const struct option *option = &long_options[c - OPT_FIRST];
 
 	switch (c) {
 	case OPT_NBD:
-		return absolute_path(optarg, up->nbd, err);
+		return take_nbd(up, err);
 	case OPT_NO_UBLK:
 		up->no_ublk = true;
 		return 0;
@@ -99,14 +127,9 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 		up->json = true;
 		return 0;
 	case OPT_ALLOW_BACKING:
-		ret = absolute_path(optarg, path, err);
-		if (ret == 0)
-			keep_option(up, long_options[c - OPT_FIRST].name, path);
-		return ret;
+		return take_allow_backing(up, option->name, err);
 	default:
-		keep_option(up, long_options[c - OPT_FIRST].name,
-			    long_options[c - OPT_FIRST].has_arg ? optarg : NULL);
-		return 0;
+		return take_passed_on(up, option, err);
 	}
 }
 

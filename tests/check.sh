@@ -119,6 +119,7 @@ native() {
 	run door 200 tests/door/door.py --qchaind "$build/qchaind"
 	run qmp 120 tests/control/qmp.py --build "$build"
 	run full 120 tests/control/full.py --build "$build"
+	run options 120 tests/control/options.py --build "$build"
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
 	run diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
 		--qchaind "$build/qchaind"

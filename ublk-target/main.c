@@ -66,45 +66,22 @@ static int set_word(struct arguments *args, const struct argument *arg, const ch
 	return add_word(args, arg->name, value ? value : "on", err);
 }
 
-/* An internal snapshot can only be looked at. */
-static int set_snapshot(struct arguments *args, const struct argument *arg, const char *value,
-			struct qc_err *err)
-{
-	int ret = add_word(args, arg->name, value, err);
-
-	return ret ? ret : add_word(args, "read-only", "on", err);
-}
-
-static int set_format(struct arguments *args, const struct argument *arg, const char *value,
-		      struct qc_err *err)
-{
-	enum image_format format;
-
-	if (image_format_parse(value, &format))
-		return qc_err_set(err, -EINVAL, "--%s: format not known (%s), allowed are qcow2, "
-						"raw", arg->name, value);
-	return add_word(args, arg->name, value, err);
-}
-
-static int set_on_full(struct arguments *args, const struct argument *arg, const char *value,
+/* An option of the chain that has a value. */
+static int set_checked(struct arguments *args, const struct argument *arg, const char *value,
 		       struct qc_err *err)
 {
-	static const char *const choices[] = { "wait", "fail", NULL };
-	u32 index;
-	int ret = parse_choice("--on-full", value, choices, &index, err);
+	int ret = chain_option_check(arg->name, value, err);
 
 	return ret ? ret : add_word(args, arg->name, value, err);
 }
 
-static int set_cache_size(struct arguments *args, const struct argument *arg, const char *value,
-			  struct qc_err *err)
+/* An internal snapshot can only be looked at. */
+static int set_snapshot(struct arguments *args, const struct argument *arg, const char *value,
+			struct qc_err *err)
 {
-	char bytes[24];
-	u64 size;
-	int ret = parse_size("--cache-size", value, &size, err);
+	int ret = set_checked(args, arg, value, err);
 
-	snprintf(bytes, sizeof(bytes), "%llu", (unsigned long long)size);
-	return ret ? ret : add_word(args, arg->name, bytes, err);
+	return ret ? ret : add_word(args, "read-only", "on", err);
 }
 
 /* @path seen from /, where a daemon lives; malloc'ed. */
@@ -124,9 +101,13 @@ static char *absolute_path(const char *path)
 static int set_allow_backing(struct arguments *args, const struct argument *arg, const char *value,
 			     struct qc_err *err)
 {
-	char *path = absolute_path(value);
-	int ret = path ? add_word(args, arg->name, path, err) : -ENOMEM;
+	int ret = chain_option_check(arg->name, value, err);
+	char *path;
 
+	if (ret)
+		return ret;
+	path = absolute_path(value);
+	ret = path ? add_word(args, arg->name, path, err) : -ENOMEM;
 	free(path);
 	return ret;
 }
@@ -173,16 +154,16 @@ static const struct argument arguments[] = {
 	{ "name", required_argument, set_name },
 	{ "read-only", no_argument, set_word },
 	{ "snapshot", required_argument, set_snapshot },
-	{ "format", required_argument, set_format },
+	{ "format", required_argument, set_checked },
 	{ "allow-backing", required_argument, set_allow_backing },
 	{ "allow-data-file", no_argument, set_word },
-	{ "backing-format", required_argument, set_format },
-	{ "cache-size", required_argument, set_cache_size },
+	{ "backing-format", required_argument, set_checked },
+	{ "cache-size", required_argument, set_checked },
 	{ "export", required_argument, set_export },
 	{ "qmp", required_argument, set_qmp },
 	{ "daemonize", no_argument, set_daemonize },
 	{ "wait", no_argument, set_word },
-	{ "on-full", required_argument, set_on_full },
+	{ "on-full", required_argument, set_checked },
 	{ "help", no_argument, NULL },
 	{ "version", no_argument, NULL },
 };

@@ -24,6 +24,8 @@ struct check_options {
 	struct offline_options offline;
 	u32 fix;
 	bool force;
+	int argc; /* for --repair, whose value may be a word of its own */
+	char **argv;
 };
 
 /* struct findings - what is told while the check runs */
@@ -178,46 +180,45 @@ static int check_image(const char *name, const struct check_options *options)
 	return ret ? CHECK_FAILED : check_status(&result);
 }
 
+/* Alone, or with what is to be repaired as its next word or after "=". */
 static void take_repair(struct check_options *options, struct qc_err *err)
 {
-	static const char *const kinds[] = { "leaks", "all", NULL };
-	u32 kind;
+	static const char *const kinds[] = { "all", "leaks", NULL };
+	u32 kind = 0;
 
-	if (parse_choice("--repair", optarg, kinds, &kind, err) == 0)
-		options->fix = kind ? CHECK_FIX_LEAKS | CHECK_FIX_ERRORS : CHECK_FIX_LEAKS;
+	if (optarg)
+		parse_choice("--repair", optarg, kinds, &kind, err);
+	else if (optind < options->argc &&
+		 parse_choice("--repair", options->argv[optind], kinds, &kind, NULL) == 0)
+		optind++;
+	options->fix = kind ? CHECK_FIX_LEAKS : CHECK_FIX_LEAKS | CHECK_FIX_ERRORS;
+}
+
+static void take_option(void *arg, int c, struct qc_err *err)
+{
+	struct check_options *options = arg;
+
+	if (c == OPTION_REPAIR)
+		take_repair(options, err);
+	else
+		options->force = true;
 }
 
 static int run_check(const struct verb *verb, int argc, char **argv)
 {
 	static const struct option rows[] = {
 		OFFLINE_IMAGE_ROWS,
-		{ "repair", required_argument, NULL, OPTION_REPAIR },
+		{ "repair", optional_argument, NULL, OPTION_REPAIR },
 		{ "force", no_argument, NULL, OPTION_FORCE },
 		{},
 	};
-	struct check_options options = {};
-	struct qc_err err = {};
-	int c, ret;
+	static const struct offline_syntax syntax = { rows, take_option, 1, 1 };
+	struct check_options options = { .argc = argc, .argv = argv };
+	int ret = offline_options_read(verb, argc, argv, &syntax, &options.offline, &options);
 
-	if (offline_options_init(&options.offline, argc))
-		return CHECK_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
-		if (c == OPTION_REPAIR)
-			take_repair(&options, &err);
-		else if (c == OPTION_FORCE)
-			options.force = true;
-		else
-			offline_option(&options.offline, c, &err);
-	}
-	if (options.fix && options.offline.force_share)
-		qc_err_set(&err, -EINVAL, "--force-share: cannot be used with --repair, a writer "
-			   "must be alone");
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 1, 1);
+	if (!ret && options.fix && options.offline.force_share)
+		ret = verb_usage(verb, "--force-share: cannot be used with --repair, a writer must "
+				 "be alone");
 	if (!ret)
 		ret = check_image(argv[optind], &options);
 	offline_options_exit(&options.offline);
@@ -229,7 +230,7 @@ const struct verb verb_check = {
 	.summary = "check the tables of an image, and repair them",
 	.usage = "[OPTION]... IMAGE",
 	.options = OFFLINE_IMAGE_HELP
-	"  --repair leaks|all     free leaked clusters, or repair all that can be\n"
+	"  --repair [leaks|all]   free leaked clusters, or repair all that can be (default)\n"
 	"  --force                repair although qchaind did not close the image\n"
 	"Exit status: 0 no errors, 1 the check failed, 2 errors, 3 leaks only,\n"
 	"63 the format has nothing to check.\n",

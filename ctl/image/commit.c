@@ -207,8 +207,10 @@ static int commit_image(const char *name, struct commit *c)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
-static void take_option(struct commit *c, int option, struct qc_err *err)
+static void take_option(void *arg, int option, struct qc_err *err)
 {
+	struct commit *c = arg;
+
 	switch (option) {
 	case OPTION_TOP:
 		c->top_name = optarg;
@@ -221,9 +223,6 @@ static void take_option(struct commit *c, int option, struct qc_err *err)
 		break;
 	case OPTION_SPEED:
 		parse_size("--speed", optarg, &c->speed, err);
-		break;
-	default:
-		offline_option(&c->offline, option, err);
 		break;
 	}
 }
@@ -240,20 +239,10 @@ static int run_commit(const struct verb *verb, int argc, char **argv)
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_option, 1, 1 };
 	struct commit commit = {};
-	struct qc_err err = {};
-	int c, ret;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &commit.offline, &commit);
 
-	if (offline_options_init(&commit.offline, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
-		take_option(&commit, c, &err);
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 1, 1);
 	if (!ret)
 		ret = commit_image(argv[optind], &commit);
 	offline_options_exit(&commit.offline);

@@ -161,6 +161,11 @@ static int compare_images(char **names, const struct offline_options options[2])
 	return status;
 }
 
+static void take_option(void *arg, int c, struct qc_err *err)
+{
+	offline_take_format("--second-format", optarg, arg, err);
+}
+
 static int run_compare(const struct verb *verb, int argc, char **argv)
 {
 	static const struct option rows[] = {
@@ -168,25 +173,11 @@ static int run_compare(const struct verb *verb, int argc, char **argv)
 		{ "second-format", required_argument, NULL, OPTION_FORMAT2 },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_option, 2, 2 };
 	enum image_format second = IMAGE_QCOW2;
 	struct offline_options options[2];
-	struct qc_err err = {};
-	int c, ret;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &options[0], &second);
 
-	if (offline_options_init(&options[0], argc))
-		return COMPARE_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
-		if (!offline_option(&options[0], c, &err) && image_format_parse(optarg, &second))
-			qc_err_set(&err, -EINVAL, "--second-format: format not known (%s), "
-				   "expected qcow2 or raw",
-				   optarg);
-	}
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 2, 2);
 	options[1] = options[0];
 	options[1].format = second;
 	if (!ret)

@@ -134,6 +134,18 @@ static int find_target(const char *text, struct target *target, struct qc_err *e
 	return 0;
 }
 
+/* What says how large a new LV becomes is of no use for anything else. */
+static int check_lv_options(const struct create_options *o, const struct target *target,
+			    struct qc_err *err)
+{
+	const char *option = o->thin ? "--thin" : o->lv_bytes ? "--lv-size" : NULL;
+
+	if (!option || (target->name.kind == NAME_LV && !target->exists))
+		return 0;
+	return qc_err_set(err, -EINVAL, "%s: %s is for a new LV only, this is %s",
+			  target->name.text, option, target->exists ? "there already" : "no LV");
+}
+
 static int make_lv(const struct create_options *o, struct target *target, struct qc_err *err)
 {
 	return lvm_create(target->name.vg, target->name.lv, lv_bytes(o), LV_TAG, err);
@@ -290,6 +302,8 @@ static int create_image(const char *text, struct create_options *o)
 
 	ret = find_target(text, &target, &err);
 	if (!ret)
+		ret = check_lv_options(o, &target, &err);
+	if (!ret)
 		ret = take_backing(o, &target, &backing, &err);
 	if (!ret) {
 		ret = image_create_check(&o->image, &err);
@@ -309,11 +323,20 @@ static int create_image(const char *text, struct create_options *o)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
-static void take_option(struct create_options *o, int c, struct qc_err *err)
+static void take_lv_size(struct create_options *o, struct qc_err *err)
 {
+	if (parse_size("--lv-size", optarg, &o->lv_bytes, err) == 0 && !o->lv_bytes)
+		qc_err_set(err, -ERANGE, "--lv-size: size out of range (%s), must be above 0",
+			   optarg);
+}
+
+static void take_option(void *arg, int c, struct qc_err *err)
+{
+	struct create_options *o = arg;
+
 	if (c == OPTION_SIZE)
 		o->has_size = true;
-	if (create_option(&o->image, c, err) || offline_option(&o->offline, c, err))
+	if (create_option(&o->image, c, err))
 		return;
 	switch (c) {
 	case OPTION_BACKING:
@@ -326,23 +349,20 @@ static void take_option(struct create_options *o, int c, struct qc_err *err)
 		o->thin = true;
 		break;
 	case OPTION_LV_SIZE:
-		parse_size("--lv-size", optarg, &o->lv_bytes, err);
+		take_lv_size(o, err);
 		break;
 	}
 }
 
-static int check_arguments(const struct verb *verb, const struct create_options *o, int argc,
-			   char **argv)
+static int check_together(const struct verb *verb, const struct create_options *o)
 {
-	int ret = verb_arguments(verb, argc, argv, 1, 1);
-
-	if (ret)
-		return ret;
 	if (!o->has_size && !o->backing)
 		return verb_usage(verb, "size missing, expected --size, or --backing for an "
 				  "overlay of the same size");
 	if (o->offline.backing_format && !o->backing)
 		return verb_usage(verb, "--backing-format without --backing");
+	if (o->thin && o->lv_bytes)
+		return verb_usage(verb, "--thin and --lv-size: expected one of them");
 	return 0;
 }
 
@@ -360,21 +380,14 @@ static int run_create(const struct verb *verb, int argc, char **argv)
 		{ "lv-size", required_argument, NULL, OPTION_LV_SIZE },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_option, 1, 1 };
 	struct create_options options = {};
-	struct qc_err err = {};
-	int c, ret;
+	int ret;
 
 	image_create_defaults(&options.image);
-	if (offline_options_init(&options.offline, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
-		take_option(&options, c, &err);
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = check_arguments(verb, &options, argc, argv);
+	ret = offline_options_read(verb, argc, argv, &syntax, &options.offline, &options);
+	if (!ret)
+		ret = check_together(verb, &options);
 	if (!ret)
 		ret = create_image(argv[optind], &options);
 	offline_options_exit(&options.offline);

@@ -307,6 +307,11 @@ static int show_chain(const char *name, const struct offline_options *options)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
+static void take_backing_chain(void *arg, int c, struct qc_err *err)
+{
+	*(bool *)arg = true;
+}
+
 static int run_info(const struct verb *verb, int argc, char **argv)
 {
 	static const struct option rows[] = {
@@ -314,23 +319,11 @@ static int run_info(const struct verb *verb, int argc, char **argv)
 		{ "backing-chain", no_argument, NULL, 'b' },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_backing_chain, 1, 1 };
 	struct offline_options options;
-	struct qc_err err = {};
 	bool whole_chain = false;
-	int c, ret = CTL_FAILED;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &options, &whole_chain);
 
-	if (offline_options_init(&options, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
-		if (!offline_option(&options, c, &err))
-			whole_chain = true;
-	}
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 1, 1);
 	if (!ret)
 		ret = whole_chain ? show_chain(argv[optind], &options) :
 				    show_image(argv[optind], &options);

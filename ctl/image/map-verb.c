@@ -151,10 +151,10 @@ static int map_chain(const char *name, const struct map_options *options)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
-static void take_option(struct map_options *options, int c, struct qc_err *err)
+static void take_option(void *arg, int c, struct qc_err *err)
 {
-	if (offline_option(&options->offline, c, err))
-		return;
+	struct map_options *options = arg;
+
 	if (c == OPTION_START)
 		parse_size("--start-offset", optarg, &options->start, err);
 	else
@@ -169,20 +169,10 @@ static int run_map(const struct verb *verb, int argc, char **argv)
 		{ "max-length", required_argument, NULL, OPTION_LENGTH },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_option, 1, 1 };
 	struct map_options options = { .length = ~0ull };
-	struct qc_err err = {};
-	int c, ret;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &options.offline, &options);
 
-	if (offline_options_init(&options.offline, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
-		take_option(&options, c, &err);
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 1, 1);
 	if (!ret)
 		ret = map_chain(argv[optind], &options);
 	offline_options_exit(&options.offline);

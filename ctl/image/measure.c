@@ -145,39 +145,25 @@ static int measure(const char *name, struct measure_options *options)
 	return CTL_DONE;
 }
 
-static int check_arguments(const struct verb *verb, const struct measure_options *options, int argc,
-			   char **argv)
+static void take_option(void *arg, int c, struct qc_err *err)
 {
-	int ret = verb_arguments(verb, argc, argv, 0, 1);
+	struct measure_options *options = arg;
 
-	if (ret)
-		return ret;
-	if (options->has_size == (optind < argc))
-		return verb_usage(verb, "expected either --size or the name of an image");
-	return 0;
+	options->has_size |= c == OPTION_SIZE;
+	create_option(&options->create, c, err);
 }
 
 static int run_measure(const struct verb *verb, int argc, char **argv)
 {
 	static const struct option rows[] = { OFFLINE_CHAIN_ROWS, CREATE_ROWS, {} };
+	static const struct offline_syntax syntax = { rows, take_option, 0, 1 };
 	struct measure_options options = {};
-	struct qc_err err = {};
-	int c, ret;
+	int ret;
 
 	image_create_defaults(&options.create);
-	if (offline_options_init(&options.offline, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
-		options.has_size |= c == OPTION_SIZE;
-		if (!create_option(&options.create, c, &err))
-			offline_option(&options.offline, c, &err);
-	}
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = check_arguments(verb, &options, argc, argv);
+	ret = offline_options_read(verb, argc, argv, &syntax, &options.offline, &options);
+	if (!ret && options.has_size == (optind < argc))
+		ret = verb_usage(verb, "expected either --size or the name of an image");
 	if (!ret)
 		ret = measure(optind < argc ? argv[optind] : NULL, &options);
 	offline_options_exit(&options.offline);

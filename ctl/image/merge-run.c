@@ -331,7 +331,7 @@ int merge_find_layer(const struct chain *chain, const char *name, u32 *depth,
 		*depth = i;
 		return 0;
 	}
-	return qc_err_set(err, -ENOENT, "%s: is no layer of the chain of %s; qchainctl info "
+	return qc_err_set(err, -ENOENT, "'%s' is no layer of the chain of %s; qchainctl info "
 			  "--backing-chain lists them", name, chain->layers[0].path);
 }
 

@@ -3,15 +3,9 @@
 #include "offline.h"
 
 #include <errno.h>
+#include <qchain/control.h>
 #include <stdlib.h>
 #include <string.h>
-
-int offline_options_init(struct offline_options *options, int argc)
-{
-	*options = (struct offline_options){ .format = IMAGE_QCOW2 };
-	options->allow_dirs = calloc(argc + 1, sizeof(*options->allow_dirs));
-	return options->allow_dirs ? 0 : -ENOMEM;
-}
 
 void offline_options_exit(struct offline_options *options)
 {
@@ -59,15 +53,16 @@ int offline_allow_dir(struct offline_options *options, const char *path)
 	return allow(options, real);
 }
 
-static void take_format(const char *what, const char *text, enum image_format *result,
-			struct qc_err *err)
+void offline_take_format(const char *what, const char *text, enum image_format *result,
+			 struct qc_err *err)
 {
 	if (image_format_parse(text, result))
 		qc_err_set(err, -EINVAL, "%s: format not known (%s), expected qcow2 or raw", what,
 			   text);
 }
 
-bool offline_option(struct offline_options *options, int c, struct qc_err *err)
+/* True: it was one of ours. */
+static bool take_option(struct offline_options *options, int c, struct qc_err *err)
 {
 	enum image_format format;
 
@@ -79,14 +74,16 @@ bool offline_option(struct offline_options *options, int c, struct qc_err *err)
 		options->force_share = true;
 		return true;
 	case OPTION_FORMAT:
-		take_format("--format", optarg, &options->format, err);
+		offline_take_format("--format", optarg, &options->format, err);
 		return true;
 	case OPTION_ALLOW_BACKING:
-		options->allow_dirs[options->nr_allow_dirs++] = optarg;
-		options->nr_given++;
+		if (chain_option_check("allow-backing", optarg, err) == 0) {
+			options->allow_dirs[options->nr_allow_dirs++] = optarg;
+			options->nr_given++;
+		}
 		return true;
 	case OPTION_BACKING_FORMAT:
-		take_format("--backing-format", optarg, &format, err);
+		offline_take_format("--backing-format", optarg, &format, err);
 		options->backing_format = optarg;
 		return true;
 	default:
@@ -94,9 +91,26 @@ bool offline_option(struct offline_options *options, int c, struct qc_err *err)
 	}
 }
 
-int offline_usage(const struct verb *verb, const struct qc_err *err)
+int offline_options_read(const struct verb *verb, int argc, char **argv,
+			 const struct offline_syntax *syntax, struct offline_options *options,
+			 void *arg)
 {
-	return verb_usage(verb, "%s", err->msg);
+	struct qc_err err = {};
+	int c;
+
+	*options = (struct offline_options){ .format = IMAGE_QCOW2 };
+	options->allow_dirs = calloc(argc + 1, sizeof(*options->allow_dirs));
+	if (!options->allow_dirs)
+		return verb_usage(verb, "out of memory");
+	while (!err.code && (c = verb_option(verb, argc, argv, syntax->rows)) != -1) {
+		if (c == '?')
+			return verb_status(verb);
+		if (!take_option(options, c, &err))
+			syntax->take(arg, c, &err);
+	}
+	if (err.code)
+		return verb_usage(verb, "%s", err.msg);
+	return verb_arguments(verb, argc, argv, syntax->least, syntax->most);
 }
 
 /* A reader that meets a writer, and the way round it. */

@@ -48,12 +48,34 @@ enum offline_option_value {
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"   \
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 
-/* @argc bounds the number of --allow-backing. -ENOMEM. */
-int offline_options_init(struct offline_options *options, int argc);
+/*
+ * struct offline_syntax - the command line of a verb
+ * @rows: its options
+ * @take: gets those that are not in struct offline_options, the value in optarg;
+ *        a wrong one sets @err. NULL: there are none.
+ * @least, @most: words beside the options
+ */
+struct offline_syntax {
+	const struct option *rows;
+	void (*take)(void *arg, int c, struct qc_err *err);
+	int least;
+	int most;
+};
+
+/*
+ * offline_options_read - read and check a command line; the words begin at optind
+ * @arg: for @syntax->take
+ * Returns 0, or the exit status when it was refused and the user was told why.
+ * offline_options_exit() has to follow in either case.
+ */
+int offline_options_read(const struct verb *verb, int argc, char **argv,
+			 const struct offline_syntax *syntax, struct offline_options *options,
+			 void *arg);
 void offline_options_exit(struct offline_options *options);
 
-/* Take option @c; true: it was one of ours. A wrong value sets @err. */
-bool offline_option(struct offline_options *options, int c, struct qc_err *err);
+/* --format and its like: "qcow2" or "raw". @what: the option, for messages. */
+void offline_take_format(const char *what, const char *text, enum image_format *result,
+			 struct qc_err *err);
 
 /* One image, not its backing; @writable: for repairs. */
 int offline_open_image(const char *name, const struct offline_options *options, bool writable,
@@ -79,9 +101,6 @@ int offline_allow_dir(struct offline_options *options, const char *path);
  * everything else by its absolute path.
  */
 char *backing_header_name(const char *path, const char *backing, struct qc_err *err);
-
-/* The command line was wrong in a way that @err tells; returns verb_status(). */
-int offline_usage(const struct verb *verb, const struct qc_err *err);
 
 /* Add @key to a JSON object; sizes and counts are unsigned. */
 void json_add_u64(json_object *object, const char *key, u64 value);

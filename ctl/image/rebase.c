@@ -262,6 +262,16 @@ static int rebase_image(const char *name, struct rebase *r)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
+static void take_option(void *arg, int c, struct qc_err *err)
+{
+	struct rebase *r = arg;
+
+	if (c == OPTION_BACKING)
+		r->backing = optarg;
+	else
+		r->unsafe = true;
+}
+
 static int run_rebase(const struct verb *verb, int argc, char **argv)
 {
 	static const struct option rows[] = {
@@ -272,28 +282,12 @@ static int run_rebase(const struct verb *verb, int argc, char **argv)
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_option, 1, 1 };
 	struct rebase r = {};
-	struct qc_err err = {};
-	int c, ret;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &r.offline, &r);
 
-	if (offline_options_init(&r.offline, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
-		if (c == OPTION_BACKING)
-			r.backing = optarg;
-		else if (c == OPTION_UNSAFE)
-			r.unsafe = true;
-		else
-			offline_option(&r.offline, c, &err);
-	}
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else if (!r.backing)
+	if (!ret && !r.backing)
 		ret = verb_usage(verb, "--backing missing, expected an image or none");
-	else
-		ret = verb_arguments(verb, argc, argv, 1, 1);
 	if (!ret)
 		ret = rebase_image(argv[optind], &r);
 	offline_options_exit(&r.offline);

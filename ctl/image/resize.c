@@ -310,6 +310,11 @@ static int resize_image(const char *name, const char *size, const struct offline
 	return CTL_DONE;
 }
 
+static void take_shrink(void *arg, int c, struct qc_err *err)
+{
+	*(bool *)arg = true;
+}
+
 static int run_resize(const struct verb *verb, int argc, char **argv)
 {
 	static const struct option rows[] = {
@@ -320,25 +325,11 @@ static int run_resize(const struct verb *verb, int argc, char **argv)
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_shrink, 2, 2 };
 	struct offline_options options;
-	struct qc_err err = {};
 	bool allow_shrink = false;
-	int c, ret;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &options, &allow_shrink);
 
-	if (offline_options_init(&options, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?') {
-		if (c == OPTION_SHRINK)
-			allow_shrink = true;
-		else
-			offline_option(&options, c, &err);
-	}
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 2, 2);
 	if (!ret)
 		ret = resize_image(argv[optind], argv[optind + 1], &options, allow_shrink);
 	offline_options_exit(&options);

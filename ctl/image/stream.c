@@ -184,8 +184,10 @@ static int stream_image(const char *name, struct stream *s)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
-static void take_option(struct stream *s, int option, struct qc_err *err)
+static void take_option(void *arg, int option, struct qc_err *err)
 {
+	struct stream *s = arg;
+
 	switch (option) {
 	case OPTION_INTO:
 		s->into_name = optarg;
@@ -195,9 +197,6 @@ static void take_option(struct stream *s, int option, struct qc_err *err)
 		break;
 	case OPTION_SPEED:
 		parse_size("--speed", optarg, &s->speed, err);
-		break;
-	default:
-		offline_option(&s->offline, option, err);
 		break;
 	}
 }
@@ -213,20 +212,10 @@ static int run_stream(const struct verb *verb, int argc, char **argv)
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
 	};
+	static const struct offline_syntax syntax = { rows, take_option, 1, 1 };
 	struct stream stream = {};
-	struct qc_err err = {};
-	int c, ret;
+	int ret = offline_options_read(verb, argc, argv, &syntax, &stream.offline, &stream);
 
-	if (offline_options_init(&stream.offline, argc))
-		return CTL_FAILED;
-	while ((c = verb_option(verb, argc, argv, rows)) != -1 && c != '?')
-		take_option(&stream, c, &err);
-	if (c == '?')
-		ret = verb_status(verb);
-	else if (err.code)
-		ret = offline_usage(verb, &err);
-	else
-		ret = verb_arguments(verb, argc, argv, 1, 1);
 	if (!ret)
 		ret = stream_image(argv[optind], &stream);
 	offline_options_exit(&stream.offline);

@@ -35,6 +35,13 @@
  */
 int chain_name_check(const char *name, struct qc_err *err);
 
+/*
+ * chain_option_check - may option @name ("cache-size") of a chain have @value?
+ * Formats, sizes, choices, folders; @err begins with "--" and the name. Options
+ * without a rule pass.
+ */
+int chain_option_check(const char *name, const char *value, struct qc_err *err);
+
 /* "/run/qchain", or what the environment variable QCHAIN_RUN_DIR says. */
 const char *chain_run_root(void);
 

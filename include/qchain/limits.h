@@ -17,6 +17,9 @@
 #define QC_MAX_REQUEST_BYTES (1024u * 1024u)
 /* Bytes of one discard or write-zeroes request; transports cut longer ones. */
 #define QC_MAX_DISCARD_BYTES (1u << 30)
+/* The memory for the map that a user may ask for: one window, and what no host has. */
+#define QC_MIN_CACHE_BYTES (4ull * 1024)
+#define QC_MAX_CACHE_BYTES (1ull << 40)
 /* Extents of one published piece of the map (rule C7). */
 #define QC_MAX_PIECE_EXTENTS 256u
 /* Pieces that have so many together, or fewer, become one. */

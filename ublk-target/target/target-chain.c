@@ -116,7 +116,8 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 			return qc_err_set(err, -EINVAL,
 					  "qcow2-chain: \"%s\" not understood, keys are format, "
 					  "read-only, snapshot, allow-backing, allow-data-file, "
-					  "backing-format, cache-size, wait, on-full",
+					  "backing-format, cache-size, wait, on-full, "
+					  "no-lock, grow-to, layers",
 					  argv[i]);
 	}
 	return 0;
