@@ -2,6 +2,7 @@
 /* qchainctl: finds the verb in the table and answers --help and --version. */
 #include "ctl.h"
 
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,6 +179,8 @@ int main(int argc, char **argv)
 {
 	const struct verb *verb;
 
+	/* One heap: that of a thread grows by a system call for every page. */
+	mallopt(M_ARENA_MAX, 1);
 	if (argc < 2) {
 		fprintf(stderr, "qchainctl: verb missing; see qchainctl --help\n");
 		return CTL_USAGE;

@@ -2,6 +2,7 @@
 /* qchaind: arguments, signals, start and stop of one daemon. */
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <qchain/control.h>
@@ -569,9 +570,11 @@ int main(int argc, char **argv)
 {
 	struct arguments args = { 0 };
 	struct qc_err err = { 0 };
-	int ret = arguments_parse(&args, argc, argv, &err);
-	int status;
+	int ret, status;
 
+	/* One heap: that of a thread grows by a system call for every page. */
+	mallopt(M_ARENA_MAX, 1);
+	ret = arguments_parse(&args, argc, argv, &err);
 	if (ret > 0)
 		status = fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 	else if (ret < 0)

@@ -60,10 +60,11 @@ static int check_loop(const struct chain_builder *b, const char *path,
 
 /* ---- node names -------------------------------------------------------- */
 
+/* Names are compared whole: zeroes follow them, and a chain has thousands. */
 static bool name_taken(const struct chain *chain, const char *name)
 {
 	for (u32 i = 0; i < chain->nr_layers; i++)
-		if (!strcmp(chain->layers[i].node_name, name))
+		if (!memcmp(chain->layers[i].node_name, name, QC_MAX_NODE_NAME + 1))
 			return true;
 	return false;
 }
@@ -75,11 +76,14 @@ static bool name_char(char c)
 	       strchr("-._+", c);
 }
 
-/* The last part of @path cut to 31 characters, ".N" in layer N where that is taken. */
+/*
+ * The last part of @path cut to 31 characters, ".N" in layer N where that is taken.
+ * @name: QC_MAX_NODE_NAME + 1 bytes.
+ */
 static void choose_node_name(const struct chain *chain, const char *path, char *name)
 {
 	const char *slash = strrchr(path, '/');
-	char base[QC_MAX_NODE_NAME + 1], suffix[16];
+	char base[QC_MAX_NODE_NAME + 1] = "", suffix[16];
 	int len;
 
 	len = snprintf(base, sizeof(base), "%.*s", QC_MAX_NODE_NAME, slash ? slash + 1 : path);
@@ -122,18 +126,20 @@ static int make_room(struct chain_builder *b, const char *path, struct qc_err *e
 	return 0;
 }
 
-/* What was opened must be what was looked up, and allowed. */
+/* What was opened must be what was looked up (@before), and allowed. */
 static int check_opened(const struct chain_builder *b, const struct io_dev *dev,
-			struct chain_ident *ident, struct qc_err *err)
+			const struct chain_ident *before, struct chain_ident *ident,
+			struct qc_err *err)
 {
 	const struct chain *chain = b->chain;
 	struct stat st;
-	int ret;
+	int ret = 0;
 
 	if (fstat(dev->fd, &st))
 		return qc_err_set(err, -errno, "%s: fstat failed (%s)", dev->path, strerror(errno));
 	*ident = ident_of(&st);
-	ret = check_loop(b, dev->path, ident, err);
+	if (!same_ident(ident, before))
+		ret = check_loop(b, dev->path, ident, err);
 	if (!ret && chain->nr_layers)
 		ret = backing_check(&b->policy, dev, chain->layers[chain->nr_layers - 1].path, err);
 	return ret;
@@ -143,7 +149,7 @@ static int open_dev(struct chain_builder *b, const char *path, struct io_dev **r
 		    struct qc_err *err)
 {
 	bool writes = !b->options->read_only && b->chain->nr_layers == 0;
-	struct chain_ident ident;
+	struct chain_ident ident = {};
 	struct stat st;
 	int ret = 0;
 
@@ -158,7 +164,7 @@ static int open_dev(struct chain_builder *b, const char *path, struct io_dev **r
 			  (b->options->wait ? IO_DEV_WAIT : 0), result, err);
 	if (ret)
 		return ret;
-	ret = check_opened(b, *result, &b->idents[b->chain->nr_layers], err);
+	ret = check_opened(b, *result, &ident, &b->idents[b->chain->nr_layers], err);
 	if (ret)
 		io_dev_close(*result);
 	return ret;
