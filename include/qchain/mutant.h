@@ -15,6 +15,7 @@ enum mutant {
 	MUTANT_MIXED_SECTOR, /* step 3 writes what is in the cache, not what was closed */
 	MUTANT_FLUSH_UNCOMMITTED, /* FLUSH does not wait for acknowledged mappings */
 	MUTANT_REPLAY_UNCLAIMED, /* replay allocates before it has claimed */
+	MUTANT_FREE_TOUCHED, /* the leak scan judges what was touched meanwhile */
 	MUTANT_NR,
 };
 

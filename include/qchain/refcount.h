@@ -12,6 +12,7 @@
  * the durable unmapping (rule B1, backwards). All calls on the metadata loop.
  */
 
+struct busy;
 struct refcounts;
 
 /* Reads the refcount table (synchronously) and builds the overlap check. */
@@ -36,7 +37,18 @@ int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wai
 
 /* Clusters that the device can hold; changes when the device grows. */
 u64 refcounts_limit(const struct refcounts *rc);
-/* A growth of the refcount structures is under way. */
+/* A growth of the refcount structures is under way, or has left something to release. */
 bool refcounts_busy(const struct refcounts *rc);
+
+/* ---- for the leak scan (qchain/leaks.h) ------------------------------------------ */
+
+/* Tell @busy (NULL: nobody) of each cluster that is allocated or touched from now on. */
+void refcounts_watch(struct refcounts *rc, struct busy *busy);
+/* [@host, + @bytes) is unmapped, or was allocated before and is not named yet. */
+void refcounts_touch(struct refcounts *rc, u64 host, u64 bytes);
+/* Where block @index is, 0: there is none; false: beyond the end of the table. */
+bool refcounts_block(const struct refcounts *rc, u64 index, u64 *host);
+/* Make the count of @cluster @count, if it is higher. As refcounts_release(). */
+int refcounts_lower(struct refcounts *rc, u64 cluster, u64 count, struct meta_wait *wait);
 
 #endif

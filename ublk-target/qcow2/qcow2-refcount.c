@@ -2,6 +2,7 @@
 /* Refcounts of an open image: allocate, release, and grow their tables ahead. */
 #include <assert.h>
 #include <errno.h>
+#include <qchain/leaks.h>
 #include <qchain/refcount.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@ struct refcounts {
 	u64 *reftable; /* host-endian */
 	u32 nr_reftable; /* entries, whole clusters */
 	u64 cursor;
+	struct busy *busy; /* of the leak scan that runs, or NULL */
 
 	/* growth: one at a time */
 	bool growing;
@@ -37,6 +39,7 @@ struct refcounts {
 	u64 *grow_table; /* the larger table, or NULL */
 	u32 grow_table_entries;
 	struct old_table *old_table; /* until the transaction has it */
+	u32 nr_old_tables; /* unmapped, not yet released */
 };
 
 static u64 block_entries(const struct image *img)
@@ -55,7 +58,28 @@ u64 refcounts_limit(const struct refcounts *rc)
 
 bool refcounts_busy(const struct refcounts *rc)
 {
-	return rc->growing;
+	return rc->growing || rc->nr_old_tables;
+}
+
+void refcounts_watch(struct refcounts *rc, struct busy *busy)
+{
+	rc->busy = busy;
+}
+
+void refcounts_touch(struct refcounts *rc, u64 host, u64 bytes)
+{
+	u64 c, last = (host + bytes - 1) >> rc->img->cluster_bits;
+
+	for (c = host >> rc->img->cluster_bits; rc->busy && c <= last; c++)
+		busy_set(rc->busy, c);
+}
+
+bool refcounts_block(const struct refcounts *rc, u64 index, u64 *host)
+{
+	if (index >= rc->nr_reftable)
+		return false;
+	*host = rc->reftable[index];
+	return true;
 }
 
 /* ---- one count ---------------------------------------------------------------- */
@@ -118,13 +142,73 @@ static void count_put(struct refcounts *rc, struct meta_block *block, u64 i, u64
 	meta_mark_dirty(block, (i << order) / 8, bytes);
 }
 
-/* ---- growth --------------------------------------------------------------------- */
+/* ---- the table that was replaced: its clusters go one by one ------------------------- */
 
 struct old_table {
 	struct meta_unmap unmap;
 	struct meta_wait wait;
 	struct refcounts *rc;
+	u64 next; /* host offset of what is not released yet */
 };
+
+static void old_table_end(struct old_table *old)
+{
+	old->rc->nr_old_tables--;
+	free(old);
+}
+
+/* A cluster that cannot be released is leaked; the others are not. */
+static void old_table_release(struct meta_wait *wait)
+{
+	struct old_table *old = container_of(wait, struct old_table, wait);
+	u64 cluster = image_cluster_bytes(old->rc->img);
+
+	while (old->next < old->unmap.host + old->unmap.bytes) {
+		if (refcounts_release(old->rc, old->next, cluster, wait) == -EAGAIN)
+			return;
+		old->next += cluster;
+	}
+	old_table_end(old);
+}
+
+/* Only the metadata thread ever reads the table: no grace is needed. */
+static void old_table_durable(struct meta_unmap *unmap, int error)
+{
+	struct old_table *old = container_of(unmap, struct old_table, unmap);
+
+	if (error)
+		old_table_end(old);
+	else
+		old_table_release(&old->wait);
+}
+
+static int old_table_create(struct refcounts *rc)
+{
+	struct old_table *old = calloc(1, sizeof(*old));
+
+	if (!old)
+		return -ENOMEM;
+	*old = (struct old_table){
+		.unmap = { .host = rc->img->reftable_offset, .durable = old_table_durable,
+			   .bytes = (u64)rc->nr_reftable * sizeof(u64) },
+		.wait = { .fn = old_table_release }, .rc = rc, .next = rc->img->reftable_offset,
+	};
+	rc->old_table = old;
+	return 0;
+}
+
+/* The open transaction names the new one. */
+static void old_table_unmap(struct refcounts *rc)
+{
+	struct old_table *old = rc->old_table;
+
+	refcounts_touch(rc, old->unmap.host, old->unmap.bytes);
+	meta_txn_unmap(rc->meta, &old->unmap);
+	rc->nr_old_tables++;
+	rc->old_table = NULL;
+}
+
+/* ---- growth --------------------------------------------------------------------- */
 
 /* Who waits asks again while @waking is set, and so learns of the error. */
 static void grow_end(struct refcounts *rc, int error)
@@ -262,9 +346,9 @@ static int grow_join(struct refcounts *rc)
 	ret = grow_set(rc, block);
 	if (ret)
 		return ret;
+	refcounts_touch(rc, grow_host(rc), bytes);
 	if (rc->grow_table)
-		meta_txn_unmap(rc->meta, &rc->old_table->unmap);
-	rc->old_table = NULL;
+		old_table_unmap(rc);
 	meta_txn_join(rc->meta, &rc->grow_join);
 	meta_kick(rc->meta);
 	return 0;
@@ -277,25 +361,6 @@ static void grow_run(struct meta_wait *wait)
 
 	if (ret && ret != -EAGAIN)
 		grow_end(rc, ret);
-}
-
-static void old_table_release(struct meta_wait *wait)
-{
-	struct old_table *old = container_of(wait, struct old_table, wait);
-
-	if (refcounts_release(old->rc, old->unmap.host, old->unmap.bytes, wait) != -EAGAIN)
-		free(old);
-}
-
-/* Only the metadata thread ever reads the table: no grace is needed. */
-static void old_table_durable(struct meta_unmap *unmap, int error)
-{
-	struct old_table *old = container_of(unmap, struct old_table, unmap);
-
-	if (error)
-		free(old);
-	else
-		old_table_release(&old->wait);
 }
 
 static void grow_name_blocks(struct refcounts *rc)
@@ -315,17 +380,11 @@ static int grow_plan_table(struct refcounts *rc)
 {
 	const struct image *img = rc->img;
 	u64 per_cluster = image_cluster_bytes(img) / sizeof(u64);
-	struct old_table *old = calloc(1, sizeof(*old));
 	u64 entries, clusters;
+	int ret = old_table_create(rc);
 
-	rc->old_table = old;
-	if (!old)
-		return -ENOMEM;
-	*old = (struct old_table){
-		.unmap = { .host = img->reftable_offset, .durable = old_table_durable,
-			   .bytes = (u64)rc->nr_reftable * sizeof(u64) },
-		.wait = { .fn = old_table_release }, .rc = rc,
-	};
+	if (ret)
+		return ret;
 	rc->grow_blocks = 0;
 	do {
 		rc->grow_blocks++;
@@ -416,6 +475,7 @@ static int take_from_block(struct refcounts *rc, u32 want, struct meta_wait *wai
 		if (overlap_what(rc->img, (rc->cursor + *got) << rc->img->cluster_bits))
 			return *got ? 0 : -EUCLEAN; /* metadata that nobody counts */
 		count_put(rc, block, i, 1);
+		refcounts_touch(rc, (rc->cursor + *got) << rc->img->cluster_bits, 1);
 		(*got)++;
 		i++;
 	}
@@ -474,6 +534,22 @@ int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wai
 			rc->cursor = c;
 	}
 	return ret;
+}
+
+int refcounts_lower(struct refcounts *rc, u64 cluster, u64 count, struct meta_wait *wait)
+{
+	struct meta_block *block;
+	u64 i;
+	int ret = count_block(rc, cluster, wait, &block, &i);
+
+	if (ret)
+		return ret == -ENOENT ? -EUCLEAN : ret;
+	if (count_get(block->data, i, rc->img->refcount_order) <= count)
+		return 0;
+	count_put(rc, block, i, count);
+	if (!count && cluster < rc->cursor)
+		rc->cursor = cluster;
+	return 0;
 }
 
 /* ---- open and close ----------------------------------------------------------------- */
