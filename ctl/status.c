@@ -25,7 +25,8 @@ static bool is_told_already(const char *key)
 {
 	static const char *const told[] = { "name", "top", "virtual-size", "pid", "status",
 					    "running", "singlestep", "metadata",
-					    "grace", "queues", "requests" };
+					    "grace", "queues", "requests",
+					    "leak-scan" };
 
 	for (u32 i = 0; i < ARRAY_SIZE(told); i++) {
 		if (strcmp(told[i], key) == 0)
@@ -128,6 +129,24 @@ static void print_waiting(json_object *status)
 	print_grace(status);
 }
 
+/* Of an image that was not closed cleanly, or before the volume is called full. */
+static void print_scan(json_object *status)
+{
+	json_object *scan;
+	char text[96];
+	s64 percent;
+
+	if (!json_object_object_get_ex(status, "leak-scan", &scan))
+		return;
+	percent = json_number(scan, "percent", 0);
+	if (!percent && !json_flag(scan, "running"))
+		return;
+	snprintf(text, sizeof(text), "%lld %%%s, %lld clusters freed", (long long)percent,
+		 json_flag(scan, "running") ? "" : ", ended",
+		 (long long)json_number(scan, "freed-clusters", 0));
+	print_line("leak scan", text);
+}
+
 static void print_daemon(const struct served *served)
 {
 	json_object *metadata;
@@ -139,6 +158,7 @@ static void print_daemon(const struct served *served)
 			print_value(key, value);
 	}
 	print_waiting(served->status);
+	print_scan(served->status);
 	if (!json_object_object_get_ex(served->status, "metadata", &metadata) ||
 	    !json_object_is_type(metadata, json_type_object))
 		return;

@@ -42,10 +42,12 @@ class Volume:
 class Full:
     """qchaind on a small volume, with NBD and QMP; `with` removes the device."""
 
-    def __init__(self, place, size, *words):
+    def __init__(self, place, size, *words, prepare=None):
         self.place = place
         self.volume = Volume(place, "volume", size)
         place.run("qemu-img", "create", "-q", "-f", "qcow2", self.volume.path, "64M")
+        if prepare:
+            prepare(self.volume.path)
         self.child = place.start("--qmp", place.path("qmp"), "--export", f"nbd,socket={place.path('nbd')}",
                                  *words, self.volume.path)
 
@@ -193,6 +195,33 @@ def test_quit_by_force(place):
         wait_until(lambda: full.child.poll() is not None, "the daemon ends")
         expect_equal(full.child.returncode, 0, "exit status")
         place.run("qemu-img", "check", "-q", "-f", "qcow2", full.volume.path)
+
+
+def leak_clusters(path, first, end):
+    """Count clusters that nobody uses, in an image with one 16-bit refcount block."""
+    with open(path, "r+b") as volume:
+        volume.seek(48)
+        volume.seek(int.from_bytes(volume.read(8), "big"))
+        volume.seek(int.from_bytes(volume.read(8), "big") + 2 * first)
+        volume.write(b"\0\1" * (end - first))
+
+
+def test_leaks_before_full(place):
+    """Before the volume is called full, leaked clusters are found and used (rule A4)."""
+    async def run(full):
+        client = await connect(place)
+        expect_equal(full.status()["leak-scan"]["percent"], 0, "no scan before there is need")
+        await asyncio.gather(*start_writes(client, 48))
+        status = full.status()
+        expect_equal((status["leak-scan"]["freed-clusters"], status["metadata"]["full"]), (44, False), "status")
+        await client.flush()
+        await client.close()
+        full.child.terminate()
+        events = [line["event"] for line in await asyncio.to_thread(full.events.until_end)]
+        expect("QCHAIN_LEAK_SCAN" in events and "BLOCK_IO_ERROR" not in events, f"events: {events}")
+    with Full(place, 4 << 20, prepare=lambda path: leak_clusters(path, 20, 64)) as full:
+        asyncio.run(run(full))
+        full.stop()
 
 
 if __name__ == "__main__":

@@ -529,5 +529,76 @@ def test_sealed_late(place):
         nothing_left(place)
 
 
+# ---- an active layer that was left open -----------------------------------------------------
+
+
+def refcount_at(path, cluster):
+    """Where the refcount of a cluster is, in an image with one 16-bit refcount block."""
+    return read_be64(path, read_be64(path, 48)) + 2 * cluster
+
+
+def put_refcount(path, cluster, value):
+    with open(path, "r+b") as image:
+        image.seek(refcount_at(path, cluster))
+        image.write(value.to_bytes(2, "big"))
+
+
+def leak(path, count):
+    """Clusters at the end that are counted and not used; returns the end."""
+    end = os.path.getsize(path) + CLUSTER - 1 & ~(CLUSTER - 1)
+    os.truncate(path, end + count * CLUSTER)
+    for n in range(count):
+        put_refcount(path, end // CLUSTER + n, 1)
+    return end
+
+
+def scan_of(place):
+    return place.ctl_json("status", "seven")["status"]["leak-scan"]
+
+
+def test_leaks_are_found_beside_serving(place):
+    """What was leaked is free, what the guest writes stays; the mark goes at the end."""
+    place.make_chain()
+    top = place.path("top.qcow2")
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 1M", top)
+    leak(top, 20)
+    leave_open(top)
+    up(place)
+    guest_io(place, "seven.sock", "write -P 6 1M 2M", "read -P 5 0 1M")
+    wait_until(lambda: not scan_of(place)["running"], "the scan ends")
+    scan = scan_of(place)
+    expect_equal((scan["freed-clusters"], scan["percent"]), (20, 100), "what status says of the scan")
+    expect("leak scan" in place.ctl("status", "seven").stdout, "status does not show it")
+    guest_io(place, "seven.sock", "read -P 6 1M 2M")
+    place.ctl("down", "seven")
+    nothing_left(place)
+    expect(not is_marked(top), "the mark is left")
+    place.check_images()
+    up(place)
+    expect_equal(scan_of(place), {"running": False, "percent": 0, "freed-clusters": 0}, "a clean image is not scanned")
+    place.ctl("down", "seven")
+
+
+def test_scan_finds_damage(place):
+    """An entry that nobody counts: the device turns read-only, the image is marked as corrupt."""
+    place.make_chain()
+    top = place.path("top.qcow2")
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 128k", top)
+    end = leak(top, 1)
+    put_refcount(top, end // CLUSTER - 1, 0)  # of the last cluster of data
+    leave_open(top)
+    up(place)
+    wait_until(lambda: place.ctl_json("status", "seven")["status"]["metadata"]["failed"], "the damage is found")
+    scan = scan_of(place)
+    expect_equal((scan["running"], scan["freed-clusters"]), (False, 0), "the scan")
+    guest_io(place, "seven.sock", "read -P 5 0 128k")
+    place.ctl("down", "seven")
+    expect(is_marked(top) and read_be64(top, 72) & 2, "the image is not marked")
+    done = up(place, status=1)
+    expect("cannot be repaired" not in done.stderr and "corrupt" in done.stderr, done.stderr)
+    place.ctl("check", "--repair=all", "--force", top)
+    place.check_images()
+
+
 if __name__ == "__main__":
     sys.exit(harness.main("lifecycle", sys.modules["__main__"]))

@@ -217,20 +217,12 @@ static void mark_corrupt(struct writer *w)
 		meta_kick(w->meta);
 }
 
-void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what)
+static void corrupt(struct chain_target *ct, struct layer *l, u64 host, const char *what)
 {
-	struct layer *l = ct->map.table->by_id[layer];
 	struct writer *w = l->writer;
-	json_object *data;
+	json_object *data = json_object_new_object();
 
-	if (l->corrupt)
-		return;
 	l->corrupt = true;
-	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s; "
-		  "run qchainctl check on it",
-		  l->path, (unsigned long long)guest, (unsigned long long)host, what,
-		  w ? ", the device is read-only now" : "");
-	data = json_object_new_object();
 	json_object_object_add(data, "node-name", json_object_new_string(l->node_name));
 	json_object_object_add(data, "msg", json_object_new_string(what));
 	json_object_object_add(data, "offset", json_object_new_int64(host));
@@ -240,4 +232,27 @@ void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, cons
 		make_read_only(w);
 	}
 	target_event(ct->ti, "BLOCK_IMAGE_CORRUPTED", data);
+}
+
+void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what)
+{
+	struct layer *l = ct->map.table->by_id[layer];
+
+	if (l->corrupt)
+		return;
+	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s; "
+		  "run qchainctl check on it",
+		  l->path, (unsigned long long)guest, (unsigned long long)host, what,
+		  l->writer ? ", the device is read-only now" : "");
+	corrupt(ct, l, host, what);
+}
+
+void writer_corrupt(struct writer *w, u64 host, const char *what)
+{
+	if (w->layer->corrupt)
+		return;
+	log_error("%s: corrupt at host offset %llu: %s; the device is read-only now; take it down "
+		  "and run qchainctl check --repair on it",
+		  w->layer->path, (unsigned long long)host, what);
+	corrupt(w->ct, w->layer, host, what);
 }

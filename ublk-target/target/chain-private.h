@@ -98,6 +98,11 @@ struct writer {
 	bool full;
 	u64 stat_allocated;
 
+	struct leak_scan *scan; /* that runs; NULL: none */
+	bool unclean; /* found open, and not scanned to the end yet: keeps its mark */
+	bool scanned; /* a scan has begun since clusters may have been leaked */
+	u64 stat_leaks_freed;
+
 	/* once an overlay stands on it, see chain-switch.c */
 	struct cds_list_head node; /* in ct->closing */
 	bool settled; /* what was issued while it was active has ended */
@@ -155,6 +160,8 @@ int chain_bounce_get(struct chain_target *ct, u32 bytes, struct meta_wait *wait,
 void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem);
 /* A violation was found; in the active layer it ends writing. */
 void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what);
+/* The same, in the tables of an image that is being written. */
+void writer_corrupt(struct writer *w, u64 host, const char *what);
 /* meta_ops.failed: the device turns read-only. */
 void writer_failed(void *arg, int error);
 
@@ -376,5 +383,16 @@ void writer_release_now(struct writer *w, u64 host, u64 bytes);
 void writer_park(struct write_op *op);
 void writer_unpark(struct writer *w);
 void writer_full_timer(struct loop *loop, struct loop_timer *timer);
+
+/* ---- chain-leaks.c: the leak scan ------------------------------------------------------- */
+
+/* Nothing that @w has unmapped may be on its way to being released. */
+void writer_scan_start(struct writer *w);
+/* Somebody waits for its end: no pauses. No scan runs: nothing. */
+void writer_scan_hurry(struct writer *w);
+/* The daemon stops: the scan ends soon, done or not. */
+void writer_scan_stop(struct writer *w);
+/* {running, percent, freed-clusters} */
+json_object *scan_json(const struct writer *w);
 
 #endif

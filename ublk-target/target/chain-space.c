@@ -29,10 +29,12 @@ static void reclaim_release(struct meta_wait *wait)
 
 	if (ret == -EAGAIN)
 		return;
-	if (ret)
+	if (ret) {
+		w->scanned = false;
 		log_warn("%s: cluster at %llu cannot be given back (error %d); "
 			 "qchainctl check --repair finds it",
 			 w->layer->path, (unsigned long long)r->unmap.host, -ret);
+	}
 	free(r);
 	w->nr_reclaims--;
 	writer_unpark(w);
@@ -59,8 +61,10 @@ static struct reclaim *reclaim_create(struct writer *w, u64 host, u64 bytes)
 {
 	struct reclaim *r = calloc(1, sizeof(*r));
 
-	if (!r)
-		return NULL; /* leaked until the next check */
+	if (!r) {
+		w->scanned = false; /* leaked until the next scan */
+		return NULL;
+	}
 	r->writer = w;
 	r->unmap.host = host;
 	r->unmap.bytes = bytes;
@@ -75,6 +79,7 @@ int writer_unmap(struct writer *w, u64 host, u64 bytes)
 {
 	struct reclaim *r = reclaim_create(w, host, bytes);
 
+	refcounts_touch(w->rc, host, bytes);
 	if (!r)
 		return -ENOMEM;
 	meta_txn_unmap(w->meta, &r->unmap);
@@ -143,6 +148,22 @@ static void fail_parked(struct writer *w)
 	write_ops_run(&w->parked);
 }
 
+/*
+ * Rule A4: before a device is called full, what is unmapped is committed and,
+ * after grace, reused; then a scan looks for leaks, once.
+ */
+static bool space_may_come(struct writer *w)
+{
+	if (w->nr_reclaims || refcounts_busy(w->rc)) {
+		meta_housekeep(w->meta);
+		return true;
+	}
+	if (!w->scan && !w->scanned && !w->ct->stopping)
+		writer_scan_start(w);
+	writer_scan_hurry(w);
+	return w->scan;
+}
+
 /* While operations are parked: has the device grown, was something freed? */
 void writer_full_timer(struct loop *loop, struct loop_timer *timer)
 {
@@ -157,9 +178,7 @@ void writer_full_timer(struct loop *loop, struct loop_timer *timer)
 	dev->ops->refresh_size(dev);
 	if (dev->size_bytes > before) {
 		writer_unpark(w);
-	} else if (w->nr_reclaims) {
-		meta_housekeep(w->meta);
-	} else {
+	} else if (!space_may_come(w)) {
 		say_full(w, true);
 		if (w->ct->on_full == ON_FULL_FAIL || w->ct->stopping)
 			fail_parked(w);

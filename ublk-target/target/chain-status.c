@@ -4,7 +4,7 @@
 
 /*
  * Keys of the result: "nodes" (query-named-block-nodes); our own: "metadata"
- * (counters), "grace", "queues" (those whose writes wait for space).
+ * (counters), "grace", "queues" (those whose writes wait for space), "leak-scan".
  */
 
 static json_object *str(const char *s)
@@ -130,6 +130,8 @@ static void status_run(struct loop *loop, void *arg)
 	json_object_object_add(call->result, "metadata", metadata_json(ct));
 	json_object_object_add(call->result, "grace", grace_json(ct));
 	json_object_object_add(call->result, "queues", queues_json(ct));
+	if (ct->active && ct->active->meta)
+		json_object_object_add(call->result, "leak-scan", scan_json(ct->active));
 	json_object_object_add(call->result, "status",
 			       str(ct->active && ct->active->full ? "io-error" : "running"));
 }

@@ -104,6 +104,7 @@ static void seal_drain(struct loop *loop, struct loop_timer *timer)
 	struct writer *w = container_of(timer, struct writer, seal_timer);
 
 	if (!writer_idle(w)) {
+		writer_scan_hurry(w);
 		if (w->meta)
 			meta_housekeep(w->meta);
 		loop_timer_set(loop, timer, SEAL_POLL_NS);

@@ -30,7 +30,8 @@ void writer_mark_closed(struct writer *w)
 
 	if (!w->meta || w->failed || img->version < 3)
 		return;
-	img->autoclear &= ~QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+	if (!w->unclean)
+		img->autoclear &= ~QCOW2_AUTOCLEAR_QCHAIN_OPEN;
 	img->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
 	if (image_write_features(img))
 		log_error("%s: cannot write the header; the next open will look for leaks",
@@ -73,6 +74,7 @@ static int open_tables(struct writer *w, struct qc_err *err)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", img->dev->path);
 	for (i = 0; i < CELL_BUCKETS; i++)
 		CDS_INIT_LIST_HEAD(&w->cells[i]);
+	w->unclean = img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN;
 	return mark_open(img, err);
 }
 
@@ -109,11 +111,13 @@ void writer_start(struct writer *w, u16 id)
 	w->header_wait.fn = pin_header;
 	if (w->meta && w->img->version >= 3)
 		pin_header(&w->header_wait);
+	if (w->unclean) /* what is to be replayed has been by now: it names clusters */
+		writer_scan_start(w);
 }
 
 bool writer_idle(const struct writer *w)
 {
-	if (w->nr_ops)
+	if (w->nr_ops || w->scan)
 		return false;
 	if (!w->meta)
 		return true;

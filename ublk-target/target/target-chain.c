@@ -20,7 +20,7 @@
  *        | mapping changes: cut into operations           chain-split.c
  *        |   stages, transaction, publish                 chain-write.c, chain-plan.c,
  *        |                                                chain-table.c
- *        ' space: reclaim, park                           chain-space.c
+ *        ' space: reclaim, park; leaks                    chain-space.c, chain-leaks.c
  *   each image that is written has a struct writer        chain-writer.c
  *   an overlay becomes the active layer                   chain-switch.c, chain-layers.c
  */
@@ -125,23 +125,16 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 
 /* ---- opening ---------------------------------------------------------------------- */
 
-/* The active layer was not closed cleanly: make its refcounts exact first (A3, A4). */
-static int repair_top(const char *top, u32 fix, struct qc_err *err)
+/* Dirty or corrupt: the active layer's refcounts are made exact first (rules A3, B7). */
+static int repair_top(const char *top, struct qc_err *err)
 {
 	struct image *img;
-	int ret = chain_check_image(top, IO_DEV_WAIT, fix, &img, err);
+	int ret = chain_check_image(top, IO_DEV_WAIT, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS, &img,
+				    err);
 
 	if (!ret)
 		image_close(img);
 	return ret;
-}
-
-static bool was_unclean(const struct chain *chain)
-{
-	const struct image *img = chain->layers[0].img;
-
-	return !chain->read_only && img->format == IMAGE_QCOW2 &&
-	       img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN;
 }
 
 static int open_chain(struct chain_target *ct, const char *top, struct chain_words *w,
@@ -151,21 +144,14 @@ static int open_chain(struct chain_target *ct, const char *top, struct chain_wor
 	int ret = chain_open(top, &w->open, &ct->chain, &first);
 
 	if (ret == -EUCLEAN && !w->open.read_only && w->open.top_format == IMAGE_QCOW2) {
-		ret = repair_top(top, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS, err);
+		ret = repair_top(top, err);
 		if (!ret)
 			ret = chain_open(top, &w->open, &ct->chain, err);
 		return ret;
 	}
-	if (ret) {
+	if (ret)
 		*err = first;
-		return ret;
-	}
-	if (!was_unclean(ct->chain))
-		return 0;
-	chain_close(ct->chain);
-	ct->chain = NULL;
-	ret = repair_top(top, CHECK_FIX_LEAKS, err);
-	return ret ? ret : chain_open(top, &w->open, &ct->chain, err);
+	return ret;
 }
 
 /* Rule A5: what cannot be written sector-atomically on these devices is not written. */
@@ -325,6 +311,16 @@ static bool is_idle(struct chain_target *ct)
 	       (!ct->active || writer_idle(ct->active));
 }
 
+static void stop_scans(struct chain_target *ct)
+{
+	struct writer *w;
+
+	if (ct->active)
+		writer_scan_stop(ct->active);
+	cds_list_for_each_entry(w, &ct->closing, node)
+		writer_scan_stop(w);
+}
+
 static void drain_check(struct loop *loop, struct loop_timer *timer)
 {
 	struct drain *d = container_of(timer, struct drain, timer);
@@ -335,6 +331,7 @@ static void drain_check(struct loop *loop, struct loop_timer *timer)
 		return;
 	}
 	d->ct->stopping = true;
+	stop_scans(d->ct);
 	if (d->ct->active && d->ct->active->meta)
 		meta_housekeep(d->ct->active->meta);
 	loop_timer_set(loop, timer, DRAIN_POLL_NS);
@@ -352,6 +349,8 @@ static void presuspend_run(struct loop *loop, void *arg)
 	struct chain_target *ct = arg;
 
 	ct->on_full = ON_FULL_FAIL;
+	ct->stopping = true;
+	stop_scans(ct);
 	if (ct->active && !cds_list_empty(&ct->active->parked))
 		loop_timer_set(loop, &ct->active->full_timer, 0);
 }
