@@ -3,51 +3,28 @@
 #include "standing.h"
 
 #include <dirent.h>
-#include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <qchain/lvm.h>
+#include <qchain/overlays.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <uapi/qcow2.h>
-#include <unistd.h>
-
-/* What a look at one image needs: its header and its backing name. */
-#define HEADER_BYTES 72u
-
-struct ident {
-	dev_t dev;
-	ino_t ino; /* 0: a block device */
-};
 
 struct search {
 	const struct chain *chain;
 	u32 first;
 	u32 last;
-	struct ident *idents; /* of all layers, by depth */
+	struct image_ident *idents; /* of all layers, by depth */
 	struct qc_err *err;
 };
 
-static int ident_of_path(const char *path, struct ident *result)
-{
-	struct stat st;
-
-	if (stat(path, &st))
-		return -errno;
-	*result = (struct ident){ .dev = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev,
-				  .ino = S_ISBLK(st.st_mode) ? 0 : st.st_ino };
-	return 0;
-}
-
 /* The depth of the layer that this is; -1: none. */
-static int depth_of(const struct search *s, const struct ident *ident)
+static int depth_of(const struct search *s, const struct image_ident *ident)
 {
 	u32 i;
 
 	for (i = 0; i < s->chain->nr_layers; i++)
-		if (s->idents[i].dev == ident->dev && s->idents[i].ino == ident->ino)
+		if (image_ident_same(&s->idents[i], ident))
 			return i;
 	return -1;
 }
@@ -59,58 +36,14 @@ static int unreadable(struct search *s, const char *path, const char *why)
 			  path, why, s->chain->layers[s->last].path);
 }
 
-/*
- * The backing name in the header at @fd, as a path; malloc'ed. NULL: not a qcow2
- * image, or none below it. -errno: it cannot be told.
- */
-static int backing_path(int fd, const char *path, char **result)
+static int judge(struct search *s, const char *path)
 {
-	struct qcow2_disk_header h;
-	char name[QC_MAX_BACKING_NAME + 1];
-	const char *slash = strrchr(path, '/');
-	u64 offset;
-	u32 len;
-	ssize_t n = pread(fd, &h, HEADER_BYTES, 0);
+	struct image_ident backing;
+	int depth, ret = overlay_backing(path, &backing);
 
-	*result = NULL;
-	if (n < 0)
-		return -errno;
-	if (n < (ssize_t)HEADER_BYTES || be32toh(h.magic) != QCOW2_MAGIC)
-		return 0;
-	offset = be64toh(h.backing_file_offset);
-	len = be32toh(h.backing_file_size);
-	if (!offset || !len)
-		return 0;
-	if (len > QC_MAX_BACKING_NAME)
-		return -EFBIG;
-	n = pread(fd, name, len, offset);
-	if (n != (ssize_t)len)
-		return n < 0 ? -errno : -EIO;
-	name[len] = 0;
-	if (strchr(name, ':') && !strchr(name, '/'))
-		return -EPROTONOSUPPORT; /* "json:", "nbd:": who knows what it leads to */
-	if (name[0] == '/' || !slash)
-		*result = strdup(name);
-	else if (asprintf(result, "%.*s%s", (int)(slash + 1 - path), path, name) < 0)
-		*result = NULL;
-	return *result ? 0 : -ENOMEM;
-}
-
-static int judge(struct search *s, const char *path, int fd)
-{
-	struct ident ident;
-	char *backing;
-	int depth, ret = backing_path(fd, path, &backing);
-
-	if (ret)
+	if (ret < 0)
 		return unreadable(s, path, strerror(-ret));
-	if (!backing)
-		return 0;
-	ret = ident_of_path(backing, &ident);
-	free(backing);
-	if (ret)
-		return 0; /* it stands on nothing that is there */
-	depth = depth_of(s, &ident);
+	depth = ret ? depth_of(s, &backing) : -1;
 	if (depth < (int)s->first || depth > (int)s->last)
 		return 0;
 	return qc_err_set(s->err, -EBUSY, "%s: is the backing image of %s, which is not part of "
@@ -118,23 +51,14 @@ static int judge(struct search *s, const char *path, int fd)
 			  s->chain->layers[depth].path, path);
 }
 
-/* Neither a layer itself, nor something that cannot be an image. */
+/* Layers themselves do not count. */
 static int look_at(struct search *s, const char *path)
 {
-	struct ident ident;
-	struct stat st;
-	int fd, ret;
+	struct image_ident ident;
 
-	if (stat(path, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
+	if (image_ident_of(path, &ident) || depth_of(s, &ident) >= 0)
 		return 0;
-	if (!ident_of_path(path, &ident) && depth_of(s, &ident) >= 0)
-		return 0;
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (fd < 0)
-		return unreadable(s, path, strerror(errno));
-	ret = judge(s, path, fd);
-	close(fd);
-	return ret;
+	return judge(s, path);
 }
 
 static int scan_directory(struct search *s, const char *dir)
@@ -218,7 +142,7 @@ int standing_check(const struct chain *chain, u32 first, u32 last, struct qc_err
 	if (!s.idents)
 		return qc_err_set(err, -ENOMEM, "out of memory");
 	for (i = 0; i < chain->nr_layers && !ret; i++) {
-		ret = ident_of_path(chain->layers[i].img->dev->path, &s.idents[i]);
+		ret = image_ident_of(chain->layers[i].img->dev->path, &s.idents[i]);
 		if (ret)
 			qc_err_set(err, ret, "%s: stat failed (%s)", chain->layers[i].path,
 				   strerror(-ret));
