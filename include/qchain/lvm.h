@@ -10,8 +10,7 @@ struct lvm_lv {
 	char vg[128];
 	char name[128];
 	char uuid[40];
-	char tags[1024]; /* comma-separated, as lvs prints them */
-	bool tags_cut; /* there are more than fit: never decide by a missing one */
+	const char *tags; /* comma-separated, as lvs prints them; lives as the list does */
 	u64 size_bytes;
 	bool active;
 	bool open;
@@ -19,11 +18,11 @@ struct lvm_lv {
 
 /*
  * lvm_list - every LV of @vg (NULL: of all VGs), one `lvs` call, no --select
- * *@result is malloc'ed; NULL when there are none. Hidden LVs are left out.
- * lvm_find - -ENOENT when the VG has no such LV
+ * *@result is malloc'ed, one block; NULL when there are none. Hidden LVs are left out.
+ * lvm_find - -ENOENT when the VG has no such LV; *@result is malloc'ed
  */
 int lvm_list(const char *vg, struct lvm_lv **result, u32 *nr, struct qc_err *err);
-int lvm_find(const char *vg, const char *name, struct lvm_lv *result, struct qc_err *err);
+int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc_err *err);
 
 /*
  * lvm_create - @bytes are rounded up to whole extents; @tag may be NULL

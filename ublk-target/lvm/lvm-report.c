@@ -36,19 +36,9 @@ static bool copy_text(char *to, size_t len, const char *from)
 	return (size_t)snprintf(to, len, "%s", from) < len;
 }
 
-/* Tags are kept whole: what does not fit is left out, and said. */
-static void copy_tags(struct lvm_lv *lv, const char *tags)
-{
-	char *comma;
-
-	lv->tags_cut = !copy_text(lv->tags, sizeof(lv->tags), tags);
-	if (!lv->tags_cut || tags[sizeof(lv->tags) - 1] == ',')
-		return;
-	comma = strrchr(lv->tags, ',');
-	*(comma ? comma : lv->tags) = 0;
-}
-
-static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, struct qc_err *err)
+/* @texts: where its tags go; moved behind them */
+static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, char **texts,
+		    struct qc_err *err)
 {
 	const char *vg = text_of(json, "vg_name"), *name = text_of(json, "lv_name");
 	const char *uuid = text_of(json, "lv_uuid"), *size = text_of(json, "lv_size");
@@ -66,7 +56,8 @@ static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, st
 	lv->size_bytes = strtoull(size, &end, 10);
 	if (errno || end == size || *end)
 		return malformed(object, size, err);
-	copy_tags(lv, tags);
+	lv->tags = *texts;
+	*texts = stpcpy(*texts, tags) + 1;
 	/* "active", "local exclusive".. or nothing; "unknown" without a driver */
 	lv->active = active[0] && strcmp(active, "unknown");
 	lv->open = !strcmp(open, "open");
@@ -86,22 +77,37 @@ static json_object *find_lvs(json_object *root)
 	return lvs;
 }
 
+/* Bytes for the tags of all; an LV without them is malformed, and refused later. */
+static size_t tag_bytes(json_object *lvs)
+{
+	size_t bytes = 0;
+
+	for (size_t i = 0; i < json_object_array_length(lvs); i++) {
+		const char *tags = text_of(json_object_array_get_idx(lvs, i), "lv_tags");
+
+		bytes += tags ? strlen(tags) + 1 : 0;
+	}
+	return bytes;
+}
+
 static int parse_lvs(const char *object, json_object *lvs, struct lvm_lv **result, u32 *nr,
 		     struct qc_err *err)
 {
 	size_t n = json_object_array_length(lvs);
 	struct lvm_lv *array;
+	char *texts;
 	int ret = 0;
 
 	*result = NULL;
 	*nr = 0;
 	if (!n)
 		return 0;
-	array = calloc(n, sizeof(*array));
+	array = calloc(1, n * sizeof(*array) + tag_bytes(lvs));
 	if (!array)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", object);
+	texts = (char *)(array + n);
 	for (size_t i = 0; !ret && i < n; i++)
-		ret = parse_lv(object, json_object_array_get_idx(lvs, i), &array[i], err);
+		ret = parse_lv(object, json_object_array_get_idx(lvs, i), &array[i], &texts, err);
 	if (ret) {
 		free(array);
 		return ret;

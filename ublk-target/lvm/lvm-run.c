@@ -14,7 +14,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_ARGS 40u
 #define MAX_OUTPUT_BYTES (64u * MiB)
 #define MAX_ERROR_BYTES 4096u
 #define STOP_GRACE_MS 5000u
@@ -118,20 +117,24 @@ static int spawn_with(struct lvm_process *p, posix_spawn_file_actions_t *actions
 
 static int spawn(struct lvm_process *p, const char *const *args)
 {
-	const char *argv[MAX_ARGS + 2] = { "lvm" };
 	posix_spawn_file_actions_t actions;
-	u32 n = 1;
+	const char **argv;
+	size_t n = 0;
 	int ret;
 
-	for (; *args && n <= MAX_ARGS; args++)
-		argv[n++] = *args;
-	if (*args)
-		return -E2BIG;
+	while (args[n])
+		n++;
+	argv = calloc(n + 2, sizeof(*argv));
+	if (!argv)
+		return -ENOMEM;
+	argv[0] = "lvm";
+	memcpy(argv + 1, args, n * sizeof(*argv));
 	ret = -posix_spawn_file_actions_init(&actions);
-	if (ret)
-		return ret;
-	ret = spawn_with(p, &actions, (char *const *)argv);
-	posix_spawn_file_actions_destroy(&actions);
+	if (!ret) {
+		ret = spawn_with(p, &actions, (char *const *)argv);
+		posix_spawn_file_actions_destroy(&actions);
+	}
+	free(argv);
 	return ret;
 }
 
@@ -350,13 +353,20 @@ static const char *filter_config(void)
 int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **output,
 	    struct qc_err *err)
 {
-	const char *filtered[MAX_ARGS + 1] = { args[0], "--config", filter_config() };
-	u32 n = 3;
+	const char **filtered;
+	size_t nr = 0;
+	int ret;
 
-	for (args++; *args && n < MAX_ARGS; args++)
-		filtered[n++] = *args;
-	if (*args)
-		return qc_err_set(err, -E2BIG, "%s: %s has too many arguments", object,
-				  filtered[0]);
-	return lvm_run_plain(object, filtered, timeout_ms, output, err);
+	while (args[nr])
+		nr++;
+	filtered = calloc(nr + 3, sizeof(*filtered));
+	if (!filtered)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", object);
+	filtered[0] = args[0];
+	filtered[1] = "--config";
+	filtered[2] = filter_config();
+	memcpy(filtered + 3, args + 1, (nr - 1) * sizeof(*filtered));
+	ret = lvm_run_plain(object, filtered, timeout_ms, output, err);
+	free(filtered);
+	return ret;
 }

@@ -17,8 +17,7 @@
  */
 #define MAX_LV_NAME 127u
 #define MAX_TAG 1024u
-#define MAX_TAGS 8u
-#define MAX_TAG_LIST_BYTES 4096u
+#define MAX_TAGS 16384u /* of one change */
 #define NO_BACKUP "--autobackup", "n"
 
 /* As they stand in messages and arguments: "VG/LV". */
@@ -89,12 +88,11 @@ int lvm_list(const char *vg, struct lvm_lv **result, u32 *nr, struct qc_err *err
 	return ret;
 }
 
-int lvm_find(const char *vg, const char *name, struct lvm_lv *result, struct qc_err *err)
+int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc_err *err)
 {
 	struct lv_name lv;
 	struct lvm_lv *lvs;
-	bool found = false;
-	u32 nr;
+	u32 nr, i;
 	int ret;
 
 	ret = make_name(vg, name, &lv, err);
@@ -102,16 +100,16 @@ int lvm_find(const char *vg, const char *name, struct lvm_lv *result, struct qc_
 		ret = lvm_list(vg, &lvs, &nr, err);
 	if (ret)
 		return ret;
-	for (u32 i = 0; i < nr && !found; i++) {
-		found = !strcmp(lvs[i].name, name);
-		if (found)
-			*result = lvs[i];
+	for (i = 0; i < nr && strcmp(lvs[i].name, name); i++)
+		;
+	if (i < nr) {
+		lvs[0] = lvs[i]; /* its tags stay in the block */
+		*result = lvs;
+		return 0;
 	}
 	free(lvs);
-	if (!found)
-		return qc_err_set(err, -ENOENT, "%s: no such LV, VG %s has %u others; see lvs %s",
-				  lv.text, vg, nr, vg);
-	return 0;
+	return qc_err_set(err, -ENOENT, "%s: no such LV, VG %s has %u others; see lvs %s", lv.text,
+			  vg, nr, vg);
 }
 
 /* ---- changes ----------------------------------------------------------- */
@@ -161,14 +159,19 @@ int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err)
 	char size[32];
 	struct lv_name lv;
 	const char *args[] = { "lvextend", "--yes", NO_BACKUP, "--size", size, lv.text, NULL };
-	struct lvm_lv now;
+	struct lvm_lv *now;
+	bool enough;
 	int ret;
 
 	ret = make_name(vg, name, &lv, err);
 	if (!ret)
 		ret = lvm_find(vg, name, &now, err);
-	if (ret || now.size_bytes >= bytes)
+	if (ret)
 		return ret;
+	enough = now->size_bytes >= bytes;
+	free(now);
+	if (enough)
+		return 0;
 	size_arg(bytes, size, sizeof(size));
 	return change(&lv, args, err);
 }
@@ -184,6 +187,16 @@ int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *e
 	return ret ? ret : change(&lv, args, err);
 }
 
+/* How many @list holds. */
+static u32 count_tags(const char *list)
+{
+	u32 nr = list && *list ? 1 : 0;
+
+	for (; list && *list; list++)
+		nr += *list == ',';
+	return nr;
+}
+
 /* Append @option and each tag of the list @tags, which is cut up in place. */
 static int add_tag_args(const char *object, const char *option, char *tags, const char **args,
 			u32 *nr, struct qc_err *err)
@@ -192,9 +205,6 @@ static int add_tag_args(const char *object, const char *option, char *tags, cons
 	int ret = 0;
 
 	for (tag = strtok_r(tags, ",", &save); tag && !ret; tag = strtok_r(NULL, ",", &save)) {
-		if (*nr + 2 > 2 * MAX_TAGS)
-			return qc_err_set(err, -E2BIG, "%s: too many tags for one change (%s), at "
-					  "most %u", object, tag, MAX_TAGS);
 		ret = check_tag(object, tag, err);
 		args[(*nr)++] = option;
 		args[(*nr)++] = tag;
@@ -202,27 +212,48 @@ static int add_tag_args(const char *object, const char *option, char *tags, cons
 	return ret;
 }
 
+/* @adds, @removes: copies that are cut up */
+static int change_tags(const struct lv_name *lv, char *adds, char *removes, const char **args,
+		       struct qc_err *err)
+{
+	static const char *const first[] = { "lvchange", "--yes", NO_BACKUP };
+	u32 nr = ARRAY_SIZE(first);
+	int ret;
+
+	memcpy(args, first, sizeof(first));
+	ret = add_tag_args(lv->text, "--deltag", removes, args, &nr, err);
+	if (!ret)
+		ret = add_tag_args(lv->text, "--addtag", adds, args, &nr, err);
+	if (ret || nr == ARRAY_SIZE(first))
+		return ret;
+	args[nr] = lv->text;
+	return change(lv, args, err);
+}
+
 int lvm_change_tags(const char *vg, const char *name, const char *add, const char *remove,
 		    struct qc_err *err)
 {
-	char adds[MAX_TAG_LIST_BYTES] = "", removes[MAX_TAG_LIST_BYTES] = "";
-	const char *args[6 + 2 * MAX_TAGS] = { "lvchange", "--yes", NO_BACKUP };
+	u32 nr = count_tags(add) + count_tags(remove);
+	char *adds, *removes;
+	const char **args;
 	struct lv_name lv;
-	u32 nr = 0;
 	int ret;
 
 	ret = make_name(vg, name, &lv, err);
 	if (ret)
 		return ret;
-	if (snprintf(adds, sizeof(adds), "%s", add ? add : "") >= (int)sizeof(adds) ||
-	    snprintf(removes, sizeof(removes), "%s", remove ? remove : "") >= (int)sizeof(removes))
-		return qc_err_set(err, -E2BIG, "%s: list of tags too long, at most %u bytes",
-				  lv.text, MAX_TAG_LIST_BYTES - 1);
-	ret = add_tag_args(lv.text, "--deltag", removes, args + 4, &nr, err);
-	if (!ret)
-		ret = add_tag_args(lv.text, "--addtag", adds, args + 4, &nr, err);
-	if (ret || nr == 0)
-		return ret;
-	args[4 + nr] = lv.text;
-	return change(&lv, args, err);
+	if (nr > MAX_TAGS)
+		return qc_err_set(err, -E2BIG, "%s: too many tags for one change (%u), at most %u",
+				  lv.text, nr, MAX_TAGS);
+	adds = strdup(add ? add : "");
+	removes = strdup(remove ? remove : "");
+	args = calloc(2 * nr + 6, sizeof(*args));
+	if (adds && removes && args)
+		ret = change_tags(&lv, adds, removes, args, err);
+	else
+		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", lv.text);
+	free(adds);
+	free(removes);
+	free(args);
+	return ret;
 }
