@@ -17,8 +17,7 @@ struct group {
 	u32 nr;
 };
 
-/* "/dev/VG/LV" taken apart; false for other paths. */
-static bool split_path(const char *path, char *vg, char *lv)
+bool lv_path_split(const char *path, char *vg, char *lv)
 {
 	const char *slash;
 
@@ -85,7 +84,7 @@ static struct lvm_lv *backing_lv(struct group *group, const char *name)
 
 	if (!strchr(name, '/'))
 		return group_find(group, name);
-	if (!split_path(name, vg, lv) || strcmp(vg, group->name) != 0)
+	if (!lv_path_split(name, vg, lv) || strcmp(vg, group->name) != 0)
 		return NULL;
 	return group_find(group, lv);
 }
@@ -116,7 +115,7 @@ int activate_chain(const char *top, json_object *activated, struct qc_err *err)
 	struct lvm_lv *lv;
 	int ret;
 
-	if (!split_path(top, group.name, lv_name))
+	if (!lv_path_split(top, group.name, lv_name))
 		return 0;
 	ret = lvm_list(group.name, &group.lvs, &group.nr, err);
 	if (ret)

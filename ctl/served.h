@@ -24,8 +24,10 @@
  *	/dev/qchain/NAME -> ../ublkbN
  *
  * The record: {name, top, options: [words for qchaind], nbd, ublk, dev-id, tag,
- * scan, activated: [VG/LV that `up` has activated], pid}; nbd and dev-id only
- * where there is such an export.
+ * scan, activated: [VG/LV that `up` has activated], pid, snapshots: [{name, file}]};
+ * nbd and dev-id only where there is such an export. It ends with the chain; what
+ * outlives it is the device record (ctl/record.h), of which top and snapshots are a
+ * copy that can be read while LVM cannot.
  */
 
 /* ---- the folder (rundir.c) --------------------------------------------------- */
@@ -153,6 +155,9 @@ int served_not_live(const struct served *served, struct qc_err *err);
 int spawn_daemon(json_object *record, bool wait, bool recover, struct qc_err *err);
 
 /* ---- logical volumes (activate.c) ------------------------------------------------------------ */
+
+/* "/dev/VG/LV" taken apart, 128 bytes each; false for other paths. */
+bool lv_path_split(const char *path, char *vg, char *lv);
 
 /*
  * activate_chain - make the LVs of the chain under @top active

@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl up: serve a chain, or take over where its daemon died. */
-#include "served.h"
+#include "record.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-/* The command line of `up`. @top: absolute, "" when not given. */
+/*
+ * The command line of `up`. @top: absolute, "" when not given; @where: a VG or
+ * directory that was given instead, else ""
+ */
 struct up_options {
 	const char *name;
 	char top[PATH_MAX];
+	char where[PATH_MAX];
 	char nbd[PATH_MAX];
 	bool no_ublk;
 	bool scan;
 	bool json;
+	bool assume_unshared;
 	json_object *words; /* for qchaind, as they stand in the record */
 };
 
@@ -27,6 +33,7 @@ enum {
 	OPT_NO_UBLK,
 	OPT_SCAN,
 	OPT_JSON,
+	OPT_UNSHARED,
 	OPT_ALLOW_BACKING,
 	OPT_PASSED_ON, /* and all behind it: qchaind has them under the same name */
 };
@@ -36,6 +43,7 @@ static const struct option long_options[] = {
 	{ "no-ublk", no_argument, NULL, OPT_NO_UBLK },
 	{ "scan", no_argument, NULL, OPT_SCAN },
 	{ "json", no_argument, NULL, OPT_JSON },
+	{ "assume-unshared", no_argument, NULL, OPT_UNSHARED },
 	{ "allow-backing", required_argument, NULL, OPT_ALLOW_BACKING },
 	{ "read-only", no_argument, NULL, OPT_PASSED_ON },
 	{ "allow-data-file", no_argument, NULL, OPT_PASSED_ON + 1 },
@@ -126,6 +134,9 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 	case OPT_JSON:
 		up->json = true;
 		return 0;
+	case OPT_UNSHARED:
+		up->assume_unshared = true;
+		return 0;
 	case OPT_ALLOW_BACKING:
 		return take_allow_backing(up, option->name, err);
 	default:
@@ -133,13 +144,22 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 	}
 }
 
+/* TOP, or where it is: a directory, or a VG; a VG's name is one word, and no file here. */
 static int take_top(struct up_options *up, const char *text, struct qc_err *err)
 {
 	struct object_name name;
-	int ret = name_parse(text, &name, err);
+	struct stat st;
+	int ret;
 
+	if (*text && !strchr(text, '/') && access(text, F_OK)) {
+		snprintf(up->where, sizeof(up->where), "%s", text);
+		return 0;
+	}
+	ret = name_parse(text, &name, err);
 	if (ret)
 		return ret;
+	if (name.kind == NAME_PATH && stat(name.path, &st) == 0 && S_ISDIR(st.st_mode))
+		return absolute_path(name.path, up->where, err);
 	if (name.kind == NAME_CHAIN)
 		return qc_err_set(err, -EINVAL, "%s: is a served chain, expected VG/LV or the path "
 				  "of an image; for a file write ./%s", text, text);
@@ -282,14 +302,46 @@ static int finish_start(struct rundir *dir, json_object *record, struct served *
 	return ret;
 }
 
+/* Is it started for reading only? */
+static bool is_read_only(json_object *record)
+{
+	const char *word;
+	json_object *words;
+	u32 nr;
+
+	words = json_list(record, "options", &nr);
+	for (u32 i = 0; i < nr; i++) {
+		word = json_object_get_string(json_object_array_get_idx(words, i));
+		if (!strcmp(word, "--read-only") || !strcmp(word, "--snapshot"))
+			return true;
+	}
+	return false;
+}
+
+/* Its LVs made active, and what stands on it, or is to be known of it (rule D1). */
+static int prepare_top(const struct up_options *up, struct record_top *top, json_object *record,
+		       struct qc_err *err)
+{
+	int ret = record_top_choose(top, up->name, up->where, !is_read_only(record), err);
+
+	if (ret == 0) {
+		record_top_note(top, up->name, record);
+		ret = activate_chain(top->path, record_activated(record), err);
+	}
+	if (ret == 0 && !is_read_only(record))
+		ret = record_top_claim(top, up->name, up->assume_unshared, err);
+	return ret ? qc_err_prefix(err, "%s", up->name) : 0;
+}
+
 /*
  * Start a chain that has no device, for the first time or after the death of its
  * daemon, when @before is its record. A failure leaves all as it was.
  */
-static int start_new(struct rundir *dir, json_object *record, json_object *before,
-		     struct served *result, struct qc_err *err)
+static int start_new(const struct up_options *up, struct rundir *dir, struct record_top *top,
+		     json_object *record, json_object *before, struct served *result,
+		     struct qc_err *err)
 {
-	int ret = activate_chain(json_text(record, "top"), record_activated(record), err);
+	int ret = prepare_top(up, top, record, err);
 
 	if (ret == 0)
 		ret = record_device(record, err);
@@ -299,6 +351,7 @@ static int start_new(struct rundir *dir, json_object *record, json_object *befor
 		ret = spawn_daemon(record, before != NULL, false, err);
 	if (ret == 0)
 		return finish_start(dir, record, result, err);
+	record_top_unclaim(top, up->name);
 	forget_device(record);
 	if (before) {
 		rundir_save(dir, before, NULL);
@@ -342,6 +395,44 @@ static int check_same_top(const struct up_options *up, const struct served *dead
 			  dead->name);
 }
 
+/* The top to start again with: that of the device record, else the one before. */
+static void restart_top(struct record_top *top, const char *name, const char *before,
+			bool read_only)
+{
+	struct record_place place;
+	char image[RECORD_IMAGE_BYTES];
+	const struct device_record *record = NULL;
+
+	snprintf(top->path, sizeof(top->path), "%s", before);
+	if (!read_only && record_place_of(before, &place, image, NULL) == 0)
+		record = record_place_find(&place, name);
+	if (record)
+		record_place_path(&place, record->top, top->path, sizeof(top->path), NULL);
+	if (!read_only)
+		record_place_exit(&place);
+}
+
+/*
+ * A chain without a device. What the device record says counts: an interrupted
+ * snapshot may have moved the top. @before: the run record of a chain that died.
+ */
+static int up_start(const struct up_options *up, struct rundir *dir, json_object *record,
+		    json_object *before, struct served *result, struct qc_err *err)
+{
+	struct record_top *top = calloc(1, sizeof(*top));
+	int ret;
+
+	if (!top)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", up->name);
+	snprintf(top->path, sizeof(top->path), "%s", up->top);
+	if (before && !up->top[0])
+		restart_top(top, up->name, json_text(before, "top"), is_read_only(record));
+	ret = start_new(up, dir, top, record, before, result, err);
+	record_top_exit(top);
+	free(top);
+	return ret;
+}
+
 /*
  * After a death. A device that waits is taken over with the options of its
  * start; without one it is a new start, with new options where there are any.
@@ -362,11 +453,11 @@ static int up_again(const struct up_options *up, struct rundir *dir, struct serv
 		return start_recovery(dir, dead->record, result, err);
 	forget_device(dead->record);
 	if (!up->top[0])
-		return start_new(dir, dead->record, dead->record, result, err);
+		return up_start(up, dir, dead->record, dead->record, result, err);
 	record = make_record(up);
 	json_object_object_add(record, "activated",
 			       json_object_get(record_activated(dead->record)));
-	ret = start_new(dir, record, dead->record, result, err);
+	ret = up_start(up, dir, record, dead->record, result, err);
 	json_object_put(record);
 	return ret;
 }
@@ -374,16 +465,9 @@ static int up_again(const struct up_options *up, struct rundir *dir, struct serv
 static int up_fresh(const struct up_options *up, struct rundir *dir, struct served *result,
 		    struct qc_err *err)
 {
-	json_object *record;
-	int ret;
+	json_object *record = make_record(up);
+	int ret = up_start(up, dir, record, NULL, result, err);
 
-	if (!up->top[0]) {
-		rundir_remove(dir, NULL);
-		return qc_err_set(err, -ENOENT, "%s: was not served before, expected its TOP too: "
-				  "qchainctl up %s TOP", up->name, up->name);
-	}
-	record = make_record(up);
-	ret = start_new(dir, record, NULL, result, err);
 	json_object_put(record);
 	return ret;
 }
@@ -454,7 +538,7 @@ out:
 const struct verb verb_up = {
 	.name = "up",
 	.summary = "serve a chain as a block device, or recover it after a crash",
-	.usage = "NAME [TOP] [OPTION]...",
+	.usage = "NAME [TOP|VG|DIR] [OPTION]...",
 	.options =
 		"  --read-only            serve it for reading only\n"
 		"  --nbd SOCK             serve it on this NBD socket too; alone where\n"
@@ -468,12 +552,21 @@ const struct verb verb_up = {
 		"  --backing-format F     where an image does not say that of its backing\n"
 		"  --cache-size SIZE      memory for the map\n"
 		"  --on-full wait|fail    when the volume is full: writes wait (default) or fail\n"
+		"  --assume-unshared      the first time: what cannot be looked at (see below)\n"
+		"                         does not stand on TOP\n"
 		"  --wait                 wait while a dead process's I/O holds an image\n"
 		"  --json                 one object: name, device, state, top, size, exports,\n"
-		"                         recovered\n",
+		"                         recovered\n"
+		"\n"
+		"The first time a record of the device is made, in tags of the LV or in the file\n"
+		"NAME.qchain beside TOP: it says which image is the top. From then on NAME\n"
+		"alone, or with the VG or directory, is enough. What a record calls sealed, or\n"
+		"another image of the VG or directory has as its backing, is served with\n"
+		"--read-only only.\n",
 	.examples =
 		"  qchainctl up vm7 vg/vm-7-disk-0.qcow2      then use /dev/qchain/vm7\n"
-		"  qchainctl up vm7                           after its daemon has ended\n"
+		"  qchainctl up vm7                           after its daemon has ended, or down\n"
+		"  qchainctl up web /srv/web                  files: the directory\n"
 		"  qchainctl up old ./disk.qcow2 --read-only --no-ublk --nbd /run/old.sock\n",
 	.run = up_run,
 };

@@ -121,6 +121,7 @@ native() {
 	run full 120 tests/control/full.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
+	run records 120 tests/control/records.py --build "$build"
 	run diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
 		--qchaind "$build/qchaind"
 	run diff-kill 400 tests/diff/diff.py --kill --count $kill_count --seed $((seed + 100000)) \

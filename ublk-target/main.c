@@ -10,6 +10,7 @@
 #include <qchain/limits.h>
 #include <qchain/log.h>
 #include <qchain/parse.h>
+#include <qchain/record.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -476,10 +477,27 @@ static int start_exports(struct daemon *daemon, const struct arguments *args, st
 	return ret;
 }
 
+/*
+ * Rule D1. A device that is taken over was checked when it was made, and nothing
+ * is asked of the host while it waits (rule E1).
+ */
+static int check_top(const struct arguments *args, struct qc_err *err)
+{
+	for (int i = 1; i < args->nr_words; i++)
+		if (strcmp(args->words[i], "read-only=on") == 0)
+			return 0;
+	for (u32 i = 0; i < args->nr_exports; i++)
+		if (args->exports[i].kind == EXPORT_UBLK && args->exports[i].ublk.recover)
+			return 0;
+	return record_check_top(args->words[0], err);
+}
+
 static int open_target(struct daemon *daemon, struct arguments *args, struct qc_err *err)
 {
-	int ret;
+	int ret = check_top(args, err);
 
+	if (ret)
+		return ret;
 	if (args->own_folder)
 		chain_wait_tell(args->name);
 	ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target, err);

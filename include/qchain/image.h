@@ -7,6 +7,7 @@
 #include <qchain/io.h>
 #include <qchain/limits.h>
 #include <qchain/types.h>
+#include <sys/types.h>
 
 enum image_format { IMAGE_RAW, IMAGE_QCOW2 };
 
@@ -278,6 +279,9 @@ int backing_resolve(const struct image *img, const struct backing_policy *policy
  */
 int backing_check(const struct backing_policy *policy, const struct io_dev *img_dev,
 		  const char *overlay, struct qc_err *err);
+
+/* Is the block device @rdev an LV? Then /dev/VG/LV, whatever it was opened as. */
+bool image_lv_path(dev_t rdev, char *path, size_t len);
 
 /*
  * data_file_resolve - the path of @img's external data file: same rules as for

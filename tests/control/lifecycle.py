@@ -238,6 +238,8 @@ def test_name_clash(place):
     done = up(place, "seven", "./base.qcow2", "other.sock", status=1)
     expect(f"process {pid}" in done.stderr and "seven.sock" in done.stderr, done.stderr)
     done = up(place, "eight", "./top.qcow2", "other.sock", status=1)
+    expect("is the top of device seven" in done.stderr, done.stderr)
+    done = up(place, "eight", "./top.qcow2", "other.sock", "--read-only", status=1)
     expect(f"pid {pid}" in done.stderr, done.stderr)
     expect_equal(states(place), {"seven": "serving"}, "states")
     place.ctl("down", "seven")

@@ -220,12 +220,17 @@ class QemuNbd:
 # ---- images ------------------------------------------------------------------
 
 class Chain:
-    """base <- mid <- top and top2, in a folder; mid may lie on a block device."""
+    """base <- mid <- top and top2; mid may lie on a block device.
+
+    mid is a top, too: base and mid have a folder of their own, in which nothing stands on it.
+    """
 
     def __init__(self, folder, mid=None):
-        self.mid = mid or os.path.join(folder, "mid")
+        below = os.path.join(folder, "below")
+        os.makedirs(below, exist_ok=True)
+        self.mid = mid or os.path.join(below, "mid")
         self._tops = [os.path.join(folder, "top"), os.path.join(folder, "top2")]
-        base = os.path.join(folder, "base")
+        base = os.path.join(below, "base")
         self._create(base)
         self._create(self.mid, base)
         for top in self._tops:

@@ -78,7 +78,7 @@ static void vg_uuid_of(dev_t rdev, char *vg_uuid)
 }
 
 /* /dev/VG/LV out of dm's "VG-LV", in which a hyphen of a name stands twice. */
-static void lv_path(dev_t rdev, char *path, size_t len)
+static void make_lv_path(dev_t rdev, char *path, size_t len)
 {
 	char name[DM_NAME_BYTES];
 	bool in_lv = false;
@@ -101,6 +101,16 @@ static void lv_path(dev_t rdev, char *path, size_t len)
 	path[n] = 0;
 }
 
+bool image_lv_path(dev_t rdev, char *path, size_t len)
+{
+	char vg_uuid[VG_UUID_CHARS + 1];
+
+	vg_uuid_of(rdev, vg_uuid);
+	if (vg_uuid[0])
+		make_lv_path(rdev, path, len);
+	return vg_uuid[0];
+}
+
 /* -EINVAL: no image can be there. -ENOENT: it has no name any more. */
 static int place_of(int fd, struct backing_place *place)
 {
@@ -120,7 +130,7 @@ static int place_of(int fd, struct backing_place *place)
 	if (place->blockdev)
 		vg_uuid_of(st.st_rdev, place->vg_uuid);
 	if (place->vg_uuid[0]) {
-		lv_path(st.st_rdev, place->path, sizeof(place->path));
+		make_lv_path(st.st_rdev, place->path, sizeof(place->path));
 		return 0;
 	}
 	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);

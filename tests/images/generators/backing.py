@@ -36,7 +36,8 @@ def loop_self(folder):
     return overlay(folder, backing="top.qcow2", backing_format="qcow2")
 
 
-@about_backing("loop-of-2", "two images that are each other's backing", REPEATED)
+@about_backing("loop-of-2", "two images that are each other's backing",
+               REPEATED + "|is the backing image of")
 def loop_of_2(folder):
     overlay(folder, "base.qcow2", "top.qcow2", "qcow2")
     return overlay(folder, "top.qcow2", "base.qcow2", "qcow2")

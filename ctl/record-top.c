@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Which image `up` may serve as the top of a device (rule D1). */
+#include "record.h"
+
+#include <errno.h>
+#include <qchain/overlays.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Three things say that an image is not the top: a record, the name that Proxmox
+ * VE gives to its snapshots, and the header of an image that stands on it. The
+ * last can only be seen of what is active: the first time, before there is a
+ * record, the other LVs of the VG are activated for a look. From then on the
+ * record knows, and only those that are active anyway are looked at.
+ */
+
+/* ---- choosing ------------------------------------------------------------------------ */
+
+static int no_record(const char *name, const char *where, struct qc_err *err)
+{
+	if (*where)
+		return qc_err_set(err, -ENOENT, "%s has no record of a device of this name, "
+				  "expected its TOP: qchainctl up %s TOP", where, name);
+	return qc_err_set(err, -ENOENT, "was not served before, or its images are files; expected "
+			  "its TOP, or the directory, too: qchainctl up %s TOP", name);
+}
+
+/* No TOP was given: the record says it. */
+static int top_from_record(struct record_top *top, const char *name, const char *where,
+			   struct qc_err *err)
+{
+	const struct device_record *record;
+	int ret = *where ? record_place_open(where, &top->place, err) :
+			   record_place_search(name, &top->place, err);
+
+	if (ret)
+		return ret == -ENOENT && !*where ? no_record(name, where, err) : ret;
+	top->has_place = true;
+	record = record_place_find(&top->place, name);
+	if (!record)
+		return no_record(name, where, err);
+	snprintf(top->image, sizeof(top->image), "%s", record->top);
+	return record_place_path(&top->place, record->top, top->path, sizeof(top->path), err);
+}
+
+static int top_from_path(struct record_top *top, struct qc_err *err)
+{
+	int ret = record_place_of(top->path, &top->place, top->image, err);
+
+	top->has_place = ret == 0;
+	return ret == -EOPNOTSUPP ? 0 : ret;
+}
+
+/* "snap_X_S.qcow2" where X.qcow2 is there: Proxmox VE's snapshot S of X. */
+static int refuse_foreign(const struct record_place *place, const char *image,
+			  struct qc_err *err)
+{
+	const struct lvm_lv *lv = record_place_lv(place, image);
+	size_t len;
+	char name[128];
+
+	if (!lv || !record_is_foreign(lv) || strncmp(lv->name, "snap_", 5))
+		return 0;
+	for (u32 i = 0; i < place->nr_lvs; i++) {
+		snprintf(name, sizeof(name), "%s", place->lvs[i].name);
+		len = strlen(name);
+		if (len <= 6 || strcmp(name + len - 6, ".qcow2"))
+			continue;
+		name[len - 6] = '_';
+		if (!strncmp(lv->name + 5, name, len - 5))
+			return qc_err_set(err, -EBUSY, "%s/%s: is a snapshot of Proxmox VE, its "
+					  "volume is %s/%s; serve that one, or this with "
+					  "--read-only", lv->vg, lv->name, lv->vg,
+					  place->lvs[i].name);
+	}
+	return 0;
+}
+
+static int check_record(const struct record_top *top, const char *name, struct qc_err *err)
+{
+	const struct device_record *record = record_place_find(&top->place, name);
+	char path[4096] = "?";
+	int ret;
+
+	ret = record_refuse(top->place.records, top->place.nr_records, top->image, top->path,
+			    name, err);
+	if (!ret)
+		ret = refuse_foreign(&top->place, top->image, err);
+	if (ret || !record || !strcmp(record->top, top->image))
+		return ret;
+	ret = record_place_path(&top->place, record->top, path, sizeof(path), err);
+	return ret ? ret : qc_err_set(err, -EBUSY, "is the name of a device whose top is %s, not "
+				      "%s; take another name, or serve it with qchainctl up %s %s",
+				      path, top->path, name, path);
+}
+
+int record_top_choose(struct record_top *top, const char *name, const char *where, bool writes,
+		      struct qc_err *err)
+{
+	int ret = top->path[0] ? top_from_path(top, err) : top_from_record(top, name, where, err);
+
+	if (ret || !writes || !top->has_place)
+		return ret;
+	return check_record(top, name, err);
+}
+
+/* ---- does something stand on it? ------------------------------------------------------- */
+
+static bool is_new(const struct lvm_lv *lv)
+{
+	return strstr(lv->tags, "qchain.new=") != NULL;
+}
+
+/* Names that are no overlays yet; malloc'ed, the names belong to the place. */
+static const char **unfinished(const struct record_place *place)
+{
+	const char **names = calloc(place->nr_lvs + place->nr_records + 1, sizeof(*names));
+	u32 n = 0;
+
+	for (u32 i = 0; names && i < place->nr_lvs; i++)
+		if (is_new(&place->lvs[i]))
+			names[n++] = place->lvs[i].name;
+	for (u32 i = 0; names && i < place->nr_records; i++)
+		if (place->records[i].pending[0])
+			names[n++] = place->records[i].pending;
+	return names;
+}
+
+/* Make what is not active so for the look; what cannot be is remembered. */
+static void activate_others(struct record_place *place, struct overlay_search *search)
+{
+	for (u32 i = 0; i < place->nr_lvs; i++) {
+		struct lvm_lv *lv = &place->lvs[i];
+
+		if (lv->active || is_new(lv))
+			continue;
+		if (lvm_activate(lv->vg, lv->name, true, NULL) == 0) {
+			lv->open = true; /* marks that it goes back */
+			continue;
+		}
+		if (!search->unknown[0])
+			snprintf(search->unknown, sizeof(search->unknown), "%s/%s", lv->vg,
+				 lv->name);
+		search->why = -ENODEV;
+	}
+}
+
+static void deactivate_others(struct record_place *place)
+{
+	for (u32 i = 0; i < place->nr_lvs; i++)
+		if (!place->lvs[i].active && place->lvs[i].open)
+			lvm_activate(place->lvs[i].vg, place->lvs[i].name, false, NULL);
+}
+
+static int judge(const struct record_top *top, const struct overlay_search *search, bool known,
+		 struct qc_err *err)
+{
+	if (search->found[0])
+		return qc_err_set(err, -EBUSY, "%s: is the backing image of %s, which would be "
+				  "damaged; serve that one, or this with --read-only", top->path,
+				  search->found);
+	if (known || !search->unknown[0])
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: cannot be looked at (%s), and may stand on %s; make it "
+			  "readable, or say --assume-unshared if you know that nothing does",
+			  search->unknown, strerror(-search->why), top->path);
+}
+
+/* @known: a record says that it is the top */
+static int check_standing(struct record_top *top, bool known, bool assume_unshared,
+			  struct qc_err *err)
+{
+	struct overlay_search *search = calloc(1, sizeof(*search));
+	const char **skip = unfinished(&top->place);
+	int ret = -ENOMEM;
+
+	if (search && skip)
+		ret = image_ident_of(top->path, &search->below);
+	if (ret) {
+		qc_err_set(err, ret, "%s: not found (%s)", top->path, strerror(-ret));
+	} else {
+		search->skip = skip;
+		if (!known)
+			activate_others(&top->place, search);
+		overlay_search_dir(search, top->place.dir);
+		if (!known)
+			deactivate_others(&top->place);
+		ret = judge(top, search, known || assume_unshared, err);
+	}
+	free(search);
+	free(skip);
+	return ret;
+}
+
+/* ---- claiming ------------------------------------------------------------------------------ */
+
+static int make_record(struct record_top *top, const char *name, struct qc_err *err)
+{
+	const struct lvm_lv *lv = record_place_lv(&top->place, top->image);
+	struct device_record record = { .sequence = 0 };
+	int ret;
+
+	if (lv && record_is_foreign(lv))
+		return 0;
+	snprintf(record.name, sizeof(record.name), "%s", name);
+	snprintf(record.top, sizeof(record.top), "%s", top->image);
+	ret = record_place_save(&top->place, &record, err);
+	top->made = ret == 0;
+	return ret;
+}
+
+int record_top_claim(struct record_top *top, const char *name, bool assume_unshared,
+		     struct qc_err *err)
+{
+	bool known;
+	int ret;
+
+	if (!top->has_place)
+		return 0;
+	known = record_place_find(&top->place, name) != NULL;
+	ret = check_standing(top, known, assume_unshared, err);
+	return ret || known ? ret : make_record(top, name, err);
+}
+
+void record_top_unclaim(struct record_top *top, const char *name)
+{
+	struct record_place place;
+	char image[RECORD_IMAGE_BYTES];
+
+	if (!top->made)
+		return;
+	/* its tags are not those that were read before */
+	if (record_place_of(top->path, &place, image, NULL) == 0)
+		record_place_remove(&place, name, NULL);
+	record_place_exit(&place);
+	top->made = false;
+}
+
+void record_top_exit(struct record_top *top)
+{
+	record_place_exit(&top->place);
+}
+
+/* ---- the run record ---------------------------------------------------------------------- */
+
+void record_top_note(const struct record_top *top, const char *name, json_object *state)
+{
+	const struct device_record *record = record_place_find(&top->place, name);
+	json_object *list = json_object_new_array(), *entry;
+	char path[4096];
+
+	json_object_object_add(state, "top", json_object_new_string(top->path));
+	for (u32 i = 0; record && i < record->nr_snapshots; i++) {
+		if (record_place_path(&top->place, record->snapshots[i].image, path, sizeof(path),
+				      NULL))
+			continue;
+		entry = json_object_new_object();
+		json_object_object_add(entry, "name",
+				       json_object_new_string(record->snapshots[i].name));
+		json_object_object_add(entry, "file", json_object_new_string(path));
+		json_object_array_add(list, entry);
+	}
+	json_object_object_add(state, "snapshots", list);
+}

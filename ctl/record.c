@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Where device records are kept: a directory's files, the tags of a VG. */
+#include "record.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <qchain/image.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/*
+ * In a VG the record is on the LV that is the top. One lvchange of that LV is one
+ * commit of the VG's metadata, and so is the switch from one record to the next:
+ * the new top gets the whole record with a higher sequence number. The old one is
+ * removed afterwards; until then both are there and the higher number counts.
+ * A record whose uuid is not that of its LV was copied, and does not count.
+ */
+#define TAG_DEVICE "qchain.device="
+#define TAG_SNAPSHOT "qchain.snapshot="
+#define TAG_NEW "qchain.new="
+
+/* ---- tags ------------------------------------------------------------------------ */
+
+/* The next tag of @tags into @tag; NULL at the end, else where to go on. */
+static const char *next_tag(const char *tags, char *tag, size_t bytes)
+{
+	size_t len = strcspn(tags, ",");
+
+	if (!*tags)
+		return NULL;
+	snprintf(tag, bytes, "%.*s", (int)min(len, bytes - 1), tags);
+	return tags[len] ? tags + len + 1 : tags + len;
+}
+
+/* "NAME:SEQUENCE:UUID" */
+static bool parse_device(const char *text, const struct lvm_lv *lv, struct device_record *record)
+{
+	const char *colon = strchr(text, ':');
+	char *end;
+
+	if (!colon || colon == text || colon - text > (int)QC_MAX_CHAIN_NAME)
+		return false;
+	snprintf(record->name, sizeof(record->name), "%.*s", (int)(colon - text), text);
+	record->sequence = strtoull(colon + 1, &end, 10);
+	if (*end != ':' || strcmp(end + 1, lv->uuid) || chain_name_check(record->name, NULL))
+		return false;
+	snprintf(record->top, sizeof(record->top), "%s", lv->uuid);
+	return true;
+}
+
+/* "SNAP:UUID" */
+static int parse_snapshot(const char *text, struct device_record *record)
+{
+	char name[QC_MAX_SNAPSHOT_NAME + 1];
+	const char *colon = strchr(text, ':');
+
+	if (!colon || colon - text > (int)QC_MAX_SNAPSHOT_NAME)
+		return 0;
+	snprintf(name, sizeof(name), "%.*s", (int)(colon - text), text);
+	return device_record_add(record, name, colon + 1);
+}
+
+/* 1: @lv has a record, 0: none, -ENOMEM */
+static int parse_record(const struct lvm_lv *lv, struct device_record *record)
+{
+	const char *at = lv->tags;
+	char tag[1100];
+	bool found = false;
+	int ret = 0;
+
+	*record = (struct device_record){ .sequence = 0 };
+	while (!ret && (at = next_tag(at, tag, sizeof(tag)))) {
+		if (!strncmp(tag, TAG_DEVICE, strlen(TAG_DEVICE)))
+			found |= parse_device(tag + strlen(TAG_DEVICE), lv, record);
+		else if (!strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)))
+			ret = parse_snapshot(tag + strlen(TAG_SNAPSHOT), record);
+	}
+	if (ret || !found)
+		device_record_exit(record);
+	return ret ? ret : found;
+}
+
+/* Keep @record unless a newer one of the same device is there. */
+static int keep_record(struct record_place *place, struct device_record *record)
+{
+	struct device_record *old = record_place_find(place, record->name), *larger;
+
+	if (!old) {
+		larger = realloc(place->records, (place->nr_records + 1) * sizeof(*larger));
+		if (!larger)
+			return -ENOMEM;
+		place->records = larger;
+		larger[place->nr_records++] = *record;
+		return 0;
+	}
+	if (old->sequence < record->sequence) {
+		struct device_record newer = *record;
+
+		*record = *old;
+		*old = newer;
+	}
+	device_record_exit(record);
+	return 0;
+}
+
+static int read_tags(struct record_place *place)
+{
+	struct device_record record;
+	int ret = 0;
+
+	for (u32 i = 0; i < place->nr_lvs && ret >= 0; i++) {
+		ret = parse_record(&place->lvs[i], &record);
+		if (ret > 0)
+			ret = keep_record(place, &record);
+	}
+	return ret < 0 ? ret : 0;
+}
+
+bool record_is_foreign(const struct lvm_lv *lv)
+{
+	return !strncmp(lv->tags, "pve-vm-", 7) || strstr(lv->tags, ",pve-vm-");
+}
+
+/* ---- places ------------------------------------------------------------------------- */
+
+static int read_group(const char *vg, struct record_place *result, struct qc_err *err)
+{
+	int ret;
+
+	snprintf(result->vg, sizeof(result->vg), "%s", vg);
+	snprintf(result->dir, sizeof(result->dir), "/dev/%s", vg);
+	ret = lvm_list(vg, &result->lvs, &result->nr_lvs, err);
+	if (!ret && read_tags(result))
+		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", vg);
+	return ret;
+}
+
+static int read_dir(const char *dir, struct record_place *result, struct qc_err *err)
+{
+	if (!realpath(dir, result->dir))
+		return qc_err_set(err, -errno, "%s: not a directory that can be read (%m)", dir);
+	return record_dir_load(result->dir, &result->records, &result->nr_records, err);
+}
+
+static int place_of_lv(const char *path, const char *vg, const char *lv,
+		       struct record_place *result, char *image, struct qc_err *err)
+{
+	int ret = read_group(vg, result, err);
+	const struct lvm_lv *found;
+
+	if (ret)
+		return ret;
+	found = record_place_lv(result, lv);
+	if (!found)
+		return qc_err_set(err, -ENOENT, "%s: no such LV; see lvs %s", path, vg);
+	snprintf(image, RECORD_IMAGE_BYTES, "%s", found->uuid);
+	return 0;
+}
+
+static int place_of_file(const char *path, struct record_place *result, char *image,
+			 struct qc_err *err)
+{
+	char real[PATH_MAX], *slash;
+	int ret;
+
+	if (!realpath(path, real))
+		return qc_err_set(err, -errno, "%s: not found (%m), expected an image", path);
+	slash = strrchr(real, '/');
+	if (strlen(slash + 1) >= RECORD_IMAGE_BYTES)
+		return qc_err_set(err, -ENAMETOOLONG, "%s: name too long", path);
+	snprintf(image, RECORD_IMAGE_BYTES, "%s", slash + 1);
+	slash[slash == real] = 0;
+	ret = read_dir(real, result, err);
+	return ret;
+}
+
+int record_place_of(const char *path, struct record_place *result, char *image,
+		    struct qc_err *err)
+{
+	char lv_path[512], vg[128], lv[128];
+	struct stat st;
+
+	*result = (struct record_place){ .nr_lvs = 0 };
+	if (stat(path, &st) == 0 && S_ISBLK(st.st_mode)) {
+		if (!image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)))
+			return -EOPNOTSUPP;
+		path = lv_path;
+	}
+	if (lv_path_split(path, vg, lv))
+		return place_of_lv(path, vg, lv, result, image, err);
+	return place_of_file(path, result, image, err);
+}
+
+int record_place_open(const char *text, struct record_place *result, struct qc_err *err)
+{
+	*result = (struct record_place){ .nr_lvs = 0 };
+	return strchr(text, '/') ? read_dir(text, result, err) : read_group(text, result, err);
+}
+
+/* The VG, or the VGs, with a record of @name. */
+static int search_groups(const struct lvm_lv *lvs, u32 nr, const char *name, char *vg,
+			 struct qc_err *err)
+{
+	struct device_record record;
+	bool same;
+
+	vg[0] = 0;
+	for (u32 i = 0; i < nr; i++) {
+		if (parse_record(&lvs[i], &record) <= 0)
+			continue;
+		same = !strcmp(record.name, name);
+		device_record_exit(&record);
+		if (!same || !strcmp(vg, lvs[i].vg))
+			continue;
+		if (vg[0])
+			return qc_err_set(err, -EEXIST, "the VGs %s and %s have a device of this "
+					  "name; say which: qchainctl up %s %s", vg, lvs[i].vg,
+					  name, vg);
+		snprintf(vg, sizeof(((struct record_place *)0)->vg), "%s", lvs[i].vg);
+	}
+	return vg[0] ? 0 : -ENOENT;
+}
+
+int record_place_search(const char *name, struct record_place *result, struct qc_err *err)
+{
+	struct qc_err ignored = { 0 };
+	struct lvm_lv *lvs;
+	char vg[128];
+	u32 nr;
+	int ret;
+
+	*result = (struct record_place){ .nr_lvs = 0 };
+	if (lvm_list(NULL, &lvs, &nr, &ignored))
+		return -ENOENT;
+	ret = search_groups(lvs, nr, name, vg, err);
+	free(lvs);
+	return ret ? ret : read_group(vg, result, err);
+}
+
+void record_place_exit(struct record_place *place)
+{
+	free(place->lvs);
+	record_list_free(place->records, place->nr_records);
+	*place = (struct record_place){ .nr_lvs = 0 };
+}
+
+struct device_record *record_place_find(const struct record_place *place, const char *name)
+{
+	for (u32 i = 0; i < place->nr_records; i++)
+		if (!strcmp(place->records[i].name, name))
+			return &place->records[i];
+	return NULL;
+}
+
+const struct lvm_lv *record_place_lv(const struct record_place *place, const char *name)
+{
+	for (u32 i = 0; i < place->nr_lvs; i++)
+		if (!strcmp(place->lvs[i].name, name) || !strcmp(place->lvs[i].uuid, name))
+			return &place->lvs[i];
+	return NULL;
+}
+
+int record_place_path(const struct record_place *place, const char *image, char *path,
+		      size_t bytes, struct qc_err *err)
+{
+	const struct lvm_lv *lv = record_place_lv(place, image);
+	struct stat st;
+
+	if (place->vg[0] && !lv)
+		return qc_err_set(err, -ENOENT, "%s: no LV has the uuid %s, which the record of a "
+				  "device names; see lvs -o+uuid,tags %s", place->vg, image,
+				  place->vg);
+	snprintf(path, bytes, "%s/%s", place->dir, lv ? lv->name : image);
+	if (lv || stat(path, &st) == 0)
+		return 0;
+	return qc_err_set(err, -ENOENT, "%s: is not there (%m), but the record of a device names "
+			  "it; bring it back, or say its new name in %s/*" RECORD_SUFFIX, path,
+			  place->dir);
+}
+
+/* ---- writing ------------------------------------------------------------------------- */
+
+/* Tags as one list; @len: used, @size: room */
+struct tag_list {
+	char *text;
+	size_t len;
+	size_t size;
+};
+
+static int list_add(struct tag_list *list, const char *tag)
+{
+	size_t need = list->len + strlen(tag) + 2;
+	char *larger;
+
+	if (need > list->size) {
+		larger = realloc(list->text, 2 * need);
+		if (!larger)
+			return -ENOMEM;
+		list->text = larger;
+		list->size = 2 * need;
+	}
+	list->len += sprintf(list->text + list->len, "%s%s", list->len ? "," : "", tag);
+	return 0;
+}
+
+static bool has_tag(const char *tags, const char *tag)
+{
+	size_t len = strlen(tag);
+
+	for (const char *at = tags; at && (at = strstr(at, tag)); at++)
+		if ((at == tags || at[-1] == ',') && (at[len] == ',' || !at[len]))
+			return true;
+	return false;
+}
+
+static bool is_ours(const char *tag)
+{
+	return !strncmp(tag, TAG_DEVICE, strlen(TAG_DEVICE)) ||
+	       !strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)) ||
+	       !strncmp(tag, TAG_NEW, strlen(TAG_NEW));
+}
+
+/* All tags of @record. */
+static int list_record(struct tag_list *list, const struct device_record *record)
+{
+	char tag[512];
+	int ret;
+
+	snprintf(tag, sizeof(tag), TAG_DEVICE "%s:%llu:%s", record->name,
+		 (unsigned long long)record->sequence, record->top);
+	ret = list_add(list, tag);
+	for (u32 i = 0; i < record->nr_snapshots && !ret; i++) {
+		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%s:%s", record->snapshots[i].name,
+			 record->snapshots[i].image);
+		ret = list_add(list, tag);
+	}
+	return ret;
+}
+
+/* Those of @tags that are ours and not in @wanted (NULL: nothing is). */
+static int list_stale(struct tag_list *list, const char *tags, const char *wanted)
+{
+	char tag[1100];
+	int ret = 0;
+
+	while (!ret && (tags = next_tag(tags, tag, sizeof(tag))))
+		if (is_ours(tag) && !has_tag(wanted, tag))
+			ret = list_add(list, tag);
+	return ret;
+}
+
+/* Those of @wanted that @tags has not. */
+static int list_missing(struct tag_list *list, const char *wanted, const char *tags)
+{
+	char tag[1100];
+	int ret = 0;
+
+	while (!ret && (wanted = next_tag(wanted, tag, sizeof(tag))))
+		if (!has_tag(tags, tag))
+			ret = list_add(list, tag);
+	return ret;
+}
+
+static int set_tags(const struct lvm_lv *lv, const char *wanted, struct qc_err *err)
+{
+	struct tag_list add = { NULL }, remove = { NULL };
+	int ret = list_missing(&add, wanted, lv->tags);
+
+	if (!ret)
+		ret = list_stale(&remove, lv->tags, wanted);
+	if (ret)
+		qc_err_set(err, ret, "%s/%s: out of memory", lv->vg, lv->name);
+	else
+		ret = lvm_change_tags(lv->vg, lv->name, add.text, remove.text, err);
+	free(add.text);
+	free(remove.text);
+	return ret;
+}
+
+/* Does @lv carry a record of device @name, the one that counts or an older one? */
+static bool carries(const struct lvm_lv *lv, const char *name)
+{
+	struct device_record record;
+	bool found;
+
+	if (parse_record(lv, &record) <= 0)
+		return false;
+	found = !strcmp(record.name, name);
+	device_record_exit(&record);
+	return found;
+}
+
+/* Records of @name on other LVs than @kept (NULL: on all); goes on after a failure. */
+static int drop_others(const struct record_place *place, const char *name,
+		       const struct lvm_lv *kept, struct qc_err *err)
+{
+	int ret = 0, one;
+
+	for (u32 i = 0; i < place->nr_lvs; i++) {
+		if (&place->lvs[i] == kept || !carries(&place->lvs[i], name))
+			continue;
+		one = set_tags(&place->lvs[i], "", err);
+		ret = ret ? ret : one;
+	}
+	return ret;
+}
+
+static int save_tags(const struct record_place *place, const struct device_record *record,
+		     struct qc_err *err)
+{
+	const struct lvm_lv *lv = record_place_lv(place, record->top);
+	struct tag_list wanted = { NULL };
+	int ret;
+
+	if (!lv)
+		return qc_err_set(err, -ENOENT, "%s: no LV with uuid %s", place->vg, record->top);
+	ret = list_record(&wanted, record);
+	if (ret)
+		qc_err_set(err, ret, "%s/%s: out of memory", lv->vg, lv->name);
+	else
+		ret = set_tags(lv, wanted.text, err);
+	free(wanted.text);
+	if (!ret)
+		drop_others(place, record->name, lv, NULL);
+	return ret;
+}
+
+int record_place_save(const struct record_place *place, struct device_record *record,
+		      struct qc_err *err)
+{
+	record->sequence++;
+	return place->vg[0] ? save_tags(place, record, err) :
+			      record_dir_save(place->dir, record, err);
+}
+
+int record_place_remove(const struct record_place *place, const char *name, struct qc_err *err)
+{
+	return place->vg[0] ? drop_others(place, name, NULL, err) :
+			      record_dir_remove(place->dir, name, err);
+}

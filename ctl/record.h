@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Device records (rule D1) where they are kept: the tags of a VG, or a directory. */
+#ifndef CTL_RECORD_H
+#define CTL_RECORD_H
+
+#include "served.h"
+
+#include <qchain/lvm.h>
+#include <qchain/record.h>
+
+/*
+ * struct record_place - a VG or a directory, as it was when it was read
+ * @vg: its name; "": a directory
+ * @dir: the directory without links, or /dev/VG
+ * @lvs: all LVs of the VG
+ * @records: of all devices whose images are here
+ */
+struct record_place {
+	char vg[128];
+	char dir[4096];
+	struct lvm_lv *lvs;
+	u32 nr_lvs;
+	struct device_record *records;
+	u32 nr_records;
+};
+
+/*
+ * record_place_of - the place of the image at @path
+ * @image: what it is called in records, RECORD_IMAGE_BYTES
+ * -EOPNOTSUPP: a block device that is no LV; those have no records.
+ *
+ * record_place_open - a VG by its name, or a directory by its path
+ * record_place_search - the VG that has a record of device @name; -ENOENT: none,
+ * -EEXIST: several, which @err names
+ * record_place_exit - free what it holds; fine for one that is all zero
+ */
+int record_place_of(const char *path, struct record_place *result, char *image,
+		    struct qc_err *err);
+int record_place_open(const char *text, struct record_place *result, struct qc_err *err);
+int record_place_search(const char *name, struct record_place *result, struct qc_err *err);
+void record_place_exit(struct record_place *place);
+
+/* The record of device @name; NULL: none here. */
+struct device_record *record_place_find(const struct record_place *place, const char *name);
+
+/* The path of @image; -ENOENT with @err: it is not here any more. */
+int record_place_path(const struct record_place *place, const char *image, char *path,
+		      size_t bytes, struct qc_err *err);
+
+/* The LV called @name, or with this uuid; NULL: none. */
+const struct lvm_lv *record_place_lv(const struct record_place *place, const char *name);
+
+/*
+ * record_place_save - write @record, durably, as one change; its sequence goes up
+ * The LV that is its top must have been there when the place was read. A record
+ * that lies elsewhere in the VG is taken away afterwards; where that fails the
+ * newer one counts, and the next save tries again.
+ * record_place_remove - forget device @name
+ */
+int record_place_save(const struct record_place *place, struct device_record *record,
+		      struct qc_err *err);
+int record_place_remove(const struct record_place *place, const char *name, struct qc_err *err);
+
+/* Has Proxmox VE made this LV? Its names say what is top, so it has no record. */
+bool record_is_foreign(const struct lvm_lv *lv);
+
+/* ---- choosing a top (record-top.c) ------------------------------------------------- */
+
+/*
+ * struct record_top - what `up` is to serve
+ * @path: of the top; the caller may set it before record_top_choose()
+ * @has_place: false: a block device without records
+ * @made: the record was written by record_top_claim(): it goes again on failure
+ */
+struct record_top {
+	char path[4096];
+	char image[RECORD_IMAGE_BYTES];
+	bool has_place;
+	bool made;
+	struct record_place place;
+};
+
+/*
+ * record_top_choose - find the top of device @name
+ * @where: a VG or a directory, "" when not given
+ * @writes: it will be written: what must not be is refused
+ *
+ * With neither @top->path nor @where all VGs are searched. -ENOENT: no record.
+ */
+int record_top_choose(struct record_top *top, const char *name, const char *where, bool writes,
+		      struct qc_err *err);
+
+/*
+ * record_top_claim - its LVs are active now: nothing may stand on it; then it has
+ * a record, which is written if it had none. Overlays that were never finished go.
+ * @assume_unshared: what cannot be looked at does not stand on it
+ */
+int record_top_claim(struct record_top *top, const char *name, bool assume_unshared,
+		     struct qc_err *err);
+/* A start failed: take away the record that record_top_claim() has written. */
+void record_top_unclaim(struct record_top *top, const char *name);
+void record_top_exit(struct record_top *top);
+
+/* Copy top and snapshots of device @name to the run record @state. */
+void record_top_note(const struct record_top *top, const char *name, json_object *state);
+
+#endif

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
+/* The device record (rule D1): which image is the top, what the snapshots are called. */
+#ifndef QCHAIN_RECORD_H
+#define QCHAIN_RECORD_H
+
+#include <json-c/json.h>
+#include <qchain/control.h>
+#include <qchain/err.h>
+#include <qchain/types.h>
+
+/*
+ * Headers point only downwards, so nothing in the images tells which of them is
+ * the top. One record per device does, durable, in the place where its images are:
+ *
+ *	a VG         tags of the LV that is the top:
+ *	                 qchain.device=NAME:SEQUENCE:UUID   of the top
+ *	                 qchain.snapshot=SNAP:UUID          one for each
+ *	             and qchain.new=NAME on an overlay that is not ready yet
+ *	a directory  the file NAME.qchain, JSON with the same content; images by
+ *	             their file names, so that the directory can be moved or copied
+ *
+ * A record is replaced as a whole by one atomic write. Moved to another LV it
+ * exists twice until the old one is taken away: the higher SEQUENCE counts. This
+ * file is what qchaind reads, too; it never runs lvm (rule E1), so it knows files only.
+ */
+#define QC_MAX_SNAPSHOT_NAME 63u
+#define RECORD_SUFFIX ".qchain"
+/* An LV's uuid, or a file name: what an image is called in a record. */
+#define RECORD_IMAGE_BYTES 256u
+
+struct record_snapshot {
+	char name[QC_MAX_SNAPSHOT_NAME + 1];
+	char image[RECORD_IMAGE_BYTES]; /* the sealed layer that holds it */
+};
+
+/*
+ * struct device_record - all that is kept of one device
+ * @snapshots: in the order in which they were taken; malloc'ed
+ * @pending: files: an overlay that is being made, no layer yet; "" none
+ */
+struct device_record {
+	char name[QC_MAX_CHAIN_NAME + 1];
+	u64 sequence;
+	char top[RECORD_IMAGE_BYTES];
+	char pending[RECORD_IMAGE_BYTES];
+	u32 nr_snapshots;
+	struct record_snapshot *snapshots;
+};
+
+/* What a snapshot may be called: as a chain. */
+int record_check_snapshot_name(const char *name, struct qc_err *err);
+
+void device_record_exit(struct device_record *record);
+/* -ENOMEM; @name and @image fit. */
+int device_record_add(struct device_record *record, const char *name, const char *image);
+/* The snapshot that is held by @image, or of this name; NULL: none. */
+const struct record_snapshot *device_record_by_image(const struct device_record *record,
+						     const char *image);
+const struct record_snapshot *device_record_by_name(const struct device_record *record,
+						    const char *name);
+
+/*
+ * record_dir_load - the records of directory @dir; malloc'ed, each to be exited
+ * One that cannot be read is an error that names it: it may be the one that matters.
+ */
+int record_dir_load(const char *dir, struct device_record **result, u32 *nr, struct qc_err *err);
+void record_list_free(struct device_record *records, u32 nr);
+
+/*
+ * record_dir_save - replace the record in @dir: a new file, flushed, renamed over
+ * the old one, and the directory flushed
+ * record_dir_remove - 0 also when there is none
+ */
+int record_dir_save(const char *dir, const struct device_record *record, struct qc_err *err);
+int record_dir_remove(const char *dir, const char *name, struct qc_err *err);
+
+/*
+ * record_refuse - why the image @image ("" unless it is in a record), shown as
+ * @text, must not be written by device @name (NULL: not started by name): a record
+ * calls it a snapshot, or the top of another device. 0 or -EBUSY.
+ */
+int record_refuse(const struct device_record *records, u32 nr, const char *image,
+		  const char *text, const char *name, struct qc_err *err);
+
+/*
+ * record_check_top - may the file or LV at @path be opened for writing, as a top?
+ *
+ * Looks at the records, and at the headers of all images, in its directory; for an
+ * LV at the headers of the active LVs of its VG. -EBUSY with @err that names what
+ * stands in the way. What cannot be told is a warning in the log. No locks are
+ * taken; call it before the image is opened.
+ */
+int record_check_top(const char *path, struct qc_err *err);
+
+#endif
