@@ -3,8 +3,14 @@
 # Builds, runs the tests by tier, keeps a log of each runner, sums their closing lines.
 # What failed, and why, is said again at the very end.
 #
-# usage: O=build [SEED=N] tests/check.sh check|check-fast|check-full [TIER...]
+# usage: O=build [SEED=N] [JOBS=N] tests/check.sh check|check-fast|check-full [TIER...]
 # tiers: native sanitizers simulation fuzzing system
+#
+# To add a runner, add a line to the function of its tier:
+#	run NAME LIMIT COMMAND...	one processor is enough, others run beside it
+#	alone NAME LIMIT COMMAND...	it uses all processors ("$jobs"), or needs quiet
+# They start in the order of the lines, as many at once as there are processors; so the
+# long ones come first. Tiers follow each other, each has a budget of minutes below.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -15,9 +21,12 @@ build=$(realpath -m "$O")
 logs=$build/check
 passed=0 failed=0 skipped=0
 summary=() tiers=() failures=()
+# What runs, by process: name, limit in seconds, start.
+declare -A running_name=() running_limit=() running_start=()
+declare -A budget=([native]=12 [sanitizers]=6 [simulation]=1 [fuzzing]=1 [system]=10)
 # One seed for the whole run: the commit, so that a run can be repeated.
 seed=${SEED:-$((16#$(git rev-parse --short=7 HEAD 2>/dev/null || echo 1)))}
-jobs=$(nproc)
+jobs=${JOBS:-$(nproc)}
 # A runner's limit is for a hang, not for a slow machine.
 slack=1
 mkdir -p "$logs"
@@ -72,34 +81,69 @@ add() {
 	[ "${f:-0}" = 0 ] || failures+=("$name: $line"$'\n'"$(causes "$log" | sed 's/^/    /')")
 }
 
-# run NAME LIMIT COMMAND...: one runner with its limit in seconds, its output to a log, its end
-# to the terminal.
-run() {
-	local name=$1 limit=$(($2 * slack)) log=$logs/$1.log start=$SECONDS status count=${#failures[@]}
+# start NAME LIMIT COMMAND...: in the background, with its limit, its output to a log.
+start() {
+	local name=$1 limit=$(($2 * slack))
 	shift 2
-	timeout -k 20 "$limit" "$@" >"$log" 2>&1 </dev/null
+	timeout -k 20 "$limit" "$@" >"$logs/$name.log" 2>&1 </dev/null &
+	running_name[$!]=$name running_limit[$!]=$limit running_start[$!]=$SECONDS
+}
+
+# reap: waits for the first runner that ends, its closing line to the terminal.
+reap() {
+	local pid status name log count=${#failures[@]}
+	wait -n -p pid "${!running_name[@]}"
 	status=$?
-	add "$name" "$log" "$status" "$limit"
-	printf '  %-24s %4d s  %s\n' "$name" $((SECONDS - start)) "${summary[-1]}"
-	if ((${#failures[@]} > count)); then
-		causes "$log" | sed 's/^/    /'
-		echo "    whole log: $log"
-		return 1
-	fi
+	name=${running_name[$pid]}
+	log=$logs/$name.log
+	add "$name" "$log" "$status" "${running_limit[$pid]}"
+	printf '  %-24s %4d s  %s\n' "$name" $((SECONDS - running_start[$pid])) "${summary[-1]}"
+	unset "running_name[$pid]" "running_limit[$pid]" "running_start[$pid]"
+	((${#failures[@]} > count)) || return 0
+	causes "$log" | sed 's/^/    /'
+	echo "    whole log: $log"
 }
 
-tier() {
-	tier_start=$SECONDS
-	tier_name=$1
-	echo "== $1"
+# reap_to COUNT: until at most that many run.
+reap_to() {
+	while ((${#running_name[@]} > $1)); do
+		reap
+	done
 }
 
-tier_end() {
-	local line
-	line=$(printf '%s: %d.%d minutes' "$tier_name" $(((SECONDS - tier_start) / 60)) \
-		$(((SECONDS - tier_start) % 60 / 6)))
-	tiers+=("$line")
-	echo "== $line"
+run() {
+	reap_to $((jobs - 1))
+	start "$@"
+}
+
+alone() {
+	reap_to 0
+	start "$@"
+	reap_to 0
+}
+
+# Interrupted: timeout passes the signal on to what it runs.
+stop_all() {
+	trap - INT TERM
+	((${#running_name[@]})) && kill "${!running_name[@]}" 2>/dev/null
+	wait
+	exit 130
+}
+trap stop_all INT TERM
+
+# in_minutes SECONDS: with one decimal.
+in_minutes() {
+	printf '%d.%d' $(($1 / 60)) $(($1 % 60 / 6))
+}
+
+run_tier() {
+	local name=$1 start=$SECONDS over=''
+	echo "== $name"
+	"$name"
+	reap_to 0
+	((SECONDS - start <= budget[$name] * slack * 60)) || over=', over its budget'
+	tiers+=("$name: $(in_minutes $((SECONDS - start))) minutes of $((budget[$name] * slack))$over")
+	echo "== ${tiers[-1]}"
 }
 
 run_units() {
@@ -110,84 +154,75 @@ run_units() {
 }
 
 native() {
-	tier "native"
-	run style 120 .ci/check-style.sh
-	run_units "$build" unit-
-	run tools 400 tests/images/tools.py --qchainctl "$build/qchainctl"
-	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run nbd 300 tests/nbd/protocol.py --qchaind "$build/qchaind"
-	run door 200 tests/door/door.py --qchaind "$build/qchaind"
-	run qmp 120 tests/control/qmp.py --build "$build"
-	run full 120 tests/control/full.py --build "$build"
-	run options 120 tests/control/options.py --build "$build"
+	run tools 400 tests/images/tools.py --qchainctl "$build/qchainctl"
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
-	run records 120 tests/control/records.py --build "$build"
-	run diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
-		--qchaind "$build/qchaind"
-	run diff-kill 400 tests/diff/diff.py --kill --count $kill_count --seed $((seed + 100000)) \
-		--jobs "$jobs" --qchaind "$build/qchaind"
-	run diff-small-cache 300 tests/diff/diff.py --count $((kill_count / 2)) \
-		--seed $((seed + 200000)) --jobs "$jobs" --qchaind "$build/qchaind" \
-		--extra-args='--cache-size 4K'
-	run offline 900 tests/diff/offline.py --count $((diff_count / 2)) \
-		--seed $((seed + 500000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
-	run offline-kill 400 tests/diff/offline.py --kill --count $kill_count \
-		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
-	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \
-		--build "$build"
 	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
 		--seed $((seed + 100000)) --build "$build"
+	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \
+		--build "$build"
+	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
+	run style 120 .ci/check-style.sh
+	run records 120 tests/control/records.py --build "$build"
+	run options 120 tests/control/options.py --build "$build"
+	run qmp 120 tests/control/qmp.py --build "$build"
+	run full 120 tests/control/full.py --build "$build"
+	run door 200 tests/door/door.py --qchaind "$build/qchaind"
+	run_units "$build" unit-
+	alone diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
+		--qchaind "$build/qchaind"
+	alone diff-kill 400 tests/diff/diff.py --kill --count $kill_count --seed $((seed + 100000)) \
+		--jobs "$jobs" --qchaind "$build/qchaind"
+	alone diff-small-cache 300 tests/diff/diff.py --count $((kill_count / 2)) \
+		--seed $((seed + 200000)) --jobs "$jobs" --qchaind "$build/qchaind" \
+		--extra-args='--cache-size 4K'
+	alone offline 900 tests/diff/offline.py --count $((diff_count / 2)) \
+		--seed $((seed + 500000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
+	alone offline-kill 400 tests/diff/offline.py --kill --count $kill_count \
+		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
 	[ "$mode" = check-fast ] || native_long
-	tier_end
 }
 
 native_long() {
-	run diff-selftest 400 tests/diff/selftest.py
+	alone diff-selftest 400 tests/diff/selftest.py
 	for cache in 48M 4K; do
-		run diff-1000-layers-$cache 400 tests/diff/diff.py --deep 1000 --count "$deep_count" \
+		alone diff-1000-layers-$cache 400 tests/diff/diff.py --deep 1000 --count "$deep_count" \
 			--seed $((seed + 700000)) --jobs "$jobs" --timeout 300 \
 			--qchaind "$build/qchaind" --extra-args="--cache-size $cache"
 	done
-	run bench-smoke 300 env O="$O" tests/bench/bench.sh --smoke
+	alone bench-smoke 300 env O="$O" tests/bench/bench.sh --smoke
 }
 
 sanitizers() {
-	tier "sanitizers"
-	run build-asan 600 make -j"$jobs" O="$build/asan" CC=clang SAN=address,undefined all units
-	run_units "$build/asan" asan-
+	alone build-asan 600 make -j"$jobs" O="$build/asan" CC=clang SAN=address,undefined all units
+	alone build-tsan 600 make -j"$jobs" O="$build/tsan" CC=clang SAN=thread \
+		"$build"/tsan/{qchaind,tests/{loop,grace,map}-test}
 	run asan-broken 400 tests/images/broken.py --qchaind "$build/asan/qchaind"
 	run asan-nbd 400 tests/nbd/protocol.py --qchaind "$build/asan/qchaind"
-	run asan-diff 500 tests/diff/diff.py --count $san_count --seed $((seed + 300000)) \
-		--jobs "$jobs" --qchaind "$build/asan/qchaind"
-	run build-tsan 600 make -j"$jobs" O="$build/tsan" CC=clang SAN=thread \
-		"$build"/tsan/{qchaind,tests/{loop,grace,map}-test}
 	for t in loop grace map; do
 		run "tsan-$t" 200 "$build/tsan/tests/$t-test"
 	done
-	run tsan-diff 400 tests/diff/diff.py --count $((san_count / 3)) --seed $((seed + 400000)) \
+	run_units "$build/asan" asan-
+	alone asan-diff 500 tests/diff/diff.py --count $san_count --seed $((seed + 300000)) \
+		--jobs "$jobs" --qchaind "$build/asan/qchaind"
+	alone tsan-diff 400 tests/diff/diff.py --count $((san_count / 3)) --seed $((seed + 400000)) \
 		--jobs "$jobs" --qchaind "$build/tsan/qchaind"
-	tier_end
 }
 
 simulation() {
-	tier "simulation"
-	run sim 400 "$build/chain-sim" $((seed % 1000000)) $sim_count
-	tier_end
+	alone sim 400 "$build/chain-sim" $((seed % 1000000)) $sim_count
 }
 
 fuzzing() {
-	tier "fuzzing"
-	run build-fuzz 400 make -j"$jobs" O="$build/fuzz" CC=clang \
+	alone build-fuzz 400 make -j"$jobs" O="$build/fuzz" CC=clang \
 		SAN=address,undefined,fuzzer-no-link fuzzers
-	run fuzz 300 env O="$build/fuzz" tests/fuzz/run.sh "$fuzz_seconds"
-	tier_end
+	alone fuzz 300 env O="$build/fuzz" tests/fuzz/run.sh "$fuzz_seconds"
 }
 
+# A VM keeps about one processor busy: both at once.
 system() {
-	tier "system (VM, two kernels)"
 	run vm-6.12 900 env QCHAIN_BUILD="$build" tests/vm/check.sh 6.12
 	run vm-7 900 env QCHAIN_BUILD="$build" tests/vm/check.sh 7
-	tier_end
 }
 
 # The end of the output, also in a file: what failed and why, then the sum.
@@ -197,7 +232,7 @@ finish() {
 	{
 		echo
 		((${#tiers[@]})) && printf '%s\n' "${tiers[@]}"
-		printf 'total: %d minutes, seed %d\n' $((SECONDS / 60)) "$seed"
+		printf 'total: %s minutes, seed %d\n' "$(in_minutes $SECONDS)" "$seed"
 		((${#failures[@]})) && printf 'FAILED %s\n' "${failures[@]}"
 		echo "$passed passed, $failed failed, $skipped skipped"
 	} | tee "$logs/end"
@@ -206,8 +241,9 @@ finish() {
 }
 
 echo "check: seed $seed, logs in $logs"
-run build 600 make -j"$jobs" O="$build" all units || finish
+alone build 600 make -j"$jobs" O="$build" all units
+((failed == 0)) || finish
 for name in "${all[@]}"; do
-	$name
+	run_tier "$name"
 done
 finish
