@@ -31,6 +31,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "lib"))
 import chainspec  # noqa: E402  (needs the path above)
 from chainbuild import ChainBuilder, SkipCase  # noqa: E402
 from content import first_difference  # noqa: E402
+from imagelocks import wait_unlocked  # noqa: E402
 from qemutools import Deadline, Tools, ToolError, file_digest  # noqa: E402
 
 SECTOR = 512
@@ -147,7 +148,10 @@ class Case:
         while time.monotonic() < end and child.poll() is None:
             time.sleep(0.0005)
         child.kill()
-        return child.wait() != 0
+        killed = child.wait() != 0
+        for index in range(len(self.chain.layers)):
+            wait_unlocked(self.path(index), Deadline(TIMEOUT_S))
+        return killed
 
     def repair(self):
         """What a kill leaves: qcow2 images that say they were not closed."""
