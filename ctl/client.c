@@ -87,12 +87,37 @@ static int read_object(struct client *client, int timeout_ms, json_object **resu
 	return no_answer(client, -EBADMSG, err);
 }
 
-static int send_all(struct client *client, const char *text, size_t len)
+/* send() with a descriptor, unless @fd is -1. */
+static ssize_t send_with(int socket_fd, const char *text, size_t len, int fd)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { .buf = { 0 } };
+	struct iovec iov = { .iov_base = (char *)text, .iov_len = len };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	struct cmsghdr *header;
+
+	if (fd >= 0) {
+		msg.msg_control = control.buf;
+		msg.msg_controllen = sizeof(control.buf);
+		header = CMSG_FIRSTHDR(&msg);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	}
+	return sendmsg(socket_fd, &msg, MSG_NOSIGNAL);
+}
+
+/* @fd goes with the first bytes. */
+static int send_all(struct client *client, const char *text, size_t len, int fd)
 {
 	ssize_t n;
 
 	while (len) {
-		n = send(client->fd, text, len, MSG_NOSIGNAL);
+		n = send_with(client->fd, text, len, fd);
+		fd = n > 0 ? -1 : fd;
 		if (n < 0 && errno != EINTR)
 			return -errno;
 		text += n > 0 ? n : 0;
@@ -101,7 +126,7 @@ static int send_all(struct client *client, const char *text, size_t len)
 	return 0;
 }
 
-static int send_line(struct client *client, json_object *object, struct qc_err *err)
+static int send_line(struct client *client, json_object *object, int fd, struct qc_err *err)
 {
 	char *line;
 	int ret, len;
@@ -110,7 +135,7 @@ static int send_line(struct client *client, json_object *object, struct qc_err *
 								     JSON_C_TO_STRING_PLAIN));
 	if (len < 0)
 		return no_answer(client, -ENOMEM, err);
-	ret = send_all(client, line, len);
+	ret = send_all(client, line, len, fd);
 	free(line);
 	return ret ? no_answer(client, ret, err) : 0;
 }
@@ -144,8 +169,8 @@ static int read_answer(struct client *client, int timeout_ms, json_object **resu
 	}
 }
 
-int client_command(struct client *client, const char *command, json_object *arguments_owned,
-		   bool patient, json_object **result, struct qc_err *err)
+static int run_command(struct client *client, const char *command, json_object *arguments_owned,
+		       int fd, bool patient, json_object **result, struct qc_err *err)
 {
 	json_object *line = json_object_new_object();
 	int ret;
@@ -153,11 +178,26 @@ int client_command(struct client *client, const char *command, json_object *argu
 	json_object_object_add(line, "execute", json_object_new_string(command));
 	if (arguments_owned)
 		json_object_object_add(line, "arguments", arguments_owned);
-	ret = send_line(client, line, err);
+	ret = send_line(client, line, fd, err);
 	json_object_put(line);
 	if (ret)
 		return ret;
 	return read_answer(client, patient ? -1 : ANSWER_MS, result, err);
+}
+
+int client_command(struct client *client, const char *command, json_object *arguments_owned,
+		   bool patient, json_object **result, struct qc_err *err)
+{
+	return run_command(client, command, arguments_owned, -1, patient, result, err);
+}
+
+int client_add_fd(struct client *client, int set, int fd, const char *path, struct qc_err *err)
+{
+	json_object *arguments = json_object_new_object();
+
+	json_object_object_add(arguments, "fdset-id", json_object_new_int(set));
+	json_object_object_add(arguments, "opaque", json_object_new_string(path));
+	return run_command(client, "add-fd", arguments, fd, false, NULL, err);
 }
 
 static int connect_socket(struct client *client, struct qc_err *err)

@@ -49,6 +49,7 @@ extern const struct verb verb_down;
 extern const struct verb verb_list;
 extern const struct verb verb_show_status;
 extern const struct verb verb_tree;
+extern const struct verb verb_snapshot;
 extern const struct verb verb_job;
 extern const struct verb verb_create;
 extern const struct verb verb_info;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Which image `up` may serve as the top of a device (rule D1). */
-#include "record.h"
+#include "overlay.h"
 
 #include <errno.h>
 #include <qchain/overlays.h>
@@ -213,13 +213,17 @@ static int make_record(struct record_top *top, const char *name, struct qc_err *
 int record_top_claim(struct record_top *top, const char *name, bool assume_unshared,
 		     struct qc_err *err)
 {
+	struct device_record *record;
 	bool known;
 	int ret;
 
 	if (!top->has_place)
 		return 0;
-	known = record_place_find(&top->place, name) != NULL;
-	ret = check_standing(top, known, assume_unshared, err);
+	record = record_place_find(&top->place, name);
+	known = record != NULL;
+	ret = known ? overlay_clean(&top->place, record, err) : 0;
+	if (!ret)
+		ret = check_standing(top, known, assume_unshared, err);
 	return ret || known ? ret : make_record(top, name, err);
 }
 
@@ -240,26 +244,4 @@ void record_top_unclaim(struct record_top *top, const char *name)
 void record_top_exit(struct record_top *top)
 {
 	record_place_exit(&top->place);
-}
-
-/* ---- the run record ---------------------------------------------------------------------- */
-
-void record_top_note(const struct record_top *top, const char *name, json_object *state)
-{
-	const struct device_record *record = record_place_find(&top->place, name);
-	json_object *list = json_object_new_array(), *entry;
-	char path[4096];
-
-	json_object_object_add(state, "top", json_object_new_string(top->path));
-	for (u32 i = 0; record && i < record->nr_snapshots; i++) {
-		if (record_place_path(&top->place, record->snapshots[i].image, path, sizeof(path),
-				      NULL))
-			continue;
-		entry = json_object_new_object();
-		json_object_object_add(entry, "name",
-				       json_object_new_string(record->snapshots[i].name));
-		json_object_object_add(entry, "file", json_object_new_string(path));
-		json_object_array_add(list, entry);
-	}
-	json_object_object_add(state, "snapshots", list);
 }

@@ -317,8 +317,7 @@ static bool has_tag(const char *tags, const char *tag)
 static bool is_ours(const char *tag)
 {
 	return !strncmp(tag, TAG_DEVICE, strlen(TAG_DEVICE)) ||
-	       !strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)) ||
-	       !strncmp(tag, TAG_NEW, strlen(TAG_NEW));
+	       !strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT));
 }
 
 /* All tags of @record. */
@@ -338,14 +337,18 @@ static int list_record(struct tag_list *list, const struct device_record *record
 	return ret;
 }
 
-/* Those of @tags that are ours and not in @wanted (NULL: nothing is). */
+/*
+ * Those of @tags that are ours and not in @wanted. A mark of an unfinished overlay
+ * goes when a record comes ("" is none).
+ */
 static int list_stale(struct tag_list *list, const char *tags, const char *wanted)
 {
 	char tag[1100];
 	int ret = 0;
 
 	while (!ret && (tags = next_tag(tags, tag, sizeof(tag))))
-		if (is_ours(tag) && !has_tag(wanted, tag))
+		if ((is_ours(tag) || (*wanted && !strncmp(tag, TAG_NEW, strlen(TAG_NEW)))) &&
+		    !has_tag(wanted, tag))
 			ret = list_add(list, tag);
 	return ret;
 }
@@ -406,6 +409,20 @@ static int drop_others(const struct record_place *place, const char *name,
 	return ret;
 }
 
+/* It was the top, and is to go: whoever finds it later knows that. */
+static int mark_pending(const struct record_place *place, const struct device_record *record,
+			struct qc_err *err)
+{
+	const struct lvm_lv *lv = record->pending[0] ? record_place_lv(place, record->pending) :
+						       NULL;
+	char tag[QC_MAX_CHAIN_NAME + 16];
+
+	if (!lv)
+		return 0;
+	snprintf(tag, sizeof(tag), TAG_NEW "%s", record->name);
+	return lvm_change_tags(lv->vg, lv->name, tag, NULL, err);
+}
+
 static int save_tags(const struct record_place *place, const struct device_record *record,
 		     struct qc_err *err)
 {
@@ -415,6 +432,9 @@ static int save_tags(const struct record_place *place, const struct device_recor
 
 	if (!lv)
 		return qc_err_set(err, -ENOENT, "%s: no LV with uuid %s", place->vg, record->top);
+	ret = mark_pending(place, record, err);
+	if (ret)
+		return ret;
 	ret = list_record(&wanted, record);
 	if (ret)
 		qc_err_set(err, ret, "%s/%s: out of memory", lv->vg, lv->name);
@@ -438,4 +458,25 @@ int record_place_remove(const struct record_place *place, const char *name, stru
 {
 	return place->vg[0] ? drop_others(place, name, NULL, err) :
 			      record_dir_remove(place->dir, name, err);
+}
+
+/* ---- the run record ------------------------------------------------------------------ */
+
+void record_note(const struct record_place *place, const struct device_record *record,
+		 const char *top, json_object *state)
+{
+	json_object *list = json_object_new_array(), *entry;
+	char path[4096];
+
+	json_object_object_add(state, "top", json_object_new_string(top));
+	for (u32 i = 0; record && i < record->nr_snapshots; i++) {
+		if (record_place_path(place, record->snapshots[i].image, path, sizeof(path), NULL))
+			continue;
+		entry = json_object_new_object();
+		json_object_object_add(entry, "name",
+				       json_object_new_string(record->snapshots[i].name));
+		json_object_object_add(entry, "file", json_object_new_string(path));
+		json_object_array_add(list, entry);
+	}
+	json_object_object_add(state, "snapshots", list);
 }

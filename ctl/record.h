@@ -52,6 +52,7 @@ const struct lvm_lv *record_place_lv(const struct record_place *place, const cha
 
 /*
  * record_place_save - write @record, durably, as one change; its sequence goes up
+ * An LV that it calls pending is marked as not ready before that.
  * The LV that is its top must have been there when the place was read. A record
  * that lies elsewhere in the VG is taken away afterwards; where that fails the
  * newer one counts, and the next save tries again.
@@ -60,6 +61,10 @@ const struct lvm_lv *record_place_lv(const struct record_place *place, const cha
 int record_place_save(const struct record_place *place, struct device_record *record,
 		      struct qc_err *err);
 int record_place_remove(const struct record_place *place, const char *name, struct qc_err *err);
+
+/* Copy the snapshots of @record (NULL: none) and the path of the top to a run record. */
+void record_note(const struct record_place *place, const struct device_record *record,
+		 const char *top, json_object *state);
 
 /* Has Proxmox VE made this LV? Its names say what is top, so it has no record. */
 bool record_is_foreign(const struct lvm_lv *lv);
@@ -101,7 +106,5 @@ int record_top_claim(struct record_top *top, const char *name, bool assume_unsha
 void record_top_unclaim(struct record_top *top, const char *name);
 void record_top_exit(struct record_top *top);
 
-/* Copy top and snapshots of device @name to the run record @state. */
-void record_top_note(const struct record_top *top, const char *name, json_object *state);
 
 #endif

@@ -160,6 +160,22 @@ const char *served_top(const struct served *served)
 	return top ? top : "";
 }
 
+const char *served_snapshot(const struct served *served, const char *file)
+{
+	json_object *list, *entry;
+	const char *held;
+	u32 nr;
+
+	list = json_list(served->record, "snapshots", &nr);
+	for (u32 i = 0; i < nr && file; i++) {
+		entry = json_object_array_get_idx(list, i);
+		held = json_text(entry, "file");
+		if (held && strcmp(held, file) == 0)
+			return json_text(entry, "name");
+	}
+	return NULL;
+}
+
 static const char *nbd_socket(const struct served *served)
 {
 	const char *socket = json_text(served->record, "nbd");

@@ -99,6 +99,12 @@ pid_t client_pid(const struct client *client);
 int client_command(struct client *client, const char *command, json_object *arguments_owned,
 		   bool patient, json_object **result, struct qc_err *err);
 
+/*
+ * client_add_fd - give the daemon a descriptor of the image at @path, which it
+ * then finds as /dev/fdset/@set
+ */
+int client_add_fd(struct client *client, int set, int fd, const char *path, struct qc_err *err);
+
 /* ---- a chain as it is now (served.c) ------------------------------------------------------ */
 
 enum served_state {
@@ -130,6 +136,8 @@ void served_exit(struct served *served);
 const char *served_state_name(enum served_state state);
 /* The path of its active layer, "" if unknown. */
 const char *served_top(const struct served *served);
+/* The snapshot that the layer @file holds; NULL: none, or not known. */
+const char *served_snapshot(const struct served *served, const char *file);
 /* "/dev/ublkb0", else the NBD socket, else "". @text has room for 256. */
 const char *served_device(const struct served *served, char *text);
 /* {name, device, state, top, size, exports}: a row of list (the keys of docs/design.md). */

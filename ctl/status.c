@@ -193,6 +193,18 @@ static void print_start(json_object *waiting)
 	print_line("start waits", text);
 }
 
+/* Newest last, as they were taken. */
+static void print_snapshots(const struct served *served)
+{
+	json_object *list;
+	u32 nr;
+
+	list = json_list(served->record, "snapshots", &nr);
+	for (u32 i = 0; i < nr; i++)
+		print_line(i ? "" : "snapshots",
+			   json_text(json_object_array_get_idx(list, i), "name"));
+}
+
 static void print_status(const struct served *served)
 {
 	s64 size = json_number(served->status, "virtual-size", -1);
@@ -214,18 +226,23 @@ static void print_status(const struct served *served)
 			 (long long)size);
 		print_line("size", bytes);
 	}
+	print_snapshots(served);
 	if (served->state == SERVED_LIVE)
 		print_daemon(served);
 }
 
 static void print_status_json(const struct served *served)
 {
-	json_object *object = served_json(served);
+	json_object *object = served_json(served), *snapshots;
+	u32 nr;
 
 	json_object_object_add(object, "pid",
 			       served->pid ? json_object_new_int(served->pid) : NULL);
 	json_object_object_add(object, "status", json_object_get(served->status));
 	json_object_object_add(object, "waiting", json_object_get(served->waiting));
+	snapshots = json_list(served->record, "snapshots", &nr);
+	json_object_object_add(object, "snapshots", snapshots ? json_object_get(snapshots) :
+								json_object_new_array());
 	print_json(object);
 }
 
@@ -254,8 +271,9 @@ const struct verb verb_show_status = {
 	.usage = "NAME [--json]",
 	.options =
 		"  --json     one object: the keys of list, pid, status as query-status of QMP\n"
-		"             answers it (null without a daemon), and waiting: {reason, since,\n"
-		"             pid} while a start waits for an image (null otherwise)\n",
+		"             answers it (null without a daemon), waiting: {reason, since, pid}\n"
+		"             while a start waits for an image (null otherwise), and snapshots:\n"
+		"             a list of {name, file}, oldest first\n",
 	.examples =
 		"  qchainctl status vm7\n"
 		"  qchainctl status vm7 --json | jq .status.requests.stages\n",

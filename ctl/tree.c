@@ -26,16 +26,19 @@ static json_object *number_or_null(json_object *object, const char *key)
 	return number >= 0 ? json_object_new_int64(number) : NULL;
 }
 
-static json_object *make_layer(json_object *node, u32 depth)
+static json_object *make_layer(const struct served *served, json_object *node, u32 depth)
 {
 	json_object *layer = json_object_new_object(), *image = NULL;
+	const char *state = json_text(node, "state");
 
 	json_object_object_get_ex(node, "image", &image);
 	json_object_object_add(layer, "node-name", text_or_null(json_text(node, "node-name")));
 	json_object_object_add(layer, "file", text_or_null(json_text(node, "file")));
-	json_object_object_add(layer, "snapshot", text_or_null(json_text(node, "snapshot")));
+	json_object_object_add(layer, "snapshot",
+			       text_or_null(served_snapshot(served, json_text(node, "file"))));
 	json_object_object_add(layer, "state",
-			       json_object_new_string(depth ? "sealed" : "active"));
+			       json_object_new_string(state ? state :
+						      depth ? "sealed" : "active"));
 	json_object_object_add(layer, "virtual-size", number_or_null(image, "virtual-size"));
 	json_object_object_add(layer, "actual-size", number_or_null(image, "actual-size"));
 	json_object_object_add(layer, "depth", json_object_new_int(depth));
@@ -51,11 +54,10 @@ static int read_layers(const struct served *served, json_object **result, struct
 	if (ret)
 		return ret;
 	*result = json_object_new_array();
-	for (u32 i = 0; i < json_object_array_length(nodes); i++) {
+	for (u32 i = 0, depth = 0; i < json_object_array_length(nodes); i++) {
 		node = json_object_array_get_idx(nodes, i);
 		if (is_layer(node))
-			json_object_array_add(*result,
-					      make_layer(node, json_object_array_length(*result)));
+			json_object_array_add(*result, make_layer(served, node, depth++));
 	}
 	json_object_put(nodes);
 	return 0;
@@ -70,39 +72,49 @@ static const char *size_text(json_object *layer, const char *key, char *text)
 
 /*
  *	vm7  /dev/ublkb0
- *	*  vm-7-disk-0   active   20 GiB   1.2 GiB  /dev/vg/vm-7-disk-0
+ *	*  disk.1.qcow2  -       active   20 GiB   1.2 GiB  /dev/vg/disk.1.qcow2
  *	|
- *	o  base          sealed   20 GiB   4.1 GiB  /dev/vg/base
+ *	o  disk.qcow2    monday  sealed   20 GiB   4.1 GiB  /dev/vg/disk.qcow2
  */
-static void print_layer(json_object *layer, int width)
+static void print_layer(json_object *layer, int width, int snapshot_width)
 {
 	bool active = json_number(layer, "depth", 0) == 0;
 	const char *name = json_text(layer, "node-name"), *file = json_text(layer, "file");
+	const char *snapshot = json_text(layer, "snapshot");
 	char virtual_size[32], actual_size[32];
 
-	printf("%s%s%s  %-*s  %-6s  %9s  %9s  %s%s%s\n", active ? "" : "|\n",
-	       print_colour(stdout, active ? COLOUR_GOOD : COLOUR_NONE), active ? "*" : "o", width,
-	       name ? name : "-", json_text(layer, "state"),
+	printf("%s%s%s  %-*s  %-*s  %-7s  %9s  %9s  %s%s%s\n", active ? "" : "|\n",
+	       print_colour(stdout, active ? COLOUR_GOOD : COLOUR_NONE), active ? "*" : "o",
+	       width, name ? name : "-", snapshot_width, snapshot ? snapshot : "-",
+	       json_text(layer, "state"),
 	       size_text(layer, "virtual-size", virtual_size),
 	       size_text(layer, "actual-size", actual_size), print_colour(stdout, COLOUR_FAINT),
 	       file ? file : "", print_colour(stdout, COLOUR_NONE));
 }
 
+/* Of the column with @key. */
+static int width_of(json_object *layers, const char *key)
+{
+	size_t width = 1;
+
+	for (u32 i = 0; i < json_object_array_length(layers); i++) {
+		const char *text = json_text(json_object_array_get_idx(layers, i), key);
+
+		width = max(width, text ? strlen(text) : 1);
+	}
+	return width;
+}
+
 static void print_tree(const struct served *served, json_object *layers)
 {
 	u32 nr = json_object_array_length(layers);
-	size_t width = 0;
+	int width = width_of(layers, "node-name"), snapshot_width = width_of(layers, "snapshot");
 	char device[256];
 
-	for (u32 i = 0; i < nr; i++) {
-		const char *name = json_text(json_object_array_get_idx(layers, i), "node-name");
-
-		width = max(width, name ? strlen(name) : 1);
-	}
 	printf("%s%s%s  %s\n", print_colour(stdout, COLOUR_STRONG), served->name,
 	       print_colour(stdout, COLOUR_NONE), served_device(served, device));
 	for (u32 i = 0; i < nr; i++)
-		print_layer(json_object_array_get_idx(layers, i), width);
+		print_layer(json_object_array_get_idx(layers, i), width, snapshot_width);
 }
 
 static void print_tree_json(const struct served *served, json_object *layers_owned)

@@ -325,7 +325,8 @@ static int prepare_top(const struct up_options *up, struct record_top *top, json
 	int ret = record_top_choose(top, up->name, up->where, !is_read_only(record), err);
 
 	if (ret == 0) {
-		record_top_note(top, up->name, record);
+		record_note(&top->place, record_place_find(&top->place, up->name), top->path,
+			    record);
 		ret = activate_chain(top->path, record_activated(record), err);
 	}
 	if (ret == 0 && !is_read_only(record))

@@ -72,6 +72,8 @@ void record_list_free(struct device_record *records, u32 nr);
  * record_dir_remove - 0 also when there is none
  */
 int record_dir_save(const char *dir, const struct device_record *record, struct qc_err *err);
+/* The entries of @dir are durable: of a file that was made there. 0 or -errno. */
+int record_dir_flush(const char *dir);
 int record_dir_remove(const char *dir, const char *name, struct qc_err *err);
 
 /*

@@ -126,9 +126,9 @@ class Place:
     def program(self, name):
         return os.path.join(self.build, name)
 
-    def run(self, *words, status=0, **more):
+    def run(self, *words, status=0, environment=None, **more):
         """Run one command to its end; returns it with stdout and stderr as text."""
-        done = subprocess.run([str(word) for word in words], cwd=self.folder, env=self.environment,
+        done = subprocess.run([str(word) for word in words], cwd=self.folder, env=environment or self.environment,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True, timeout=WAIT_S, **more)
         expect(status is None or done.returncode == status,

@@ -49,9 +49,14 @@ chain_down disk
 step "a name that is not served; a failed up leaves nothing"
 must_fail qchainctl up other vg/none
 [[ ! -e /run/qchain/other ]] || fail "/run/qchain/other was left"
-must_fail qchainctl up disk
 must_fail qchainctl down disk
 [[ $(active) == 0 ]] || fail "a failed up left $(active) LVs active"
+
+step "the name is enough: the record knows the top"
+chain_up disk
+[[ $(chain_json disk .top) == /dev/vg/c-2 ]] || fail "another top"
+chain_down disk
+[[ $(active) == 0 ]] || fail "down left $(active) LVs active"
 vgchange -q -ay vg > /dev/null
 wait_block /dev/vg/c-2 30
 qemu_sees /dev/vg/c-2 model

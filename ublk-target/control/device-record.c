@@ -227,7 +227,7 @@ static int write_flushed(const char *path, json_object *root)
 	return ret;
 }
 
-static int flush_dir(const char *dir)
+int record_dir_flush(const char *dir)
 {
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int ret = fd < 0 || fsync(fd) ? -errno : 0;
@@ -250,7 +250,7 @@ int record_dir_save(const char *dir, const struct device_record *record, struct 
 	if (!ret && rename(next, path))
 		ret = -errno;
 	if (!ret)
-		ret = flush_dir(dir);
+		ret = record_dir_flush(dir);
 	if (!ret)
 		return 0;
 	unlink(next);
@@ -264,7 +264,7 @@ int record_dir_remove(const char *dir, const char *name, struct qc_err *err)
 	int ret;
 
 	snprintf(path, sizeof(path), "%s/%s" RECORD_SUFFIX, dir, name);
-	ret = unlink(path) && errno != ENOENT ? -errno : flush_dir(dir);
+	ret = unlink(path) && errno != ENOENT ? -errno : record_dir_flush(dir);
 	return ret ? qc_err_set(err, ret, "%s: not removed (%s)", path, strerror(-ret)) : 0;
 }
 

@@ -112,6 +112,18 @@ static json_object *requests_json(const struct request_report *report)
 	return o;
 }
 
+/* The active layer, which is not the image of the start after a snapshot. */
+static json_object *top_path(struct daemon *daemon, json_object *status)
+{
+	json_object *nodes, *file;
+
+	if (json_object_object_get_ex(status, "nodes", &nodes) &&
+	    json_object_array_length(nodes) &&
+	    json_object_object_get_ex(json_object_array_get_idx(nodes, 0), "file", &file))
+		return json_object_get(file);
+	return json_object_new_string(daemon->top);
+}
+
 /* QEMU's keys, and beside them what the target says and what is served. */
 int qmp_query_status(struct qmp_call *call, struct qc_err *err)
 {
@@ -121,13 +133,13 @@ int qmp_query_status(struct qmp_call *call, struct qc_err *err)
 
 	for (u32 i = 0; i < daemon->nr_exports; i++)
 		daemon->exports[i]->ops->walk(daemon->exports[i], visit_request, &report);
+	qmp_add_default(status, "top", top_path(daemon, status));
 	json_object_object_del(status, "nodes");
 	qmp_add_default(status, "status", json_object_new_string("running"));
 	qmp_add_default(status, "running", json_object_new_boolean(true));
 	qmp_add_default(status, "singlestep", json_object_new_boolean(false));
 	if (daemon->name)
 		qmp_add_default(status, "name", json_object_new_string(daemon->name));
-	qmp_add_default(status, "top", json_object_new_string(daemon->top));
 	qmp_add_default(status, "virtual-size",
 			json_object_new_int64(daemon->target->size_bytes));
 	qmp_add_default(status, "read-only",

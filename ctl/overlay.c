@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The overlay of a snapshot: a new LV or file, formatted, and gone again if it comes to nothing. */
+#include "overlay.h"
+
+#include "crash-point.h"
+#include "image/offline.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <qchain/image.h>
+#include <qchain/overlays.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Fine enough that 4 KiB writes fill nothing from below (extended L2: 4 KiB subclusters). */
+#define OVERLAY_CLUSTER_BITS 17u
+#define MAX_NAMES 100000u
+
+/* ---- names ------------------------------------------------------------------------- */
+
+/*
+ * "disk.qcow2" and "disk.3.qcow2" to "disk": what qchain makes is numbered and
+ * keeps its name for ever; which one is the top, the record says.
+ */
+static void stem_of(const char *path, char *stem, size_t bytes)
+{
+	static const char *const endings[] = { ".qcow2", ".raw", ".img" };
+	const char *slash = strrchr(path, '/');
+	size_t len, n;
+	char *dot;
+
+	snprintf(stem, bytes, "%s", slash ? slash + 1 : path);
+	for (u32 i = 0; i < ARRAY_SIZE(endings); i++) {
+		len = strlen(stem);
+		n = strlen(endings[i]);
+		if (len > n && !strcmp(stem + len - n, endings[i]))
+			stem[len - n] = 0;
+	}
+	dot = strrchr(stem, '.');
+	if (dot && dot != stem && dot[1] && strspn(dot + 1, "0123456789") == strlen(dot + 1))
+		*dot = 0;
+}
+
+static bool is_taken(const struct record_place *place, const char *name, const char *path)
+{
+	struct stat st;
+
+	return lstat(path, &st) == 0 || (place->vg[0] && record_place_lv(place, name));
+}
+
+static int choose_name(struct overlay *o, const struct record_place *place, struct qc_err *err)
+{
+	char stem[100];
+
+	stem_of(o->top, stem, sizeof(stem));
+	for (u32 i = 1; i < MAX_NAMES; i++) {
+		snprintf(o->name, sizeof(o->name), "%s.%u.qcow2", stem, i);
+		snprintf(o->path, sizeof(o->path), "%s/%s", place->dir, o->name);
+		if (!is_taken(place, o->name, o->path))
+			return 0;
+	}
+	return qc_err_set(err, -EEXIST, "%s: no name for an overlay is free beside it", o->top);
+}
+
+/* ---- making ------------------------------------------------------------------------- */
+
+/* The place as it is now, and the device's record in it. */
+static int read_again(const struct overlay *o, struct record_place *place,
+		      struct device_record **record, struct qc_err *err)
+{
+	char image[RECORD_IMAGE_BYTES];
+	int ret;
+
+	record_place_exit(place);
+	ret = record_place_of(o->top, place, image, err);
+	if (ret)
+		return ret;
+	*record = record_place_find(place, o->device);
+	return *record ? 0 : qc_err_set(err, -ENOENT, "%s: the record of device %s has gone",
+					place->dir, o->device);
+}
+
+static int make_lv(struct overlay *o, const struct image_create_options *options,
+		   struct record_place *place, struct device_record **record, struct qc_err *err)
+{
+	char tag[QC_MAX_CHAIN_NAME + 16];
+	int ret;
+
+	snprintf(tag, sizeof(tag), "qchain.new=%s", o->device);
+	ret = lvm_create(place->vg, o->name, o->lv_bytes ? o->lv_bytes :
+			 image_thick_bytes(options), tag, err);
+	o->made = ret == 0;
+	if (!ret)
+		ret = read_again(o, place, record, err);
+	if (!ret && !record_place_lv(place, o->name))
+		ret = qc_err_set(err, -ENOENT, "%s/%s: has gone", place->vg, o->name);
+	if (!ret)
+		snprintf(o->image, sizeof(o->image), "%s", record_place_lv(place, o->name)->uuid);
+	return ret;
+}
+
+static int make_file(struct overlay *o, const struct record_place *place,
+		     struct device_record *record, struct qc_err *err)
+{
+	int fd, ret;
+
+	snprintf(o->image, sizeof(o->image), "%s", o->name);
+	snprintf(record->pending, sizeof(record->pending), "%s", o->name);
+	ret = record_place_save(place, record, err);
+	if (ret)
+		return ret;
+	crash_point("snapshot.marked");
+	fd = open(o->path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return qc_err_set(err, -errno, "%s: could not be created (%m)", o->path);
+	close(fd);
+	o->made = true;
+	ret = record_dir_flush(place->dir);
+	return ret ? qc_err_set(err, ret, "%s: not flushed (%s)", place->dir, strerror(-ret)) : 0;
+}
+
+static int format(const struct overlay *o, const struct image_create_options *options,
+		  struct qc_err *err)
+{
+	struct io_dev *dev;
+	int ret = io_dev_open(o->path, IO_DEV_WRITE, &dev, err);
+
+	if (ret)
+		return ret;
+	ret = image_create(dev, options, err);
+	io_dev_close(dev);
+	return ret;
+}
+
+int overlay_make(struct overlay *o, struct record_place *place, struct device_record **record,
+		 struct qc_err *err)
+{
+	struct image_create_options options;
+	char *backing;
+	int ret = choose_name(o, place, err);
+
+	if (ret)
+		return ret;
+	image_create_defaults(&options);
+	options.virtual_size = o->virtual_size;
+	options.cluster_bits = OVERLAY_CLUSTER_BITS;
+	options.extl2 = true;
+	backing = backing_header_name(o->path, o->top, err);
+	if (!backing)
+		return -EINVAL;
+	options.backing_name = backing;
+	options.backing_format = o->format;
+	ret = place->vg[0] ? make_lv(o, &options, place, record, err) :
+			     make_file(o, place, *record, err);
+	crash_point("snapshot.created");
+	if (!ret)
+		ret = format(o, &options, err);
+	free(backing);
+	return ret;
+}
+
+/* ---- removing ------------------------------------------------------------------------- */
+
+static int remove_file(const struct record_place *place, struct device_record *record,
+		       const char *path, struct qc_err *err)
+{
+	if (unlink(path) && errno != ENOENT)
+		return qc_err_set(err, -errno, "%s: not removed (%m)", path);
+	if (!record->pending[0])
+		return 0;
+	record->pending[0] = 0;
+	return record_place_save(place, record, err);
+}
+
+int overlay_remove(const struct overlay *o, const struct record_place *place,
+		   struct device_record *record, struct qc_err *err)
+{
+	if (place->vg[0])
+		return o->made ? lvm_remove(place->vg, o->name, err) : 0;
+	return remove_file(place, record, o->path, err);
+}
+
+static bool is_marked(const struct lvm_lv *lv, const char *device)
+{
+	char tag[QC_MAX_CHAIN_NAME + 16];
+	const char *at;
+	size_t len;
+
+	len = snprintf(tag, sizeof(tag), "qchain.new=%s", device);
+	at = strstr(lv->tags, tag);
+	return at && (at == lv->tags || at[-1] == ',') && (!at[len] || at[len] == ',');
+}
+
+static int clean_group(const struct record_place *place, const struct device_record *record,
+		       struct qc_err *err)
+{
+	int ret = 0;
+
+	for (u32 i = 0; i < place->nr_lvs && !ret; i++) {
+		const struct lvm_lv *lv = &place->lvs[i];
+
+		if (!is_marked(lv, record->name) || !strcmp(lv->uuid, record->top) ||
+		    device_record_by_image(record, lv->uuid))
+			continue;
+		fprintf(stderr, "qchainctl: %s/%s: overlay of an interrupted snapshot, removed\n",
+			lv->vg, lv->name);
+		ret = lvm_remove(lv->vg, lv->name, err);
+	}
+	return ret;
+}
+
+/* Nothing that somebody may miss: no qcow2 image yet, or an empty one on the top. */
+static bool is_ours(const char *path)
+{
+	struct image_ident below;
+	struct io_dev *dev;
+	struct image *img;
+	struct stat st;
+	bool empty = true;
+
+	if (lstat(path, &st) || !S_ISREG(st.st_mode))
+		return false;
+	if (overlay_backing(path, &below) <= 0)
+		return st.st_size <= (off_t)(2 * MiB);
+	if (io_dev_open(path, 0, &dev, NULL))
+		return false;
+	if (image_open(dev, IMAGE_QCOW2, 0, &img, NULL))
+		return false;
+	for (u32 i = 0; i < img->l1_size; i++)
+		empty &= !img->l1[i];
+	image_close(img);
+	return empty;
+}
+
+int overlay_clean(const struct record_place *place, struct device_record *record,
+		  struct qc_err *err)
+{
+	char path[4096];
+
+	if (place->vg[0])
+		return clean_group(place, record, err);
+	if (!record->pending[0])
+		return 0;
+	snprintf(path, sizeof(path), "%s/%s", place->dir, record->pending);
+	if (access(path, F_OK) == 0) {
+		if (!is_ours(path))
+			return qc_err_set(err, -EEXIST, "%s: left by an interrupted snapshot of "
+					  "%s, but it holds data; look at it, and remove it if "
+					  "nobody needs it", path, record->name);
+		fprintf(stderr, "qchainctl: %s: overlay of an interrupted snapshot, removed\n",
+			path);
+	}
+	return remove_file(place, record, path, err);
+}

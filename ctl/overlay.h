@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Making the overlay of a snapshot, off the data path; of one that fails nothing is left. */
+#ifndef CTL_OVERLAY_H
+#define CTL_OVERLAY_H
+
+#include "record.h"
+
+/*
+ * struct overlay - an image that is to stand on the top of a device
+ * @lv_bytes: size of the LV; 0: so that it can never run full (rule A4)
+ * @made: it is there, and goes again with overlay_remove()
+ */
+struct overlay {
+	const char *device;
+	const char *top; /* path of the image below */
+	const char *format; /* of that, "qcow2" or "raw" */
+	u64 virtual_size;
+	u64 lv_bytes;
+	bool made;
+	char name[128];
+	char path[4096];
+	char image[RECORD_IMAGE_BYTES]; /* what records call it */
+};
+
+/*
+ * overlay_make - in the VG or directory of @place, under a name that is free
+ * Marked there as not ready before it exists, so that a crash leaves nothing that
+ * could be taken for a layer; formatted and durable when this returns. @record is
+ * of the device and, for files, is saved with the mark. @place is read again.
+ */
+int overlay_make(struct overlay *overlay, struct record_place *place,
+		 struct device_record **record, struct qc_err *err);
+
+/* Take it away, and its mark; @record must not call it a layer any more. */
+int overlay_remove(const struct overlay *overlay, const struct record_place *place,
+		   struct device_record *record, struct qc_err *err);
+
+/*
+ * overlay_clean - take away what a snapshot of @record's device that was killed
+ * has left: overlays that are marked as not ready and are no layers
+ */
+int overlay_clean(const struct record_place *place, struct device_record *record,
+		  struct qc_err *err);
+
+#endif

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The steps of one snapshot, and the way back from each. */
+#include "snapshot.h"
+
+#include "crash-point.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Our descriptors in the daemon: one at a time, the chain's lock is held. */
+#define OUR_FDSET 71
+
+/* ---- the daemon's side ------------------------------------------------------------- */
+
+static json_object *one_argument(const char *key, json_object *value)
+{
+	json_object *arguments = json_object_new_object();
+
+	json_object_object_add(arguments, key, value);
+	return arguments;
+}
+
+/* Take back what was brought in and not used; fine when there is nothing. */
+static void withdraw(struct snapshot *s)
+{
+	struct qc_err ignored = { 0 };
+
+	client_command(s->served.client, "remove-fd",
+		       one_argument("fdset-id", json_object_new_int(OUR_FDSET)), false, NULL,
+		       &ignored);
+	if (s->node[0])
+		client_command(s->served.client, "blockdev-del",
+			       one_argument("node-name", json_object_new_string(s->node)), false,
+			       NULL, &ignored);
+}
+
+/* As the daemon would call the image at the next start. */
+static void choose_node(struct snapshot *s)
+{
+	char *at;
+
+	snprintf(s->node, sizeof(s->node), "%s", s->overlay.name);
+	for (at = s->node; *at; at++)
+		if (!isalnum((unsigned char)*at) && !strchr("._-", *at))
+			*at = '_';
+}
+
+static json_object *blockdev_arguments(const struct snapshot *s)
+{
+	json_object *arguments = json_object_new_object(), *file = json_object_new_object();
+	char name[32];
+
+	snprintf(name, sizeof(name), "/dev/fdset/%d", OUR_FDSET);
+	json_object_object_add(file, "driver", json_object_new_string("file"));
+	json_object_object_add(file, "filename", json_object_new_string(name));
+	json_object_object_add(arguments, "driver", json_object_new_string("qcow2"));
+	json_object_object_add(arguments, "node-name", json_object_new_string(s->node));
+	json_object_object_add(arguments, "file", file);
+	json_object_object_add(arguments, "backing", NULL);
+	return arguments;
+}
+
+/* The daemon cannot see the host's folders any more: it gets a descriptor. */
+static int bring_in(struct snapshot *s, struct qc_err *err)
+{
+	int fd, ret;
+
+	choose_node(s);
+	withdraw(s);
+	fd = open(s->overlay.path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return qc_err_set(err, -errno, "%s: not opened (%m)", s->overlay.path);
+	ret = client_add_fd(s->served.client, OUR_FDSET, fd, s->overlay.path, err);
+	close(fd);
+	if (!ret)
+		ret = client_command(s->served.client, "blockdev-add", blockdev_arguments(s),
+				     false, NULL, err);
+	if (!ret)
+		ret = client_command(s->served.client, "remove-fd",
+				     one_argument("fdset-id", json_object_new_int(OUR_FDSET)),
+				     false, NULL, err);
+	return ret;
+}
+
+/* ---- opening -------------------------------------------------------------------------- */
+
+/* The active layer, as the daemon knows it. */
+static int ask_layers(struct snapshot *s, struct qc_err *err)
+{
+	json_object *nodes, *top, *image = NULL;
+	const char *file, *node, *driver;
+	int ret = client_command(s->served.client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	if (ret)
+		return ret;
+	top = json_object_array_get_idx(nodes, 0);
+	file = json_text(top, "file");
+	node = json_text(top, "node-name");
+	driver = json_text(top, "drv");
+	json_object_object_get_ex(top, "image", &image);
+	s->overlay.virtual_size = json_number(image, "virtual-size", 0);
+	if (file && node && driver && s->overlay.virtual_size) {
+		snprintf(s->old_top, sizeof(s->old_top), "%s", file);
+		snprintf(s->old_node, sizeof(s->old_node), "%s", node);
+		s->overlay.format = strcmp(driver, "raw") ? "qcow2" : "raw";
+	} else {
+		ret = qc_err_set(err, -EPROTO, "%s: the daemon does not say what its top is",
+				 s->name);
+	}
+	json_object_put(nodes);
+	return ret;
+}
+
+static int check_foreign(const struct snapshot *s, struct qc_err *err)
+{
+	const struct lvm_lv *lv = record_place_lv(&s->place, s->old_image);
+
+	if (!lv || !record_is_foreign(lv))
+		return 0;
+	return qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, whose snapshots rename "
+			  "the current volume; that cannot be done yet while it is served: take "
+			  "the device down and let Proxmox VE do it", lv->vg, lv->name);
+}
+
+static int find_record(struct snapshot *s, struct qc_err *err)
+{
+	int ret = record_place_of(s->old_top, &s->place, s->old_image, err);
+
+	if (ret == -EOPNOTSUPP)
+		return qc_err_set(err, ret, "%s: a block device that is no LV; there is no place "
+				  "beside it for an overlay", s->old_top);
+	if (!ret)
+		ret = check_foreign(s, err);
+	if (ret)
+		return ret;
+	s->record = record_place_find(&s->place, s->name);
+	return s->record ? 0 : qc_err_set(err, -ENOENT, "%s: has no record in %s; take it down "
+					  "and up again with qchainctl", s->name, s->place.dir);
+}
+
+/* "VG/LV" of the overlay first in the list of what is to be deactivated, or not in it. */
+static void note_activated(const struct snapshot *s, json_object *state, bool is_top)
+{
+	json_object *list = json_object_new_array(), *old;
+	char text[300];
+	u32 nr;
+
+	snprintf(text, sizeof(text), "%s/%s", s->place.vg, s->overlay.name);
+	if (is_top && s->place.vg[0])
+		json_object_array_add(list, json_object_new_string(text));
+	old = json_list(state, "activated", &nr);
+	for (u32 i = 0; i < nr; i++) {
+		json_object *entry = json_object_array_get_idx(old, i);
+
+		if (strcmp(json_object_get_string(entry), text))
+			json_object_array_add(list, json_object_get(entry));
+	}
+	json_object_object_add(state, "activated", list);
+}
+
+/* The run record, of which a takeover reads the top. */
+static int save_state(struct snapshot *s, struct qc_err *err)
+{
+	bool is_top = !strcmp(s->record->top, s->overlay.image);
+
+	record_note(&s->place, s->record, is_top ? s->overlay.path : s->old_top,
+		    s->served.record);
+	note_activated(s, s->served.record, is_top);
+	return rundir_save(&s->dir, s->served.record, err);
+}
+
+/* Record, run record and images as they were; the overlay is no layer of the daemon. */
+static int take_back(struct snapshot *s, struct qc_err *err)
+{
+	struct device_record *record = s->record;
+	int ret = 0;
+
+	withdraw(s);
+	if (s->overlay.image[0] && !strcmp(record->top, s->overlay.image)) {
+		snprintf(record->pending, sizeof(record->pending), "%s", s->overlay.image);
+		snprintf(record->top, sizeof(record->top), "%s", s->old_image);
+		record->nr_snapshots--;
+		ret = record_place_save(&s->place, record, err);
+		if (!ret)
+			ret = save_state(s, err);
+	}
+	if (!ret && s->overlay.name[0])
+		ret = overlay_remove(&s->overlay, &s->place, record, err);
+	return ret;
+}
+
+/* The record was written, the switch did not come: it is not the top after all. */
+static int settle_recorded(struct snapshot *s, struct qc_err *err)
+{
+	const struct device_record *record = s->record;
+	const char *last = record->nr_snapshots ?
+				   record->snapshots[record->nr_snapshots - 1].image : "";
+	struct overlay *o = &s->overlay;
+	int ret;
+
+	if (strcmp(last, s->old_image))
+		return qc_err_set(err, -EBUSY, "%s: serves %s, but the record in %s knows another "
+				  "top (%s); nothing is changed before that is cleared up", s->name,
+				  s->old_top, s->place.dir, record->top);
+	ret = record_place_path(&s->place, record->top, o->path, sizeof(o->path), err);
+	if (ret)
+		return ret;
+	fprintf(stderr, "qchainctl: %s: snapshot %s was interrupted and not taken\n", s->name,
+		record->snapshots[record->nr_snapshots - 1].name);
+	snprintf(o->image, sizeof(o->image), "%s", record->top);
+	snprintf(o->name, sizeof(o->name), "%s", strrchr(o->path, '/') + 1);
+	o->made = true;
+	choose_node(s);
+	ret = take_back(s, err);
+	s->node[0] = o->name[0] = o->image[0] = 0;
+	o->made = false;
+	return ret;
+}
+
+static void withdraw_unfinished(struct snapshot *s)
+{
+	char name[sizeof(s->overlay.name)] = "";
+
+	for (u32 i = 0; i < s->place.nr_lvs; i++)
+		if (strstr(s->place.lvs[i].tags, "qchain.new="))
+			snprintf(name, sizeof(name), "%s", s->place.lvs[i].name);
+	if (s->record->pending[0])
+		snprintf(name, sizeof(name), "%.127s", s->record->pending);
+	snprintf(s->overlay.name, sizeof(s->overlay.name), "%s", name);
+	if (name[0])
+		choose_node(s);
+	withdraw(s);
+	s->overlay.name[0] = s->node[0] = 0;
+}
+
+/* What a killed qchainctl has left. */
+static int settle(struct snapshot *s, struct qc_err *err)
+{
+	int ret;
+
+	if (strcmp(s->record->top, s->old_image)) {
+		ret = settle_recorded(s, err);
+		if (!ret) {
+			record_place_exit(&s->place);
+			ret = find_record(s, err);
+		}
+		return ret;
+	}
+	withdraw_unfinished(s);
+	return overlay_clean(&s->place, s->record, err);
+}
+
+int snapshot_open(struct snapshot *s, struct qc_err *err)
+{
+	int ret = rundir_lock(s->name, false, &s->dir, err);
+
+	if (!ret)
+		ret = served_find(s->name, &s->served, err);
+	if (ret)
+		return ret;
+	if (s->served.state != SERVED_LIVE)
+		return served_not_live(&s->served, err);
+	if (!s->served.record)
+		return qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
+				  "record; take it down, and up with qchainctl", s->name);
+	ret = ask_layers(s, err);
+	if (!ret)
+		ret = find_record(s, err);
+	if (!ret)
+		ret = settle(s, err);
+	if (!ret && device_record_by_name(s->record, s->snap))
+		ret = qc_err_set(err, -EEXIST, "%s: has a snapshot %s already; see qchainctl tree "
+				 "%s", s->name, s->snap, s->name);
+	return ret;
+}
+
+/* ---- the steps --------------------------------------------------------------------------- */
+
+int snapshot_prepare(struct snapshot *s, struct qc_err *err)
+{
+	int ret;
+
+	s->overlay.device = s->name;
+	s->overlay.top = s->old_top;
+	s->overlay.lv_bytes = s->lv_bytes;
+	ret = overlay_make(&s->overlay, &s->place, &s->record, err);
+	crash_point("snapshot.formatted");
+	return ret ? ret : bring_in(s, err);
+}
+
+int snapshot_record(struct snapshot *s, struct qc_err *err)
+{
+	struct device_record *record = s->record;
+	int ret = device_record_add(record, s->snap, s->old_image);
+
+	if (ret)
+		return qc_err_set(err, ret, "%s: out of memory", s->name);
+	crash_point("snapshot.unrecorded");
+	snprintf(record->top, sizeof(record->top), "%s", s->overlay.image);
+	record->pending[0] = 0;
+	ret = record_place_save(&s->place, record, err);
+	crash_point("snapshot.recorded");
+	if (!ret)
+		ret = save_state(s, err);
+	crash_point("snapshot.noted");
+	return ret;
+}
+
+static u64 now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
+}
+
+int snapshot_publish(struct snapshot *s, struct qc_err *err)
+{
+	json_object *arguments = one_argument("node", json_object_new_string(s->old_node));
+	u64 start = now_ns();
+	int ret;
+
+	json_object_object_add(arguments, "overlay", json_object_new_string(s->node));
+	ret = client_command(s->served.client, "blockdev-snapshot", arguments, false, NULL, err);
+	s->publish_ns = now_ns() - start;
+	s->published = ret == 0;
+	s->unknown = ret && ret != -EPROTO;
+	crash_point("snapshot.published");
+	if (s->unknown)
+		qc_err_prefix(err, "%s: it is not known whether snapshot %s was taken (qchainctl "
+			      "tree, up or another snapshot will find out)", s->name, s->snap);
+	return ret;
+}
+
+int snapshot_undo(struct snapshot *s, struct qc_err *err)
+{
+	if (s->published || s->unknown || !s->record || !s->overlay.name[0])
+		return 0;
+	return take_back(s, err);
+}
+
+void snapshot_close(struct snapshot *s)
+{
+	record_place_exit(&s->place);
+	served_exit(&s->served);
+	rundir_unlock(&s->dir);
+}

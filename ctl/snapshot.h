@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One snapshot of one device, step by step (rules C3, D1). */
+#ifndef CTL_SNAPSHOT_H
+#define CTL_SNAPSHOT_H
+
+#include "overlay.h"
+
+/*
+ *	snapshot_open      lock, look, settle what an interrupted one has left
+ *	snapshot_prepare   overlay made, formatted, opened by the daemon
+ *	snapshot_record    the record says: overlay is the top (from here `up` says so)
+ *	snapshot_publish   the daemon switches
+ *	snapshot_undo      after a failure of one of these: nothing is left
+ *
+ * @snap: name of the snapshot; @lv_bytes: as struct overlay
+ * @old_top, @old_image, @old_node: the layer that is to be sealed
+ * @unknown: it cannot be told whether the daemon has switched
+ */
+struct snapshot {
+	const char *name;
+	const char *snap;
+	u64 lv_bytes;
+	bool published;
+	bool unknown;
+	struct rundir dir;
+	struct served served;
+	struct record_place place;
+	struct device_record *record; /* in @place */
+	struct overlay overlay;
+	char node[QC_MAX_NODE_NAME + 1]; /* of the overlay; "" not made */
+	char old_top[4096];
+	char old_image[RECORD_IMAGE_BYTES];
+	char old_node[64];
+	u64 publish_ns; /* that the switch took, as qchainctl saw it */
+};
+
+int snapshot_open(struct snapshot *s, struct qc_err *err);
+int snapshot_prepare(struct snapshot *s, struct qc_err *err);
+int snapshot_record(struct snapshot *s, struct qc_err *err);
+int snapshot_publish(struct snapshot *s, struct qc_err *err);
+/* Does nothing when it was published or that cannot be told. */
+int snapshot_undo(struct snapshot *s, struct qc_err *err);
+void snapshot_close(struct snapshot *s);
+
+#endif

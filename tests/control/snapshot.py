@@ -1,0 +1,219 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""qchainctl snapshot on files: names, content, failures half way, kill -9 at each crash point."""
+
+import json
+import os
+import sys
+
+import harness
+from harness import Qmp, expect, expect_equal, wait_until
+from lifecycle import guest_io, kill_daemon, nothing_left, one_line, up
+from records import record_of
+
+POINTS = ("marked", "created", "formatted", "unrecorded", "recorded", "noted", "published")
+
+
+def images(place):
+    return sorted(name for name in os.listdir(place.folder) if name.endswith(".qcow2"))
+
+
+def holds(place, image, *reads):
+    """Content of an image, by QEMU's eyes; and no error in it."""
+    words = [word for read in reads for word in ("-c", f"read -P {read}")]
+    output = place.run("qemu-io", "-U", "-r", "-f", "qcow2", *words, place.path(image)).stdout
+    expect("fail" not in output.lower(), f"{image}: {output}")
+
+
+def check_all(place):
+    for image in images(place):
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(image))
+
+
+def wait_sealed(place, name="seven"):
+    wait_until(lambda: all(layer["state"] != "sealing" for layer in place.ctl_json("tree", name)["layers"]),
+               "all is sealed")
+
+
+def tree(place, name="seven"):
+    return [(os.path.basename(layer["file"]), layer["snapshot"]) for layer in place.ctl_json("tree", name)["layers"]]
+
+
+def fails(place, *words, status=1):
+    return one_line(place.ctl(*words, status=status).stderr, "qchainctl", words)
+
+
+def test_snapshots(place):
+    """Several, with their names, also after down and up."""
+    place.make_chain()
+    up(place)
+    guest_io(place, "seven.sock", "write -P 1 0 1M")
+    answer = place.ctl_json("snapshot", "seven", "one")
+    expect_equal({key: answer[key] for key in ("name", "snapshot", "file", "top")},
+                 {"name": "seven", "snapshot": "one", "file": place.path("top.qcow2"),
+                  "top": place.path("top.1.qcow2")}, "answer")
+    guest_io(place, "seven.sock", "write -P 2 0 1M")
+    expect("snapshot two is" in place.ctl("snapshot", "seven", "two").stdout, "no word of success")
+    guest_io(place, "seven.sock", "write -P 3 0 64k")
+    wanted = [("top.2.qcow2", None), ("top.1.qcow2", "two"), ("top.qcow2", "one"), ("base.qcow2", None)]
+    expect_equal(tree(place), wanted, "tree")
+    expect_equal(place.ctl_json("list")[0]["top"], place.path("top.2.qcow2"), "top of list")
+    expect_equal([snap["name"] for snap in place.ctl_json("status", "seven")["snapshots"]], ["one", "two"], "status")
+    expect("has a snapshot one already" in fails(place, "snapshot", "seven", "one"), "a name twice")
+    place.ctl("down", "seven")
+    check_all(place)
+    holds(place, "top.qcow2", "1 0 1M")
+    holds(place, "top.1.qcow2", "2 0 1M")
+    expect("snapshot two of device seven" in fails(place, "up", "seven", "./top.1.qcow2", "--no-ublk", "--nbd",
+                                                   "seven.sock"), "a sealed layer is served")
+    place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+    guest_io(place, "seven.sock", "read -P 3 0 64k", "read -P 2 64k 64k")
+    expect_equal(tree(place), wanted, "tree after up")
+    place.ctl("snapshot", "seven", "three")
+    place.ctl("down", "seven")
+    nothing_left(place)
+    expect_equal(images(place), ["base.qcow2", "top.1.qcow2", "top.2.qcow2", "top.3.qcow2", "top.qcow2"], "images")
+
+
+def test_wrong(place):
+    place.make_chain()
+    for words in (["snapshot"], ["snapshot", "seven"], ["snapshot", "seven", "a/b"], ["snapshot", "seven", ""],
+                  ["snapshot", "seven", "a", "b"], ["snapshot", "seven", "a", "--size", "x"]):
+        fails(place, *words, status=2)
+    expect("no chain of this name" in fails(place, "snapshot", "seven", "one"), "not served")
+    expect("Examples:" in place.ctl("snapshot", "--help").stdout, "no examples")
+    child = place.start("--name", "hand", "--export", f"nbd,socket={place.path('hand.sock')}", place.path("top.qcow2"))
+    place.wait_ready(child, place.path("hand.sock"))
+    expect("not started by qchainctl" in fails(place, "snapshot", "hand", "one"), "by hand")
+    child.terminate()
+    child.wait(harness.WAIT_S)
+
+
+def test_refused_by_the_daemon(place):
+    """The switch itself fails: record, images and device are as before."""
+    place.make_chain()
+    up(place)
+    place.ctl("down", "seven")
+    up(place, "seven", "./top.qcow2", "seven.sock", "--read-only")
+    before = record_of(place)
+    expect("read-only" in fails(place, "snapshot", "seven", "one"), "no reason")
+    after = record_of(place)
+    expect_equal((after["top"], after["snapshots"], "new" in after), ("top.qcow2", [], False), "record")
+    expect(after["sequence"] > before["sequence"], "the record was never written")
+    expect_equal(images(place), ["base.qcow2", "top.qcow2"], "images")
+    expect_equal(tree(place), [("top.qcow2", None), ("base.qcow2", None)], "tree")
+    place.ctl("down", "seven")
+    up(place)
+    place.ctl("snapshot", "seven", "one")
+    place.ctl("down", "seven")
+
+
+def test_raw_base(place):
+    place.run("qemu-img", "create", "-q", "-f", "raw", place.path("disk.raw"), "4M")
+    place.ctl("up", "seven", "./disk.raw", "--format", "raw", "--no-ublk", "--nbd", "seven.sock")
+    guest_io(place, "seven.sock", "write -P 1 0 64k")
+    place.ctl("snapshot", "seven", "one")
+    guest_io(place, "seven.sock", "write -P 2 0 32k")
+    place.ctl("down", "seven")
+    holds(place, "disk.1.qcow2", "2 0 32k", "1 32k 32k")
+    place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+    place.ctl("down", "seven")
+
+
+def kill_at(place, point):
+    done = place.run(place.program("qchainctl"), "snapshot", "seven", "one", status=None,
+                     environment=dict(place.environment, QCHAIN_CRASH_POINT=f"snapshot.{point}"))
+    expect_equal(done.returncode, -9, f"exit status at {point}")
+
+
+def prepare_kill(place, point):
+    """A device with content 1, killed while snapshot `one` is taken; then it is written on."""
+    for name in images(place) + ["seven.qchain"]:
+        if os.path.exists(place.path(name)):
+            os.unlink(place.path(name))
+    place.make_chain("4M")
+    up(place)
+    guest_io(place, "seven.sock", "write -P 1 0 1M")
+    kill_at(place, point)
+    guest_io(place, "seven.sock", "read -P 1 0 1M", "write -P 2 0 64k", "flush")
+
+
+def judge(place, point, second):
+    """The device holds all; snapshot `one`, if it is there, what it held then; no image too many."""
+    guest_io(place, "seven.sock", "read -P 2 0 64k", "read -P 1 64k 960k", "write -P 3 1M 64k")
+    wait_sealed(place)
+    layers = tree(place)
+    place.ctl("down", "seven")
+    check_all(place)
+    record = record_of(place)
+    expect_equal((record["top"], "new" in record), (layers[0][0], False), f"record after {point}")
+    expect_equal([(snap["image"], snap["name"]) for snap in reversed(record["snapshots"])],
+                 [layer for layer in layers if layer[1]], f"snapshots after {point}")
+    expect_equal(sorted(layer[0] for layer in layers), images(place), f"images after {point}")
+    expect(second in [snap["name"] for snap in record["snapshots"]], f"{point}: {second} is missing")
+    if point == "published":
+        holds(place, "top.qcow2", "1 0 1M")
+    nothing_left(place)
+
+
+def test_killed_and_again(place):
+    """The daemon lives on; the next snapshot clears up."""
+    for point in POINTS:
+        prepare_kill(place, point)
+        done = place.ctl("snapshot", "seven", "one", status=1 if point == "published" else 0)
+        expect(point != "published" or "already" in done.stderr, done.stderr)
+        judge(place, point, "one")
+
+
+def test_killed_and_up(place):
+    """The daemon dies, too: up serves what the record says, and loses nothing."""
+    for point in POINTS:
+        prepare_kill(place, point)
+        kill_daemon(place)
+        place.ctl("up", "seven")
+        place.ctl("snapshot", "seven", "two")
+        judge(place, point, "two")
+
+
+def test_killed_and_started_anew(place):
+    """And the host, too: /run is empty."""
+    for point in POINTS:
+        prepare_kill(place, point)
+        kill_daemon(place)
+        place.ctl("down", "seven")
+        os.unlink(place.path("seven.sock"))
+        place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+        place.ctl("snapshot", "seven", "two")
+        judge(place, point, "two")
+
+
+def test_leftovers_are_looked_at(place):
+    """What is marked as unfinished but holds data is not removed."""
+    place.make_chain()
+    up(place)
+    place.ctl("down", "seven")
+    record = record_of(place)
+    record["new"] = "odd.qcow2"
+    with open(place.path("seven.qchain"), "w", encoding="utf-8") as out:
+        json.dump(record, out)
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", place.path("odd.qcow2"))
+    place.run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", place.path("odd.qcow2"))
+    done = place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock", status=1)
+    expect("odd.qcow2" in done.stderr and "holds data" in done.stderr, done.stderr)
+    expect(os.path.exists(place.path("odd.qcow2")), "it was removed")
+
+
+def test_daemon_keeps_nothing(place):
+    """No descriptor and no node of an overlay that was not used stays in the daemon."""
+    place.make_chain()
+    up(place, "seven", "./top.qcow2", "seven.sock")
+    kill_at(place, "formatted")
+    place.ctl("snapshot", "seven", "one")
+    qmp = Qmp(place.path("run/seven/qmp.sock"))
+    expect("error" in qmp.command("remove-fd", **{"fdset-id": 71}), "a descriptor is left")
+    qmp.close()
+    place.ctl("down", "seven")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("snapshot", sys.modules["__main__"]))
