@@ -29,6 +29,12 @@ int refcounts_alloc(struct refcounts *rc, u32 want, struct meta_wait *wait, u64 
 		    u32 *got);
 
 /*
+ * refcounts_alloc_table - one cluster, for a table without which nothing can be given
+ * up: also out of the reserve, which refcounts_alloc() leaves on a device that is full
+ */
+int refcounts_alloc_table(struct refcounts *rc, struct meta_wait *wait, u64 *host);
+
+/*
  * refcounts_release - one reference less to each cluster that [@host, +@bytes)
  * touches. Only when nothing durable names them any more and nobody reads them.
  * 0; -EAGAIN; -EUCLEAN: a count was zero already.

@@ -103,6 +103,7 @@ def test_wait(place):
         client = await connect(place)
         tasks = start_writes(client, 60)
         await wait_for(lambda: parked(full.status()) > 3 * TAGS // 4, "most tags wait for space")
+        await wait_for(lambda: parked(full.status()) == full.status()["requests"]["under-way"], "the others have ended")
         status = full.status()
         queue = status["queues"][0]
         expect_equal((queue["tags"], queue["low"], len(status["queues"])), (TAGS, True, 1), "queue")
@@ -220,6 +221,35 @@ def test_leaks_before_full(place):
         events = [line["event"] for line in await asyncio.to_thread(full.events.until_end)]
         expect("QCHAIN_LEAK_SCAN" in events and "BLOCK_IO_ERROR" not in events, f"events: {events}")
     with Full(place, 4 << 20, prepare=lambda path: leak_clusters(path, 20, 64)) as full:
+        asyncio.run(run(full))
+        full.stop()
+
+
+def test_discard_when_full(place):
+    """On a full volume discards and zeroes still find room for their tables, and what they free is used (rule E2)."""
+    def over_a_base(path):
+        place.run("qemu-img", "create", "-q", "-f", "qcow2", place.path("base"), "4G")
+        place.run("qemu-io", "-f", "qcow2", "-c", "write -P 9 1G 64k", "-c", "write -P 9 2G 64k", place.path("base"))
+        place.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", place.path("base"), path)
+
+    async def run(full):
+        client = await connect(place)
+        tasks = start_writes(client, 60)
+        await wait_for(lambda: full.status()["metadata"]["full"], "status says full")
+        await asyncio.wait_for(client.trim(1 << 30, CLUSTER), harness.WAIT_S)
+        await asyncio.wait_for(client.write_zeroes(2 << 30, CLUSTER), harness.WAIT_S)
+        for offset in (1 << 30, 2 << 30):
+            expect_equal(await client.read(offset, CLUSTER), bytes(CLUSTER), f"content at {offset} afterwards")
+        done = [n for n, task in enumerate(tasks) if task.done()]
+        waiting = len(tasks) - len(done)
+        expect(len(done) > 20 and waiting, f"{len(done)} writes of {len(tasks)} found room")
+        for n in done[:waiting]:
+            await client.trim(n * CLUSTER, CLUSTER)
+        await asyncio.wait_for(asyncio.gather(*tasks), harness.WAIT_S)
+        for n in set(range(60)) - set(done[:waiting]):
+            expect_equal(await client.read(n * CLUSTER, CLUSTER), bytes([n + 1]) * CLUSTER, f"cluster {n}")
+        await client.close()
+    with Full(place, 3 << 20, "--allow-backing", place.path("base"), prepare=over_a_base) as full:
         asyncio.run(run(full))
         full.stop()
 

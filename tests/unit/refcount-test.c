@@ -10,6 +10,8 @@
 #include <uapi/qcow2.h>
 
 #define HOUSEKEEP_NS 500000000ull
+/* Clusters that a device of 512 of them keeps for tables. */
+#define RESERVE 16u
 
 static struct io_dev *disk;
 static struct image *img;
@@ -124,7 +126,7 @@ static void run_on(const u32 *woken, u32 before)
 	run_dry();
 }
 
-/* Ask until there is an answer; each -EAGAIN is followed by one call. */
+/* Ask until there is an answer; each -EAGAIN is followed by one call. @want 0: for a table. */
 static int take(u32 want, u64 *host, u32 *got)
 {
 	struct asking a = { .wait = { .fn = woken } };
@@ -132,7 +134,9 @@ static int take(u32 want, u64 *host, u32 *got)
 	int ret;
 
 	do {
-		ret = refcounts_alloc(rc, want, &a.wait, host, got);
+		*got = 1;
+		ret = want ? refcounts_alloc(rc, want, &a.wait, host, got) :
+			     refcounts_alloc_table(rc, &a.wait, host);
 		if (ret == -EAGAIN)
 			run_on(&a.woken, asked);
 		CU_ASSERT_FATAL(++asked < 50);
@@ -383,8 +387,8 @@ static void test_release_over_blocks(void)
 
 /* ---- growth --------------------------------------------------------------- */
 
-/* Take all of a small device; every cluster of it is used then. */
-static u64 take_all(void)
+/* Take what data may have of a small device. */
+static u64 take_data(void)
 {
 	u64 host, taken = 0;
 	u32 got;
@@ -394,6 +398,19 @@ static u64 take_all(void)
 		CU_ASSERT_FATAL(host + got * image_cluster_bytes(img) <= disk->size_bytes);
 		taken += got;
 	}
+	CU_ASSERT_EQUAL(ret, -ENOSPC);
+	return taken;
+}
+
+/* ... and all that is kept for tables: every cluster is used then. */
+static u64 take_all(void)
+{
+	u64 host, taken = take_data();
+	u32 got;
+	int ret;
+
+	while (!(ret = take(0, &host, &got)))
+		taken++;
 	CU_ASSERT_EQUAL(ret, -ENOSPC);
 	return taken;
 }
@@ -529,7 +546,7 @@ static void test_full(void)
 	start(&g);
 	limit = refcounts_limit(rc);
 	CU_ASSERT_EQUAL(limit, 512);
-	take_all();
+	take_data();
 	CU_ASSERT_EQUAL(take(1, &host, &got), -ENOSPC);
 	/* something was given back */
 	CU_ASSERT_EQUAL(give(300 * 4096, 4096), 0);
@@ -542,9 +559,32 @@ static void test_full(void)
 	io_mock_dev_resize(disk, 2 * MiB + 8192);
 	disk->ops->refresh_size(disk);
 	CU_ASSERT_EQUAL(take(5, &host, &got), 0);
-	CU_ASSERT_EQUAL(host, 2 * MiB);
-	CU_ASSERT_EQUAL(got, 2);
+	CU_ASSERT_EQUAL(host, 2 * MiB - RESERVE * 4096);
+	CU_ASSERT_EQUAL(got, 1); /* one more is kept for tables */
 	CU_ASSERT_EQUAL(take(1, &host, &got), -ENOSPC);
+	settle();
+	close_all();
+}
+
+/* Rule E2: on a device that is full for data, tables still find room; it comes back. */
+static void test_reserve(void)
+{
+	struct geometry g = { .cluster_bits = 12, .refcount_order = 4, .dev_bytes = 2 * MiB };
+	u64 host;
+	u32 got, i;
+
+	start(&g);
+	take_data();
+	for (i = 0; i < RESERVE; i++) {
+		CU_ASSERT_EQUAL(take(0, &host, &got), 0);
+		CU_ASSERT_EQUAL(host, 2 * MiB - (RESERVE - i) * 4096);
+	}
+	CU_ASSERT_EQUAL(take(0, &host, &got), -ENOSPC);
+	CU_ASSERT_EQUAL(give(2 * MiB - 4096, 4096), 0);
+	CU_ASSERT_EQUAL(take(1, &host, &got), -ENOSPC);
+	CU_ASSERT_EQUAL(give(300 * 4096, 4096), 0);
+	CU_ASSERT_EQUAL(take_one(), 300 * 4096);
+	CU_ASSERT_EQUAL(take(0, &host, &got), 0);
 	settle();
 	close_all();
 }
@@ -870,6 +910,7 @@ int main(void)
 		{ "order of table growth", test_table_growth_order },
 		{ "growth of a file", test_growth_of_a_file },
 		{ "full", test_full },
+		{ "reserve", test_reserve },
 		{ "full for the table", test_full_for_the_table },
 		{ "growth fails", test_growth_fails },
 		{ "table growth fails", test_table_growth_fails },

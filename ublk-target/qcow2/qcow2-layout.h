@@ -37,6 +37,21 @@ static inline u64 layout_refcounts_per_block(u32 cluster_bits, u32 refcount_orde
 /* Refcount blocks and table clusters that count @clusters and themselves. */
 void layout_refcounts(u64 clusters, u32 cluster_bits, u32 refcount_order, u64 *blocks, u64 *table);
 
+/* Most clusters that layout_reserve() keeps. */
+static inline u64 layout_max_reserve(u32 cluster_bits)
+{
+	return max(16ull, MiB >> cluster_bits);
+}
+
+/*
+ * Of the @clusters that a device has, so many are kept for tables: a discard, or
+ * zeroes over what is below, may need a new L2 table before it frees anything.
+ */
+static inline u64 layout_reserve(u64 clusters, u32 cluster_bits)
+{
+	return min(DIV_ROUND_UP(clusters, 32), layout_max_reserve(cluster_bits));
+}
+
 /* A fully allocated image; what measure counts and preallocation writes. */
 void layout_full(const struct image_create_options *options, struct layout *result);
 

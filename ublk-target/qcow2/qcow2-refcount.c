@@ -8,6 +8,8 @@
 #include <string.h>
 #include <uapi/qcow2.h>
 
+#include "qcow2-layout.h"
+
 /*
  * No free cluster lies below @cursor: allocation takes the first free one from
  * there and moves the cursor up, a release moves it down.
@@ -450,13 +452,13 @@ static int grow_and_wait(struct refcounts *rc, u64 index, struct meta_wait *wait
 /* ---- allocate and release -------------------------------------------------------- */
 
 /*
- * Take up to @want free clusters from @cursor on, within one cached block.
+ * Take up to @want free clusters from @cursor on, within one cached block and below @limit.
  * 0: *@got of them at @cursor (0: none left in this block, the cursor moved).
  */
-static int take_from_block(struct refcounts *rc, u32 want, struct meta_wait *wait, u32 *got)
+static int take_from_block(struct refcounts *rc, u64 limit, u32 want, struct meta_wait *wait,
+			   u32 *got)
 {
 	u64 per_block = (u64)meta_block_bytes(rc->meta) * 8 >> rc->img->refcount_order;
-	u64 limit = refcounts_limit(rc);
 	u32 order = rc->img->refcount_order;
 	struct meta_block *block;
 	u64 i;
@@ -482,14 +484,15 @@ static int take_from_block(struct refcounts *rc, u32 want, struct meta_wait *wai
 	return 0;
 }
 
-int refcounts_alloc(struct refcounts *rc, u32 want, struct meta_wait *wait, u64 *host, u32 *got)
+static int alloc_below(struct refcounts *rc, u64 limit, u32 want, struct meta_wait *wait,
+		       u64 *host, u32 *got)
 {
 	int ret;
 
 	do {
-		if (rc->cursor >= refcounts_limit(rc))
+		if (rc->cursor >= limit)
 			return -ENOSPC;
-		ret = take_from_block(rc, want, wait, got);
+		ret = take_from_block(rc, limit, want, wait, got);
 		if (ret == -ENOENT)
 			ret = grow_and_wait(rc, rc->cursor / block_entries(rc->img), wait);
 		if (ret)
@@ -498,6 +501,23 @@ int refcounts_alloc(struct refcounts *rc, u32 want, struct meta_wait *wait, u64 
 	*host = rc->cursor << rc->img->cluster_bits;
 	rc->cursor += *got;
 	return 0;
+}
+
+/* Rule E2: the last clusters of a device are kept for tables. */
+int refcounts_alloc(struct refcounts *rc, u32 want, struct meta_wait *wait, u64 *host, u32 *got)
+{
+	u64 limit = refcounts_limit(rc);
+
+	if (rc->img->dev->blockdev)
+		limit -= layout_reserve(limit, rc->img->cluster_bits);
+	return alloc_below(rc, limit, want, wait, host, got);
+}
+
+int refcounts_alloc_table(struct refcounts *rc, struct meta_wait *wait, u64 *host)
+{
+	u32 got;
+
+	return alloc_below(rc, refcounts_limit(rc), 1, wait, host, &got);
 }
 
 /* All blocks must be there before the first count changes: asked for in one go. */

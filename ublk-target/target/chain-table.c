@@ -96,6 +96,12 @@ static int table_copy(struct write_op *op, struct new_table *nt)
 	return 0;
 }
 
+/* Does @op take a place for data, beside the table? Such must not use up the reserve. */
+static bool needs_data(const struct write_op *op)
+{
+	return op->type == OP_WRITE || op->nounmap;
+}
+
 /* Whoever comes drives it on; what is done already is not done again. */
 static int table_build(struct write_op *op, struct new_table *nt)
 {
@@ -114,7 +120,8 @@ static int table_build(struct write_op *op, struct new_table *nt)
 	}
 	ret = table_copy(op, nt);
 	if (!ret && !nt->host)
-		ret = refcounts_alloc(w->rc, 1, &op->wait, &nt->host, &got);
+		ret = needs_data(op) ? refcounts_alloc(w->rc, 1, &op->wait, &nt->host, &got) :
+				       refcounts_alloc_table(w->rc, &op->wait, &nt->host);
 	if (!ret)
 		nt->state = TABLE_READY;
 	return ret;
