@@ -168,6 +168,7 @@ native() {
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"
 	run full 120 tests/control/full.py --build "$build"
+	run fill 200 tests/control/fill.py --build "$build"
 	run door 200 tests/door/door.py --qchaind "$build/qchaind"
 	run_units "$build" unit-
 	alone diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \

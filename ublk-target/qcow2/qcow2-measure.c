@@ -63,13 +63,34 @@ void image_measure(const struct image_create_options *options, u64 data_bytes,
 	result->required = result->fully_allocated - virtual_bytes + data_bytes;
 }
 
+/* Clusters beyond the fully allocated image, without those that count them. */
+static u64 thick_extra(u32 cluster_bits)
+{
+	u64 cluster_bytes = 1ull << cluster_bits;
+	u64 bytes = THICK_BATCHES * max((u64)THICK_BATCH_BYTES, cluster_bytes) +
+		    THICK_RESERVE_QUEUES * max((u64)THICK_RESERVE_BYTES, cluster_bytes);
+
+	return DIV_ROUND_UP(bytes, cluster_bytes) + layout_max_reserve(cluster_bits);
+}
+
+/*
+ * All clusters are counted, the extra ones too: fine clusters with wide refcounts
+ * need thousands of blocks for them. A refcount table that grows is there twice
+ * for a while, the new one half as large again, and may not fit at the very end.
+ */
 u64 image_thick_bytes(const struct image_create_options *options)
 {
-	u64 cluster_bytes = 1ull << options->cluster_bits;
-	struct image_measure measure;
+	struct layout full;
+	u64 used, blocks, table, spare = 0;
+	u32 pass;
 
-	image_measure(options, 0, &measure);
-	return measure.fully_allocated +
-	       THICK_BATCHES * max((u64)THICK_BATCH_BYTES, cluster_bytes) +
-	       THICK_RESERVE_QUEUES * max((u64)THICK_RESERVE_BYTES, cluster_bytes) + cluster_bytes;
+	layout_full(options, &full);
+	used = 1 + full.l1_clusters + full.l2_clusters + full.data_clusters +
+	       thick_extra(options->cluster_bits) + 1;
+	for (pass = 0; pass < 2; pass++) {
+		layout_refcounts(used + spare, options->cluster_bits, options->refcount_order,
+				 &blocks, &table);
+		spare = 4 * table + 4;
+	}
+	return (used + spare + blocks + table) << options->cluster_bits;
 }
