@@ -337,6 +337,7 @@ static void test_table_grows(void)
 	CU_ASSERT_EQUAL_FATAL(image_open(disk, IMAGE_QCOW2, IMAGE_OPEN_CHECK | IMAGE_OPEN_BITMAPS,
 					 &again, NULL), 0);
 	CU_ASSERT_EQUAL(image_check(again, 0, NULL, NULL, &result, NULL), 0);
+	image_close(again);
 	CU_ASSERT_EQUAL(result.corruptions, 0);
 	CU_ASSERT_EQUAL(finish(&r), LEAKS_DONE); /* what the test took is a leak now */
 	CU_ASSERT_EQUAL(r.freed, result.leaks);
