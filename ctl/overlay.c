@@ -228,8 +228,7 @@ static bool is_ours(const char *path)
 		return false;
 	if (image_open(dev, IMAGE_QCOW2, 0, &img, NULL))
 		return false;
-	for (u32 i = 0; i < img->l1_size; i++)
-		empty &= !img->l1[i];
+	empty = l1_next(&img->l1, 0, img->l1_size) == img->l1_size;
 	image_close(img);
 	return empty;
 }

@@ -46,6 +46,42 @@ struct image_extension {
 };
 
 /*
+ * struct l1 - the entries of an L1 table, host-endian (qcow2-l1.c)
+ *
+ * A page whose entries are all 0 takes no memory (rule C8): a layer of a disk of
+ * petabytes has 32 MiB of table, of which a snapshot has changed little, and
+ * there may be a thousand of them. Metadata thread.
+ */
+#define L1_PAGE_ENTRIES 512u
+
+struct l1 {
+	u32 nr_pages;
+	u64 **pages; /* NULL: L1_PAGE_ENTRIES times 0 */
+};
+
+/* @index: within the table */
+static inline u64 l1_get(const struct l1 *l1, u32 index)
+{
+	const u64 *page = l1->pages[index / L1_PAGE_ENTRIES];
+
+	return page ? page[index % L1_PAGE_ENTRIES] : 0;
+}
+
+/*
+ * l1_reserve - memory for the entry @index, so that l1_set() cannot fail: -ENOMEM
+ * l1_set - 0, or an entry that was not 0 before, needs no l1_reserve()
+ */
+int l1_reserve(struct l1 *l1, u32 index);
+void l1_set(struct l1 *l1, u32 index, u64 entry);
+/* The first entry from @index on that is not 0; @end: there is none before it. */
+u32 l1_next(const struct l1 *l1, u32 index, u32 end);
+/* Room for @entries; new ones are 0. -ENOMEM. Never smaller. */
+int l1_resize(struct l1 *l1, u32 entries);
+/* A table from the disk, nothing checked. -errno: @result is empty. */
+int l1_read(struct io_dev *dev, u64 offset, u32 entries, struct l1 *result);
+void l1_exit(struct l1 *l1);
+
+/*
  * struct image - one open image. Host-endian copies of what the disk holds.
  *
  * Raw images have cluster_bits 16 and no tables; virtual_size is the device's
@@ -77,10 +113,10 @@ struct image {
 	u64 compatible;
 	u64 autoclear;
 
-	/* active L1; big images are held whole (32 MiB at most) */
+	/* active L1 table */
 	u64 l1_offset;
 	u32 l1_size; /* entries */
-	u64 *l1; /* host-endian, each entry checked (not with IMAGE_OPEN_CHECK) */
+	struct l1 l1; /* each entry checked (not with IMAGE_OPEN_CHECK) */
 
 	u64 reftable_offset;
 	u32 reftable_clusters;
@@ -217,7 +253,7 @@ static inline u64 image_l2_offset(const struct image *img, u64 offset)
 {
 	u64 index = offset >> image_l2_coverage_bits(img);
 
-	return index < img->l1_size ? img->l1[index] & 0x00fffffffffffe00ull : 0;
+	return index < img->l1_size ? l1_get(&img->l1, index) & 0x00fffffffffffe00ull : 0;
 }
 
 /*

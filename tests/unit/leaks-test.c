@@ -310,7 +310,7 @@ static void test_table_replaced(void)
 	memset(bytes + L2_AT, 0xa5, CLUSTER);
 	CU_ASSERT_EQUAL(take_cluster(), FIRST_FREE);
 	refcounts_touch(rc, L2_AT, CLUSTER);
-	img->l1[0] = (u64)FIRST_FREE * CLUSTER | QCOW2_COPIED;
+	l1_set(&img->l1, 0, (u64)FIRST_FREE * CLUSTER | QCOW2_COPIED);
 	expect_scan(0, 0);
 	close_all();
 }

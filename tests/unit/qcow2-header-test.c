@@ -20,8 +20,8 @@ static void test_version_3(void)
 	CU_ASSERT_EQUAL(img->header_length, 112);
 	CU_ASSERT_EQUAL(img->virtual_size, GiB);
 	CU_ASSERT_EQUAL(img->l1_size, 2);
-	CU_ASSERT_EQUAL(img->l1[0], 4 * CLUSTER | QCOW2_COPIED);
-	CU_ASSERT_EQUAL(img->l1[1], 0);
+	CU_ASSERT_EQUAL(l1_get(&img->l1, 0), 4 * CLUSTER | QCOW2_COPIED);
+	CU_ASSERT_EQUAL(l1_get(&img->l1, 1), 0);
 	CU_ASSERT_EQUAL(img->reftable_offset, CLUSTER);
 	CU_ASSERT_EQUAL(img->reftable_clusters, 1);
 	CU_ASSERT_PTR_NULL(img->backing_name);

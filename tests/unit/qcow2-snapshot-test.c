@@ -310,7 +310,7 @@ static void test_check_tolerates(void)
 	put64(3 * CLUSTER + 8, QCOW2_OFFSET_MASK);
 	img = open_ok(IMAGE_OPEN_CHECK);
 	CU_ASSERT_EQUAL(img->nr_faults, 0);
-	CU_ASSERT_EQUAL(img->l1[0], 1);
+	CU_ASSERT_EQUAL(l1_get(&img->l1, 0), 1);
 	close_ok(img);
 	put64(40, 1ull << 60);
 	open_bad(IMAGE_OPEN_CHECK, -EILSEQ, "L1 table beyond the end");

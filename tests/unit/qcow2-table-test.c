@@ -3,8 +3,10 @@
 #include "unit.h"
 
 #include <qchain/image.h>
+#include <stdlib.h>
 #include <string.h>
 #include <uapi/qcow2.h>
+#include <unistd.h>
 
 #define DEV_BYTES (1ull << 40)
 
@@ -333,10 +335,11 @@ static void test_table_memory(void)
 
 static void test_l2_offset(void)
 {
-	u64 l1[] = { 0, 0x40000 | QCOW2_COPIED, 0x50000 };
+	u64 page[L1_PAGE_ENTRIES] = { 0, 0x40000 | QCOW2_COPIED, 0x50000 };
 	struct image img = make_image(3, 16, false);
 
-	img.l1 = l1;
+	img.l1.pages = (u64 *[]){ page };
+	img.l1.nr_pages = 1;
 	img.l1_size = 3;
 	CU_ASSERT_EQUAL(image_l2_offset(&img, 0), 0);
 	CU_ASSERT_EQUAL(image_l2_offset(&img, 512 * MiB - 1), 0);
@@ -344,6 +347,44 @@ static void test_l2_offset(void)
 	CU_ASSERT_EQUAL(image_l2_offset(&img, GiB), 0x50000);
 	CU_ASSERT_EQUAL(image_l2_offset(&img, GiB + 512 * MiB), 0);
 	CU_ASSERT_EQUAL(image_l2_offset(&img, ~0ull), 0);
+}
+
+/* Of a table on disk only the pages that name something are kept. */
+static void test_sparse_l1(void)
+{
+	enum { NR = 5000, FAR = 4000 };
+	static u64 disk[NR];
+	char name[] = "/tmp/qchain-l1.XXXXXX";
+	int fd = mkstemp(name);
+	struct qc_err err = {};
+	struct io_dev *file;
+	struct l1 l1;
+	u32 kept = 0;
+
+	disk[3] = __builtin_bswap64(0x30000);
+	disk[FAR] = __builtin_bswap64(0x40000);
+	CU_ASSERT_EQUAL_FATAL(pwrite(fd, disk, sizeof(disk), 65536), sizeof(disk));
+	close(fd);
+	CU_ASSERT_EQUAL_FATAL(io_dev_open(name, 0, &file, &err), 0);
+	CU_ASSERT_EQUAL_FATAL(l1_read(file, 65536, NR, &l1), 0);
+	for (u32 i = 0; i < l1.nr_pages; i++)
+		kept += l1.pages[i] != NULL;
+	CU_ASSERT_EQUAL(kept, 2);
+	CU_ASSERT_EQUAL(l1_next(&l1, 0, NR), 3);
+	CU_ASSERT_EQUAL(l1_next(&l1, 4, NR), FAR);
+	CU_ASSERT_EQUAL(l1_next(&l1, FAR + 1, NR), NR);
+	CU_ASSERT_EQUAL(l1_get(&l1, FAR), 0x40000);
+	CU_ASSERT_EQUAL(l1_get(&l1, FAR - 1), 0);
+	l1_set(&l1, 2000, 0); /* nothing to forget */
+	CU_ASSERT_EQUAL(l1_reserve(&l1, 2000), 0);
+	l1_set(&l1, 2000, 0x50000);
+	CU_ASSERT_EQUAL(l1_next(&l1, 4, NR), 2000);
+	CU_ASSERT_EQUAL(l1_resize(&l1, 2 * NR), 0);
+	CU_ASSERT_EQUAL(l1_get(&l1, 2 * NR - 1), 0);
+	CU_ASSERT_EQUAL(l1_next(&l1, FAR + 1, 2 * NR), 2 * NR);
+	l1_exit(&l1);
+	io_dev_close(file);
+	unlink(name);
 }
 
 int main(void)
@@ -364,6 +405,7 @@ int main(void)
 		{ "compressed entries, offset limit", test_compressed_entry_limit },
 		{ "table memory", test_table_memory },
 		{ "L1 lookup", test_l2_offset },
+		{ "sparse L1 tables", test_sparse_l1 },
 		{},
 	};
 

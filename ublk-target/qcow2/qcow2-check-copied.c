@@ -40,7 +40,7 @@ static bool flag_is_wrong(struct check *c, u64 entry, u64 cluster)
 
 static int check_l1_flag(struct check *c, u32 i, bool repair)
 {
-	u64 entry = c->img->l1[i];
+	u64 entry = l1_get(&c->img->l1, i);
 	int ret;
 
 	if (!flag_is_wrong(c, entry, (entry & QCOW2_OFFSET_MASK) >> c->img->cluster_bits))
@@ -55,7 +55,7 @@ static int check_l1_flag(struct check *c, u32 i, bool repair)
 	ret = check_write_l1(c, c->img->l1_offset, i, entry ^ QCOW2_COPIED);
 	if (ret)
 		return ret;
-	c->img->l1[i] = entry ^ QCOW2_COPIED;
+	l1_set(&c->img->l1, i, entry ^ QCOW2_COPIED);
 	c->result->corruptions--;
 	c->result->corruptions_fixed++;
 	return 0;
@@ -118,10 +118,12 @@ static int check_l2_flags(struct check *c, u64 offset, bool repair)
 int check_copied(struct check *c)
 {
 	bool repair = repairs(c);
+	u32 nr = c->img->l1_size;
 	int ret = 0;
 
-	for (u32 i = 0; i < c->img->l1_size && !ret; i++) {
-		u64 offset = c->img->l1[i] & QCOW2_OFFSET_MASK;
+	for (u32 i = l1_next(&c->img->l1, 0, nr); i < nr && !ret;
+	     i = l1_next(&c->img->l1, i + 1, nr)) {
+		u64 offset = l1_get(&c->img->l1, i) & QCOW2_OFFSET_MASK;
 		u64 cluster = offset >> c->img->cluster_bits;
 
 		if (!offset || check_refcount_is_one(c, cluster) < 0)

@@ -256,7 +256,7 @@ static void fix_l1_entry(struct check *c, u64 table, u32 index, u64 entry, bool 
 	if (check_write_l1(c, table, index, entry))
 		return;
 	if (active)
-		c->img->l1[index] = entry;
+		l1_set(&c->img->l1, index, entry);
 	c->result->corruptions--;
 	c->result->corruptions_fixed++;
 }

@@ -25,19 +25,16 @@ static int write_l1(struct editor *ed, u32 entries, u64 host, u64 bytes)
 				  ed->img->dev->path);
 	memset(data, 0, bytes);
 	for (i = 0; i < ed->img->l1_size; i++)
-		store_be64(data + i * sizeof(u64), ed->img->l1[i]);
+		store_be64(data + i * sizeof(u64), l1_get(&ed->img->l1, i));
 	return meta_txn_fresh(ed->meta, host, data, bytes);
 }
 
 static int adopt_l1(struct editor *ed, u32 entries, u64 host)
 {
 	struct image *img = ed->img;
-	u64 *l1 = realloc(img->l1, entries * sizeof(u64));
 
-	if (!l1)
+	if (l1_resize(&img->l1, entries))
 		return -ENOMEM;
-	memset(l1 + img->l1_size, 0, (entries - img->l1_size) * sizeof(u64));
-	img->l1 = l1;
 	img->l1_size = entries;
 	img->l1_offset = host;
 	return 0;
@@ -146,8 +143,9 @@ static int collect(struct editor *ed, u32 first, struct places *data, struct pla
 	u32 i, k;
 	int ret = table ? 0 : -ENOMEM;
 
-	for (i = first; i < img->l1_size && !ret; i++) {
-		u64 l2 = img->l1[i] & QCOW2_OFFSET_MASK;
+	for (i = l1_next(&img->l1, first, img->l1_size); i < img->l1_size && !ret;
+	     i = l1_next(&img->l1, i + 1, img->l1_size)) {
+		u64 l2 = l1_get(&img->l1, i) & QCOW2_OFFSET_MASK;
 
 		if (!l2)
 			continue;
@@ -159,6 +157,14 @@ static int collect(struct editor *ed, u32 first, struct places *data, struct pla
 	free(table);
 	return ret < 0 ? qc_err_set(ed->err, ret, "%s: its L2 tables cannot be used (%s); run "
 				    "qchainctl check on it", img->dev->path, strerror(-ret)) : 0;
+}
+
+static void forget_l1(struct image *img, u32 first)
+{
+	u32 nr = img->l1_size;
+
+	for (u32 i = l1_next(&img->l1, first, nr); i < nr; i = l1_next(&img->l1, i + 1, nr))
+		l1_set(&img->l1, i, 0);
 }
 
 /* Entries @first.. of the L1 table become 0: one transaction, then durable. */
@@ -185,7 +191,7 @@ static int clear_l1(struct editor *ed, u32 first)
 	if (!ret)
 		ret = editor_settle(ed);
 	if (!ret)
-		memset(img->l1 + first, 0, (img->l1_size - first) * sizeof(u64));
+		forget_l1(img, first);
 	return ret;
 }
 
@@ -242,10 +248,9 @@ int image_unmap_from(struct image *img, u64 offset, struct qc_err *err)
 {
 	u64 coverage = 1ull << image_l2_coverage_bits(img);
 	u64 first = DIV_ROUND_UP(offset, coverage);
-	u32 index = first;
-	bool any = false;
+	u32 index = min(first, (u64)img->l1_size);
 
-	for (; first < img->l1_size && !any; first++)
-		any = img->l1[first] & QCOW2_OFFSET_MASK;
-	return any ? editor_run(img, unmap_from, &index, err) : 0;
+	if (l1_next(&img->l1, index, img->l1_size) == img->l1_size)
+		return 0;
+	return editor_run(img, unmap_from, &index, err);
 }

@@ -583,7 +583,7 @@ void image_close(struct image *img)
 	free(img->backing_format);
 	free(img->data_file_name);
 	overlap_free(img->overlap);
-	free(img->l1);
+	l1_exit(&img->l1);
 	if (img->data_dev)
 		io_dev_close(img->data_dev);
 	io_dev_close(img->dev);

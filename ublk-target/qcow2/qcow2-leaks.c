@@ -202,7 +202,7 @@ static int get_l1_entry(struct leaks *l, struct io_op *io, u64 *entry)
 	int ret;
 
 	if (!l->source) {
-		*entry = l->img->l1[l->index] & QCOW2_OFFSET_MASK;
+		*entry = l1_get(&l->img->l1, l->index) & QCOW2_OFFSET_MASK;
 		return 0;
 	}
 	s = &l->img->snapshots[l->source - 1];

@@ -145,38 +145,43 @@ void overlap_free(struct overlap *overlap)
 
 /* ---- building ------------------------------------------------------------- */
 
-static int put_tables(const struct image *img, const u64 *entries, u32 nr, u64 mask,
-		      enum overlap_kind kind)
+static int put_blocks(const struct image *img, const u64 *reftable, u32 nr)
 {
 	u32 i;
 	int ret = 0;
 
 	for (i = 0; i < nr && !ret; i++)
-		if (entries[i] & mask)
-			ret = overlap_put(img, entries[i] & mask, image_cluster_bytes(img), kind);
+		if (reftable[i] & ~QCOW2_REFTABLE_RESERVED)
+			ret = overlap_put(img, reftable[i] & ~QCOW2_REFTABLE_RESERVED,
+					  image_cluster_bytes(img), OVERLAP_REFBLOCK);
+	return ret;
+}
+
+static int put_l2_tables(const struct image *img, const struct l1 *l1, u32 nr,
+			 enum overlap_kind kind)
+{
+	u32 i;
+	int ret = 0;
+
+	for (i = l1_next(l1, 0, nr); i < nr && !ret; i = l1_next(l1, i + 1, nr))
+		if (l1_get(l1, i) & QCOW2_OFFSET_MASK)
+			ret = overlap_put(img, l1_get(l1, i) & QCOW2_OFFSET_MASK,
+					  image_cluster_bytes(img), kind);
 	return ret;
 }
 
 static int put_snapshot(const struct image *img, const struct image_snapshot *s)
 {
-	u64 bytes = (u64)s->l1_size * sizeof(u64);
-	u64 *l1;
-	u32 i;
-	int ret;
+	struct l1 l1;
+	int ret = l1_read(img->dev, s->l1_offset, s->l1_size, &l1);
 
-	if (!bytes)
-		return 0;
-	l1 = malloc(bytes);
-	if (!l1)
-		return -ENOMEM;
-	ret = io_dev_pread(img->dev, l1, bytes, s->l1_offset);
-	for (i = 0; i < s->l1_size; i++)
-		l1[i] = __builtin_bswap64(l1[i]);
+	if (ret < 0)
+		return ret;
+	ret = put_l2_tables(img, &l1, s->l1_size, OVERLAP_SNAPSHOT_L2);
 	if (!ret)
-		ret = put_tables(img, l1, s->l1_size, QCOW2_OFFSET_MASK, OVERLAP_SNAPSHOT_L2);
-	if (!ret)
-		ret = overlap_put(img, s->l1_offset, bytes, OVERLAP_SNAPSHOT_L1);
-	free(l1);
+		ret = overlap_put(img, s->l1_offset, (u64)s->l1_size * sizeof(u64),
+				  OVERLAP_SNAPSHOT_L1);
+	l1_exit(&l1);
 	return ret;
 }
 
@@ -206,13 +211,12 @@ static int put_all(const struct image *img, const u64 *reftable, u32 nr_reftable
 		ret = overlap_put(img, img->snapshots_offset, img->snapshots_bytes,
 				  OVERLAP_SNAPSHOTS);
 	if (!ret)
-		ret = put_tables(img, img->l1, img->l1_size, QCOW2_OFFSET_MASK, OVERLAP_L2);
+		ret = put_l2_tables(img, &img->l1, img->l1_size, OVERLAP_L2);
 	if (!ret)
 		ret = overlap_put(img, img->l1_offset, (u64)img->l1_size * sizeof(u64),
 				  OVERLAP_L1);
 	if (!ret)
-		ret = put_tables(img, reftable, nr_reftable, ~QCOW2_REFTABLE_RESERVED,
-				 OVERLAP_REFBLOCK);
+		ret = put_blocks(img, reftable, nr_reftable);
 	if (!ret)
 		ret = overlap_put(img, img->reftable_offset,
 				  (u64)img->reftable_clusters << img->cluster_bits,

@@ -221,7 +221,7 @@ int image_use_snapshot(struct image *img, const char *name, struct qc_err *err)
 {
 	const struct image_snapshot *sn = find_snapshot(img, name);
 	struct opener op = { .img = img, .err = err };
-	u64 *l1;
+	struct l1 l1;
 	int ret;
 
 	if (img->dev->writable)
@@ -238,7 +238,7 @@ int image_use_snapshot(struct image *img, const char *name, struct qc_err *err)
 	ret = opener_read_l1(&op, "snapshot's L1 table", sn->l1_offset, sn->l1_size, &l1);
 	if (ret)
 		return ret;
-	free(img->l1);
+	l1_exit(&img->l1);
 	img->l1 = l1;
 	img->l1_offset = sn->l1_offset;
 	img->l1_size = sn->l1_size;

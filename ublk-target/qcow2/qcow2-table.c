@@ -241,36 +241,26 @@ static int l1_check_entry(struct opener *op, const char *what, u32 index, u64 en
 	return 0;
 }
 
-int opener_read_l1(struct opener *op, const char *what, u64 offset, u32 entries, u64 **result)
+int opener_read_l1(struct opener *op, const char *what, u64 offset, u32 entries,
+		   struct l1 *result)
 {
-	size_t bytes = (size_t)entries * sizeof(u64);
-	u64 *l1;
+	int ret = l1_read(op->img->dev, offset, entries, result);
 	u32 i;
-	int ret;
 
-	l1 = malloc(max(bytes, sizeof(u64)));
-	if (!l1)
-		return opener_refuse(op, -ENOMEM, "%s: no memory (%zu bytes)", what, bytes);
-	ret = bytes ? io_dev_pread(op->img->dev, l1, bytes, offset) : 0;
-	if (ret < 0) {
-		opener_refuse(op, ret, "%s: read of %zu bytes at 0x%llx failed (%s)", what, bytes,
-			      (unsigned long long)offset, strerror(-ret));
-		goto err_free_l1;
+	if (ret < 0)
+		return opener_refuse(op, ret, "%s: read of %llu bytes at 0x%llx failed (%s)", what,
+				     (unsigned long long)entries * sizeof(u64),
+				     (unsigned long long)offset, strerror(-ret));
+	if (op->flags & IMAGE_OPEN_CHECK)
+		return 0; /* the checker reports each entry itself */
+	for (i = l1_next(result, 0, entries); i < entries; i = l1_next(result, i + 1, entries)) {
+		ret = l1_check_entry(op, what, i, l1_get(result, i));
+		if (ret) {
+			l1_exit(result);
+			return ret;
+		}
 	}
-	for (i = 0; i < entries; i++) {
-		l1[i] = load_be64(&l1[i]);
-		if (op->flags & IMAGE_OPEN_CHECK)
-			continue; /* the checker reports each entry itself */
-		ret = l1_check_entry(op, what, i, l1[i]);
-		if (ret)
-			goto err_free_l1;
-	}
-	*result = l1;
 	return 0;
-
-err_free_l1:
-	free(l1);
-	return ret;
 }
 
 /* ---- L2 entries ---------------------------------------------------------- */

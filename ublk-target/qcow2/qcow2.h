@@ -178,8 +178,9 @@ bool opener_table_fault(struct opener *op, const char *what, u64 offset, u64 byt
 
 /* qcow2-table.c: fill op->regions; a fault when two of them overlap. */
 int opener_collect_regions(struct opener *op);
-/* qcow2-table.c: read and validate an L1 table; *result is malloc'ed. */
-int opener_read_l1(struct opener *op, const char *what, u64 offset, u32 entries, u64 **result);
+/* qcow2-table.c: read and validate an L1 table. */
+int opener_read_l1(struct opener *op, const char *what, u64 offset, u32 entries,
+		   struct l1 *result);
 
 /* qcow2-snapshot.c: @count and @offset as the header has them. */
 int opener_read_snapshots(struct opener *op, u32 count, u64 offset);

@@ -278,12 +278,7 @@ static bool same_image(const struct image *a, const struct image *b)
 
 static bool is_empty(const struct image *img)
 {
-	u32 i;
-
-	for (i = 0; i < img->l1_size; i++)
-		if (img->l1[i])
-			return false;
-	return img->nr_snapshots == 0;
+	return l1_next(&img->l1, 0, img->l1_size) == img->l1_size && img->nr_snapshots == 0;
 }
 
 /*

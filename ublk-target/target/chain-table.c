@@ -40,7 +40,7 @@ static void table_linked(struct meta_join *join, int error)
 	if (error) {
 		writer_release_now(w, nt->host, image_cluster_bytes(w->img));
 	} else {
-		w->img->l1[nt->l1_index] = nt->host | QCOW2_COPIED;
+		l1_set(&w->img->l1, nt->l1_index, nt->host | QCOW2_COPIED);
 		overlap_add(w->img, nt->host, image_cluster_bytes(w->img));
 	}
 	write_ops_run(&nt->waiters);
@@ -65,7 +65,8 @@ static struct new_table *table_create(struct writer *w, u32 index, u64 old_host)
 	if (!nt)
 		return NULL;
 	nt->data = io_alloc(bytes);
-	if (!nt->data) {
+	if (!nt->data || l1_reserve(&w->img->l1, index)) {
+		free(nt->data);
 		free(nt);
 		return NULL;
 	}
@@ -131,7 +132,7 @@ int write_op_table(struct write_op *op)
 {
 	struct image *img = op->writer->img;
 	u32 index = write_op_l1_index(op);
-	u64 l1 = img->l1[index];
+	u64 l1 = l1_get(&img->l1, index);
 	u64 in_table = op->first_cluster & ((1ull << img->l2_bits) - 1);
 	u64 at = (l1 & QCOW2_OFFSET_MASK) + in_table * img->l2_entry_bytes;
 	struct new_table *nt = op->table;

@@ -154,7 +154,7 @@ static bool nothing_to_zero(const struct write_op *op)
 	u32 index = write_op_l1_index(op);
 
 	return op->type != OP_WRITE && !op->nounmap && !op->writer->below &&
-	       !(op->writer->img->l1[index] & QCOW2_OFFSET_MASK) &&
+	       !(l1_get(&op->writer->img->l1, index) & QCOW2_OFFSET_MASK) &&
 	       !table_find(op->writer, index);
 }
 
