@@ -45,12 +45,12 @@ clean_image /dev/vg/c-1
 step "--on-full fail: the writes fail, the device lives on"
 mklv vg c-2 16m
 qemu-img create -q -f qcow2 -F qcow2 -b c-0 /dev/vg/c-2
-chain_up disk vg/c-2 --on-full fail
+chain_up failing vg/c-2 --on-full fail
 dmesg_allow 'dev ublkb'
 must_fail timeout 60 dd if=/dev/urandom of="$dev" bs=64k count=512 oflag=direct status=none
 timeout 20 dd if="$dev" of=/dev/null bs=64k count=64 iflag=direct status=none || fail "reads fail too"
 save_device "$dev" shown
-chain_down disk
+chain_down failing
 qemu_sees /dev/vg/c-2 shown
 clean_image /dev/vg/c-2
 

@@ -7,7 +7,8 @@ source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
 need_cmd jq dmsetup fio qemu-img qemu-io
 
-status() { qchainctl status disk --json | jq -r "$1"; }
+chain=disk
+status() { qchainctl status $chain --json | jq -r "$1"; }
 has() { [[ $(status "$1" 2> /dev/null) == true ]]; }
 
 step "a base on a disk that can be stopped, below an overlay on another"
@@ -48,14 +49,15 @@ chain_down disk
 step "writes that wait for space take more than three quarters of a queue's tags"
 mklv vg c-2 16m
 qemu-img create -q -f qcow2 -F qcow2 -b c-1 /dev/vg/c-2 && qemu-img rebase -q -u -f qcow2 -F qcow2 -b c-0 /dev/vg/c-1
-chain_up disk vg/c-2
-"$QCHAIN_SRC/tests/vm/qmpwatch.py" /run/qchain/disk/qmp.sock > events &
+chain=full
+chain_up full vg/c-2
+"$QCHAIN_SRC/tests/vm/qmpwatch.py" /run/qchain/full/qmp.sock > events &
 wait_for 30 "QMP" grep -q return events
 fio --name=full --allow_file_create=0 --filename="$dev" --size=48M --direct=1 --ioengine=io_uring --iodepth=120 --cpus_allowed=0 \
 	--rw=randwrite --bs=64k --minimal > fio.out 2>&1 &
 fio=$!
 wait_for 90 "status to name a queue that runs low" has '[.status.queues[] | select(.low)] | length > 0'
-qchainctl status disk
+qchainctl status full
 wait_for 10 "the event" grep -q QCHAIN_QUEUE_LOW events
 timeout 20 dd if="$dev" of=/dev/null bs=64k count=8 iflag=direct status=none || fail "reads wait while tags are free"
 timeout 20 sync "$dev" || fail "a flush waits for parked writes"
@@ -63,6 +65,6 @@ lvextend -q -L 60m vg/c-2 > /dev/null
 wait_dead $fio 120
 wait $fio || { cat fio.out; fail "fio saw errors"; }
 wait_for 20 "status to say that nothing waits" has '.status.queues == [] and (.status.metadata.full | not)'
-chain_down disk
+chain_down full
 clean_image /dev/vg/c-2
 pass
