@@ -79,20 +79,10 @@ static int refuse_foreign(const struct record_place *place, const char *image,
 
 static int check_record(const struct record_top *top, const char *name, struct qc_err *err)
 {
-	const struct device_record *record = record_place_find(&top->place, name);
-	char path[4096] = "?";
-	int ret;
+	int ret = record_refuse(top->place.records, top->place.nr_records, top->image, top->path,
+				name, err);
 
-	ret = record_refuse(top->place.records, top->place.nr_records, top->image, top->path,
-			    name, err);
-	if (!ret)
-		ret = refuse_foreign(&top->place, top->image, err);
-	if (ret || !record || !strcmp(record->top, top->image))
-		return ret;
-	ret = record_place_path(&top->place, record->top, path, sizeof(path), err);
-	return ret ? ret : qc_err_set(err, -EBUSY, "is the name of a device whose top is %s, not "
-				      "%s; take another name, or serve it with qchainctl up %s %s",
-				      path, top->path, name, path);
+	return ret ? ret : refuse_foreign(&top->place, top->image, err);
 }
 
 int record_top_choose(struct record_top *top, const char *name, const char *where, bool writes,
@@ -210,6 +200,28 @@ static int make_record(struct record_top *top, const char *name, struct qc_err *
 	return ret;
 }
 
+/*
+ * An overlay that was made on the top while the device was down, by qchainctl create
+ * or by another program, is the top from now on. Anything else is another disk.
+ */
+static int move_record(struct record_top *top, struct device_record *record, struct qc_err *err)
+{
+	struct image_ident before, below;
+	char path[4096];
+	int ret = record_place_path(&top->place, record->top, path, sizeof(path), err);
+
+	if (ret)
+		return ret;
+	if (overlay_backing(top->path, &below) != 1 || image_ident_of(path, &before) ||
+	    !image_ident_same(&below, &before))
+		return qc_err_set(err, -EBUSY, "is the name of a device whose top is %s, and %s "
+				  "is no overlay of it; take another name, or serve it with "
+				  "qchainctl up %s %s", path, top->path, record->name, path);
+	snprintf(top->before, sizeof(top->before), "%s", record->top);
+	snprintf(record->top, sizeof(record->top), "%s", top->image);
+	return record_place_save(&top->place, record, err);
+}
+
 int record_top_claim(struct record_top *top, const char *name, bool assume_unshared,
 		     struct qc_err *err)
 {
@@ -220,25 +232,43 @@ int record_top_claim(struct record_top *top, const char *name, bool assume_unsha
 	if (!top->has_place)
 		return 0;
 	record = record_place_find(&top->place, name);
-	known = record != NULL;
-	ret = known ? overlay_clean(&top->place, record, err) : 0;
+	known = record && !strcmp(record->top, top->image);
+	ret = record ? overlay_clean(&top->place, record, err) : 0;
 	if (!ret)
 		ret = check_standing(top, known, assume_unshared, err);
-	return ret || known ? ret : make_record(top, name, err);
+	if (ret || known)
+		return ret;
+	return record ? move_record(top, record, err) : make_record(top, name, err);
+}
+
+/* Its tags are not those that were read before. */
+static void put_back(struct record_top *top, const char *name)
+{
+	struct device_record *record;
+	struct record_place place;
+	char image[RECORD_IMAGE_BYTES];
+	struct qc_err err = {};
+
+	if (record_place_of(top->path, &place, image, &err) == 0) {
+		record = record_place_find(&place, name);
+		if (top->made) {
+			record_place_remove(&place, name, &err);
+		} else if (record) {
+			snprintf(record->top, sizeof(record->top), "%s", top->before);
+			record_place_save(&place, record, &err);
+		}
+	}
+	record_place_exit(&place);
+	if (err.code)
+		print_error(&err);
 }
 
 void record_top_unclaim(struct record_top *top, const char *name)
 {
-	struct record_place place;
-	char image[RECORD_IMAGE_BYTES];
-
-	if (!top->made)
-		return;
-	/* its tags are not those that were read before */
-	if (record_place_of(top->path, &place, image, NULL) == 0)
-		record_place_remove(&place, name, NULL);
-	record_place_exit(&place);
+	if (top->made || top->before[0])
+		put_back(top, name);
 	top->made = false;
+	top->before[0] = '\0';
 }
 
 void record_top_exit(struct record_top *top)

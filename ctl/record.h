@@ -76,12 +76,14 @@ bool record_is_foreign(const struct lvm_lv *lv);
  * @path: of the top; the caller may set it before record_top_choose()
  * @has_place: false: a block device without records
  * @made: the record was written by record_top_claim(): it goes again on failure
+ * @before: what was the top when record_top_claim() moved the record; "": it did not
  */
 struct record_top {
 	char path[4096];
 	char image[RECORD_IMAGE_BYTES];
 	bool has_place;
 	bool made;
+	char before[RECORD_IMAGE_BYTES];
 	struct record_place place;
 };
 
@@ -98,11 +100,12 @@ int record_top_choose(struct record_top *top, const char *name, const char *wher
 /*
  * record_top_claim - its LVs are active now: nothing may stand on it; then it has
  * a record, which is written if it had none. Overlays that were never finished go.
+ * A record moves to an overlay of the image that it calls the top.
  * @assume_unshared: what cannot be looked at does not stand on it
  */
 int record_top_claim(struct record_top *top, const char *name, bool assume_unshared,
 		     struct qc_err *err);
-/* A start failed: take away the record that record_top_claim() has written. */
+/* A start failed: what record_top_claim() has written is as it was before. */
 void record_top_unclaim(struct record_top *top, const char *name);
 void record_top_exit(struct record_top *top);
 

@@ -113,7 +113,23 @@ def test_other_device(place):
     write_record(place, "seven", "top.qcow2")
     refuse(place, up_words("eight", "./top.qcow2"), "is the top of device seven")
     place.run("qemu-img", "create", "-q", "-f", "qcow2", place.path("more.qcow2"), "1M")
-    refuse(place, up_words("seven", "./more.qcow2"), "seven: is the name of a device whose top is", "top.qcow2")
+    refuse(place, up_words("seven", "./more.qcow2"), "seven: is the name of a device whose top is", "top.qcow2",
+           "no overlay of it")
+
+
+def test_overlay_from_outside(place):
+    """What was put on the top while the device was down is the top; a start that fails takes nothing."""
+    place.make_chain()
+    write_record(place, "seven", "top.qcow2", [("monday", "base.qcow2")])
+    place.ctl("create", "./more.qcow2", "--backing", "./top.qcow2")
+    refuse(place, up_words("seven", "./top.qcow2"), "is the backing image of", "more.qcow2")
+    refuse(place, ["up", "seven", "./more.qcow2", "--no-ublk", "--nbd", "/tmp/" + "x" * 120], "seven")
+    expect_equal(record_of(place)["top"], "top.qcow2", "top after a failed start")
+    place.ctl(*up_words("seven", "./more.qcow2"))
+    expect_equal(record_of(place)["top"], "more.qcow2", "top")
+    expect_equal(record_of(place)["snapshots"], [{"name": "monday", "image": "base.qcow2"}], "snapshots")
+    place.ctl("down", "seven")
+    nothing_left(place)
 
 
 def test_renamed(place):
