@@ -8,7 +8,7 @@ build=$(readlink -m "${QCHAIN_BUILD:-$src/build}")
 cache=${QCHAIN_CACHE:-/var/cache/qchain}/demo
 image=$cache/bookworm.raw
 vg=qchain-demo
-work='' loop='' name='' title=0
+work='' loop='' title=0
 
 # --- talking ---
 
@@ -72,7 +72,7 @@ clean_up() {
 	set +e
 	cd /
 	mountpoint -q "$work/mnt" && umount "$work/mnt"
-	[[ -z $name || ! -e /run/qchain/$name ]] || qchainctl down --force "$name"
+	[[ ! -e /run/qchain/debian ]] || qchainctl down --force debian
 	vgs "$vg" > /dev/null 2>&1 && vgremove -q -f -y "$vg" > /dev/null 2>&1
 	[[ -z $loop ]] || losetup -d "$loop"
 	[[ -z $work ]] || rm -rf "$work"
@@ -97,14 +97,12 @@ make_disk() {
 
 # --- the story ---
 
-# up NAME.qcow2: as the device NAME; a name stays with its top.
 up() {
-	name=${1%.qcow2}
-	run qchainctl up "$name" "$vg/$1"
-	dev=$(readlink -f "/dev/qchain/$name")
+	run qchainctl up debian "$vg/$1"
+	dev=$(readlink -f /dev/qchain/debian)
 }
 
-down() { run qchainctl down "$name"; }
+down() { run qchainctl down debian; }
 
 # overlay NAME BACKING: a new empty layer, served and mounted.
 overlay() {
@@ -151,7 +149,7 @@ tell_mounted() {
 	say "Nobody changed the base or Monday or Tuesday: their checksums are taken now and compared at the end."
 	(cd "/dev/$vg" && md5sum debian.qcow2 monday.qcow2 tuesday.qcow2) > "$work/sums"
 	up wednesday.qcow2
-	run qchainctl tree "$name"
+	run qchainctl tree debian
 	run mount "$dev" mnt
 	run cat "mnt/etc/os-release"
 	say "The changes of the three days:"
@@ -168,8 +166,8 @@ tell_mounted() {
 tell_busy() {
 	chapter "It cannot be pulled away"
 	say "The device is mounted, so taking the chain down has to be refused:"
-	printf '   %s$ qchainctl down %s%s\n' "$faint" "$name" "$plain"
-	if qchainctl down "$name" > refused 2>&1; then die "down succeeded while the device was mounted"; fi
+	printf '   %s$ qchainctl down debian%s\n' "$faint" "$plain"
+	if qchainctl down debian > refused 2>&1; then die "down succeeded while the device was mounted"; fi
 	sed 's/^/     /' refused
 	run umount mnt
 	down
@@ -178,9 +176,9 @@ tell_busy() {
 }
 
 tell_qemu() {
-	local image
+	local name
 	chapter "QEMU agrees"
-	for image in debian monday tuesday wednesday; do run qemu-img check -f qcow2 "/dev/$vg/$image.qcow2"; done
+	for name in debian monday tuesday wednesday; do run qemu-img check -f qcow2 "/dev/$vg/$name.qcow2"; done
 	say "QEMU reads the chain, and finds the file that we wrote:"
 	qemu-img convert -f qcow2 -O raw "/dev/$vg/wednesday.qcow2" raw
 	run debugfs -R 'cat /root/hello' raw
