@@ -134,6 +134,12 @@ check check-fast check-full: deps
 check-unit: units
 	$(Q)set -e; for t in $(UNITS); do $$t; done
 
+# The simulator must find each rule that is broken on purpose.
+sim-mutants:
+	$(Q)$(MAKE) --no-print-directory O=$(O)/mutants CFLAGS="$(CFLAGS) -DQCHAIN_MUTANTS" \
+		$(O)/mutants/chain-sim
+	$(Q)tests/sim/mutants.sh $(O)/mutants/chain-sim
+
 style:
 	$(Q).ci/check-style.sh
 
@@ -171,6 +177,7 @@ help:
 	@echo 'make check-full   all tests without sampling'
 	@echo 'make check-unit   unit tests only'
 	@echo 'make fuzz         feed hostile images and clients to the parsers; FUZZ_SECONDS=60'
+	@echo 'make sim-mutants  break each rule of the write order, the simulator must see it'
 	@echo 'make style        length, naming and include rules'
 	@echo 'make bench        measure against the peers, write build/bench/'
 	@echo 'make install      DESTDIR= PREFIX=/usr'
@@ -178,6 +185,6 @@ help:
 	@echo 'V=1 shows commands, O=dir builds elsewhere, CC=clang,'
 	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers'
 
-.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit style demo bench install \
-	clean help
+.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit sim-mutants style demo \
+	bench install clean help
 .SECONDARY:

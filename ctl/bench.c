@@ -220,6 +220,8 @@ static int run_bench(const struct verb *verb, int argc, char **argv)
 		w.bench.step = w.bench.bytes;
 	if (!w.bench.write)
 		w.argv[w.argc++] = strdup("read-only=on");
+	else
+		w.argv[w.argc++] = strdup("may-lose=on"); /* as any cache, until a flush */
 	if (c == '?')
 		ret = verb_status(verb);
 	else if (err.code)

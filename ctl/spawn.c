@@ -69,6 +69,19 @@ static void add_ublk_export(struct words *words, json_object *record, bool recov
 	add_word(words, text);
 }
 
+/* Beside the record: in memory, and gone with it. */
+static void add_intent_log(struct words *words, json_object *record)
+{
+	char path[256];
+
+	if (chain_run_path(json_text(record, "name"), "intent.log", path, sizeof(path), NULL)) {
+		words->failed = true;
+		return;
+	}
+	add_word(words, "--intent-log");
+	add_word(words, path);
+}
+
 static void build_words(struct words *words, const char *program, json_object *record,
 			bool wait, bool recover)
 {
@@ -85,6 +98,7 @@ static void build_words(struct words *words, const char *program, json_object *r
 		add_word(words, json_object_get_string(json_object_array_get_idx(options, i)));
 	if (wait)
 		add_word(words, "--wait");
+	add_intent_log(words, record);
 	if (json_number(record, "dev-id", -1) >= 0)
 		add_ublk_export(words, record, recover);
 	if (nbd)

@@ -213,6 +213,7 @@ sanitizers() {
 
 simulation() {
 	alone sim 400 "$build/chain-sim" $((seed % 1000000)) $sim_count
+	alone sim-mutants 900 make -j"$jobs" O="$O" sim-mutants
 }
 
 fuzzing() {

@@ -33,6 +33,7 @@ struct arguments {
 	const char *name;
 	bool daemonize;
 	char *qmp; /* malloc'ed, NULL: no QMP */
+	char *intent_log; /* malloc'ed, NULL: none */
 	bool own_folder; /* @qmp is in the folder of @name */
 	int nr_words;
 	char *words[MAX_WORDS];
@@ -138,6 +139,17 @@ static int set_qmp(struct arguments *args, const struct argument *arg, const cha
 	return args->qmp ? 0 : -ENOMEM;
 }
 
+static int set_intent_log(struct arguments *args, const struct argument *arg, const char *value,
+			  struct qc_err *err)
+{
+	if (!*value)
+		return qc_err_set(err, -EINVAL, "--intent-log: path is empty, expected that of a "
+						"file in memory, such as one in /run");
+	free(args->intent_log);
+	args->intent_log = absolute_path(value);
+	return args->intent_log ? 0 : -ENOMEM;
+}
+
 static int set_export(struct arguments *args, const struct argument *arg, const char *value,
 		      struct qc_err *err)
 {
@@ -166,6 +178,7 @@ static const struct argument arguments[] = {
 	{ "daemonize", no_argument, set_daemonize },
 	{ "wait", no_argument, set_word },
 	{ "on-full", required_argument, set_checked },
+	{ "intent-log", required_argument, set_intent_log },
 	{ "help", no_argument, NULL },
 	{ "version", no_argument, NULL },
 };
@@ -189,6 +202,8 @@ static void print_help(void)
 	       "  --cache-size SIZE    memory for the map, such as 64M\n"
 	       "  --on-full wait|fail  when the volume of TOP is full: wait for it to grow\n"
 	       "                       (default), or fail the writes\n"
+	       "  --intent-log FILE    in memory, for what is acknowledged and not written yet;\n"
+	       "                       it survives the daemon, the next one replays it\n"
 	       "  --qmp PATH           control socket (with --name: qmp.sock in its folder)\n"
 	       "  --wait               wait while a dead process's I/O holds an image\n"
 	       "  --daemonize          go to the background once the exports are usable\n\n"
@@ -318,6 +333,37 @@ static int make_paths_absolute(struct arguments *args)
 	return ret;
 }
 
+/* The first ublk device: whose life the log belongs to; NULL: none. */
+static const struct ublk_options *find_ublk(const struct arguments *args)
+{
+	for (u32 i = 0; i < args->nr_exports; i++)
+		if (args->exports[i].kind == EXPORT_UBLK)
+			return &args->exports[i].ublk;
+	return NULL;
+}
+
+/*
+ * Who must not lose what was acknowledged (rule A1): the users of a ublk device,
+ * which hides the death of the daemon; others see their connection end.
+ */
+static int add_log_words(struct arguments *args, struct qc_err *err)
+{
+	const struct ublk_options *ublk = find_ublk(args);
+	char tag[24];
+	int ret;
+
+	if (!args->intent_log)
+		return ublk ? 0 : add_word(args, "may-lose", "on", err);
+	snprintf(tag, sizeof(tag), "%llu", ublk ? (unsigned long long)ublk->tag : 0ull);
+	ret = add_word(args, "intent-log", args->intent_log, err);
+	if (ret == 0)
+		ret = add_word(args, "log-tag", tag, err);
+	if (ret == 0)
+		ret = add_word(args, "log-replay", !ublk ? "try" : ublk->recover ? "on" : "off",
+			       err);
+	return ret;
+}
+
 static int arguments_parse(struct arguments *args, int argc, char **argv, struct qc_err *err)
 {
 	int ret = parse_options(args, argc, argv, err);
@@ -328,7 +374,7 @@ static int arguments_parse(struct arguments *args, int argc, char **argv, struct
 		ret = check_arguments(args, err);
 	if (ret == 0 && args->daemonize)
 		ret = make_paths_absolute(args);
-	return ret;
+	return ret ? ret : add_log_words(args, err);
 }
 
 static void arguments_exit(struct arguments *args)
@@ -340,6 +386,7 @@ static void arguments_exit(struct arguments *args)
 		free(args->sockets[i]);
 	}
 	free(args->qmp);
+	free(args->intent_log);
 }
 
 /* ---- signals ---------------------------------------------------------------- */

@@ -43,4 +43,19 @@ int image_set_size(struct image *img, u64 virtual_size, struct qc_err *err);
  */
 int image_unmap_from(struct image *img, u64 offset, struct qc_err *err);
 
+/* What becomes of a guest cluster: its L2 entry and bitmap, host-endian. */
+struct image_entry {
+	u64 cluster;
+	u64 entry;
+	u64 bitmap;
+};
+
+/*
+ * image_set_entries - make the tables say what @list, sorted, one entry a cluster,
+ * says; the data is in place. For an image that was not closed cleanly: it stays
+ * marked so. What the entries replace is leaked until the next check.
+ */
+int image_set_entries(struct image *img, const struct image_entry *list, u32 nr,
+		      struct qc_err *err);
+
 #endif

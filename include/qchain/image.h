@@ -45,6 +45,13 @@ struct image_extension {
 	u8 *data;
 };
 
+/* An entry of the active L1 table that is newer in memory than on the disk. */
+struct l1_change {
+	struct l1_change *next;
+	u32 index;
+	u64 before; /* what the disk has */
+};
+
 /*
  * struct l1 - the entries of an L1 table, host-endian (qcow2-l1.c)
  *
@@ -117,6 +124,7 @@ struct image {
 	u64 l1_offset;
 	u32 l1_size; /* entries */
 	struct l1 l1; /* each entry checked (not with IMAGE_OPEN_CHECK) */
+	struct l1_change *l1_unwritten; /* metadata thread */
 
 	u64 reftable_offset;
 	u32 reftable_clusters;
@@ -157,6 +165,17 @@ static inline struct io_dev *image_data_dev(const struct image *img)
 static inline bool image_has_extl2(const struct image *img)
 {
 	return img->l2_entry_bytes == 16;
+}
+
+/* Entry @index of the active L1 table as the disk has it: that table can be read there. */
+static inline u64 image_l1_on_disk(const struct image *img, u32 index)
+{
+	const struct l1_change *c;
+
+	for (c = img->l1_unwritten; c; c = c->next)
+		if (c->index == index)
+			return c->before;
+	return l1_get(&img->l1, index);
 }
 
 /* Guest bytes that one L2 table maps. */

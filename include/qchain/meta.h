@@ -152,7 +152,10 @@ int meta_txn_set(struct meta *meta, struct meta_block *block, u32 at, const void
 		 u32 bytes);
 /* Step 1: write @data_owned (io_alloc) whole to @host; what the cache has there goes. */
 int meta_txn_fresh(struct meta *meta, u64 host, void *data_owned, u32 bytes);
-/* The same, and the cache shows it from now on. On failure the data stays the caller's. */
+/*
+ * The same, and the cache shows it from now on; as linked, what @data_owned holds
+ * at this call, until its sets are linked. On failure the data stays the caller's.
+ */
 int meta_txn_table(struct meta *meta, u64 host, void *data_owned, u32 bytes);
 /* Unmapped by a set of this transaction. */
 void meta_txn_unmap(struct meta *meta, struct meta_unmap *unmap);
@@ -164,7 +167,7 @@ void meta_txn_mark(struct meta *meta, u64 mark);
 void meta_kick(struct meta *meta);
 /* ... when it has become large, or old (META_OLD_NS after its first change). */
 void meta_kick_later(struct meta *meta);
-/* Is everything that joined linked? */
+/* Is everything that ever joined linked? */
 bool meta_clean(const struct meta *meta);
 /*
  * Steps 1 to 4 for all that joined until now. Those that wait at the same time

@@ -16,6 +16,7 @@ enum mutant {
 	MUTANT_FLUSH_UNCOMMITTED, /* FLUSH does not wait for acknowledged mappings */
 	MUTANT_REPLAY_UNCLAIMED, /* replay allocates before it has claimed */
 	MUTANT_FREE_TOUCHED, /* the leak scan judges what was touched meanwhile */
+	MUTANT_STALE_FOLD, /* a fold sees only what is linked, not what was acknowledged */
 	MUTANT_NR,
 };
 

@@ -41,6 +41,13 @@ int refcounts_alloc_table(struct refcounts *rc, struct meta_wait *wait, u64 *hos
  */
 int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wait *wait);
 
+/*
+ * refcounts_claim - the cluster at @host is in use: a count of zero becomes one
+ * For a place whose allocation may not have reached the disk. 0; -EAGAIN; -EUCLEAN:
+ * nothing counts it.
+ */
+int refcounts_claim(struct refcounts *rc, u64 host, struct meta_wait *wait);
+
 /* Clusters that the device can hold; changes when the device grows. */
 u64 refcounts_limit(const struct refcounts *rc);
 /* A growth of the refcount structures is under way, or has left something to release. */

@@ -258,6 +258,8 @@ class Case:
         top = self._builder.top_path()
         if settings.server == "qchaind":
             mode = ["--read-only"] if read_only else []
+            # What is acknowledged survives a kill in the log alone.
+            mode += ["--intent-log", self._at("intent.log")] if settings.kill else []
             return [settings.program, *mode, "--export", f"nbd,socket={socket}",
                     *settings.extra_args, top]
         # Only with writethrough does an acknowledged write survive a kill of qemu-nbd.

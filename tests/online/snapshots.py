@@ -74,6 +74,8 @@ class Case:
         top = self.layers[-1]
         words = [os.path.join(self.build, "qchaind"), "--qmp", self.path("qmp"), "--export",
                  f"nbd,socket={self.path('nbd')}", "--wait"]
+        if self.kill:
+            words += ["--intent-log", self.path("intent.log")]
         if top.endswith(".raw"):
             words += ["--format", "raw"]
         if self.random.random() < 0.3:

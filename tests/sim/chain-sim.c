@@ -34,6 +34,8 @@ static u64 sim_time; /* counts events */
 static bool verbose;
 static u64 sim_seed;
 static char folder[256] = "/dev/shm";
+static struct loop *sim_loops[MAX_SIM_LOOPS];
+static u32 nr_sim_loops;
 
 static u64 rnd(u64 n)
 {
@@ -81,6 +83,10 @@ static int sh(const char *fmt, ...)
 	return WIFEXITED(ret) ? WEXITSTATUS(ret) : -1;
 }
 
+#ifdef QCHAIN_MUTANTS
+int qchain_mutant;
+#endif
+
 /* ---- the disk ---------------------------------------------------------------- */
 
 struct record {
@@ -119,6 +125,10 @@ static u32 fail_kind; /* 0 any, 1 write, 2 read, 3 flush */
 static u32 fail_count;
 static u64 nr_disk_ios;
 static u64 lv_size;
+static u32 nr_cuts;
+static bool faults;
+
+#include "sim-takeover.h"
 
 static void sim_submit(struct io_engine *io, struct io_op *op)
 {
@@ -143,6 +153,8 @@ static void sim_submit(struct io_engine *io, struct io_op *op)
 	if (op->type == IO_WRITE) {
 		u8 *from = op->base ? op->base : kernel_buffers[op->fixed_index] + op->buf_offset;
 
+		if (succeeding)
+			disk = op->dev; /* replay has one of its own */
 		if (op->dev != disk)
 			fail("write to an image that is not the active layer");
 		if (op->offset + op->len > MAX_DISK)
@@ -221,12 +233,28 @@ static void pending_end(struct pending *p)
 	cds_list_add_tail(&p->node, &container_of(p->io, struct sim_engine, engine)->ready);
 }
 
+static void end_one(void)
+{
+	struct pending *p;
+	u32 i = rnd(nr_pending);
+
+	cds_list_for_each_entry (p, &pendings, node)
+		if (i-- == 0)
+			break;
+	pending_end(p);
+}
+
 static int sim_run(struct io_engine *io, bool wait, u64 deadline_ns)
 {
 	struct sim_engine *e = container_of(io, struct sim_engine, engine);
 	struct pending *p;
 	int n = 0;
 
+	while (wait && cds_list_empty(&e->ready) && nr_pending) { /* who waits drives it alone */
+		if (dies_after && !--dies_after)
+			_exit(EXIT_DIED);
+		end_one();
+	}
 	while (!cds_list_empty(&e->ready) && (!n || chance(70))) {
 		struct io_op *op;
 		int error;
@@ -284,8 +312,6 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 
 /* ---- loops ---------------------------------------------------------------------- */
 
-static struct loop *sim_loops[MAX_SIM_LOOPS];
-static u32 nr_sim_loops;
 
 int loop_create(const char *name, struct io_engine *io_owned, struct loop **result)
 {
@@ -294,6 +320,17 @@ int loop_create(const char *name, struct io_engine *io_owned, struct loop **resu
 	if (!ret)
 		sim_loops[nr_sim_loops++] = *result;
 	return ret;
+}
+
+void loop_destroy(struct loop *loop)
+{
+	u32 i, n = 0;
+
+	for (i = 0; i < nr_sim_loops; i++)
+		if (sim_loops[i] != loop)
+			sim_loops[n++] = sim_loops[i];
+	nr_sim_loops = n;
+	real_loop_destroy(loop);
 }
 
 int loop_start(struct loop *loop, int cpu)
@@ -411,7 +448,6 @@ static struct target *ti;
 static struct loop *queues[NR_QUEUES];
 static u32 in_flight;
 static u32 slots_used[MAX_FLIGHT];
-static bool faults;
 static u32 granule_bytes;
 static u32 nr_errors;
 
@@ -627,8 +663,6 @@ static void guest_submit(struct loop *loop, void *arg)
 
 /* ---- cutting ------------------------------------------------------------------------------- */
 
-static u32 nr_cuts;
-
 static void cut_range(u8 *img, const struct record *r, u32 percent)
 {
 	u32 s;
@@ -697,33 +731,16 @@ static void cut(bool power)
 		fail("%s cut %u at %llu: qemu-img check says %d", power ? "power" : "death",
 		     nr_cuts, (unsigned long long)sim_time, ret);
 	}
-	if (power) {
-		check_content(read_raw_copy("cut.qcow2"), 0, guest_bytes, sim_time, true,
-			      "power cut");
-	} else {
-		check_content(read_raw_copy("cut.qcow2"), 0, guest_bytes, sim_time, false, "death");
-	}
+	if (!power && sim_log == SIM_LOG)
+		take_over();
+	check_content(read_raw_copy("cut.qcow2"), 0, guest_bytes, sim_time,
+		      power || sim_log == SIM_MAY_LOSE, power ? "power cut" : "death");
 	nr_cuts++;
 }
 
-/* ---- a case ------------------------------------------------------------------ */
+#include "sim-images.h"
 
-struct plan {
-	u32 cluster;
-	bool extl2;
-	bool v2;
-	bool backing;
-	bool snapshot;
-	bool compressed;
-	u32 refcount_bits;
-	u64 size;
-	bool lv;
-	bool small_lv;
-	bool unclean; /* the image is what a cut of an earlier life left */
-	u32 cache_kib;
-	u32 nr_ops;
-	u32 cuts;
-};
+/* ---- a case ------------------------------------------------------------------ */
 
 static void draw_plan(struct plan *p)
 {
@@ -752,73 +769,8 @@ static void draw_plan(struct plan *p)
 	trim_percent = (u32[]){0, 4, 12}[rnd(3)];
 	lazy_device = (u32[]){0, 20, 70}[rnd(3)];
 	lazy_flush = (u32[]){0, 60, 90}[rnd(3)];
+	sim_log = chance(60) ? SIM_LOG : chance(60) ? SIM_MAY_LOSE : SIM_LATE;
 	granule_bytes = p->extl2 ? p->cluster / 32 : p->cluster;
-}
-
-static void fill_with_qemu_io(const struct plan *p, const char *name, u32 n)
-{
-	char cmd[1500];
-	size_t len = 0;
-	u32 i;
-
-	for (i = 0; i < n; i++) {
-		u64 off = rnd(p->size / 512) * 512;
-		u64 size = min((1 + rnd(400)) * 512, p->size - off);
-
-		len += snprintf(cmd + len, sizeof(cmd) - len, "-c 'write%s -P %u %llu %llu' ",
-				chance(15) && !p->v2 ? " -z" : "", chance(15) ? 0 : (u32)rnd(256),
-				(unsigned long long)off, (unsigned long long)size);
-		if (strstr(cmd + len - 60 > cmd ? cmd + len - 60 : cmd, "-z")) {
-			/* -z takes no pattern */
-			char *pat = strstr(cmd + len - 60 > cmd ? cmd + len - 60 : cmd, "-z -P");
-
-			if (pat) {
-				char *end = strchr(pat + 6, ' ');
-
-				memmove(pat + 2, end, strlen(end) + 1);
-				len = strlen(cmd);
-			}
-		}
-	}
-	if (sh("qemu-io -f qcow2 %s %s/%s >>%s/log 2>&1", cmd, folder, name, folder))
-		fail("qemu-io %s", name);
-}
-
-static void make_images(const struct plan *p)
-{
-	char opts[256];
-
-	if (p->backing) {
-		sh("qemu-img create -q -f qcow2 %s/base.qcow2 %llu", folder,
-		   (unsigned long long)(chance(70) ? p->size : p->size / 2 / 512 * 512));
-		sh("qemu-io -f qcow2 -c 'write -P 17 0 %llu' %s/base.qcow2 >>%s/log 2>&1",
-		   (unsigned long long)(p->size / 3 / 512 * 512), folder, folder);
-	}
-	snprintf(opts, sizeof(opts), "-o cluster_size=%u,compat=%s,refcount_bits=%u%s", p->cluster,
-		 p->v2 ? "0.10" : "1.1", p->refcount_bits, p->extl2 ? ",extended_l2=on" : "");
-	if (p->compressed) {
-		sh("qemu-img create -q -f qcow2 %s/src.qcow2 %llu", folder,
-		   (unsigned long long)p->size);
-		fill_with_qemu_io(p, "src.qcow2", 5);
-		if (sh("qemu-img convert -c -O qcow2 %s %s/src.qcow2 %s/top.qcow2 >>%s/log 2>&1",
-		       opts, folder, folder, folder))
-			fail("qemu-img convert -c");
-		if (p->backing)
-			sh("qemu-img rebase -u -F qcow2 -b %s/base.qcow2 %s/top.qcow2", folder,
-			   folder);
-	} else {
-		if (sh("qemu-img create -q -f qcow2 %s %s%s%s %s/top.qcow2 %llu", opts,
-		       p->backing ? "-F qcow2 -b " : "", p->backing ? folder : "",
-		       p->backing ? "/base.qcow2" : "", folder, (unsigned long long)p->size))
-			fail("qemu-img create");
-		fill_with_qemu_io(p, "top.qcow2", 4);
-	}
-	if (p->snapshot) { /* fails where the refcounts are too narrow for it */
-		sh("qemu-img snapshot -c one %s/top.qcow2 2>>%s/log", folder, folder);
-		if (chance(50))
-			fill_with_qemu_io(p, "top.qcow2", 2);
-		sh("qemu-img check -r all %s/top.qcow2 >>%s/log 2>&1", folder, folder);
-	}
 }
 
 static s64 lv_refresh_size(struct io_dev *dev)
@@ -849,8 +801,8 @@ static void become_lv(const struct plan *p)
 
 static void start(const struct plan *p)
 {
-	char top[300], cache[64];
-	char *argv[] = {top, cache};
+	char top[300], cache[64], log[320];
+	char *argv[] = {top, cache, log, SIM_TAG, "log-replay=off"};
 	struct qc_err err = {0};
 	struct io_engine *io;
 	struct stat st;
@@ -858,7 +810,10 @@ static void start(const struct plan *p)
 
 	snprintf(top, sizeof(top), "%s/top.qcow2", folder);
 	snprintf(cache, sizeof(cache), "cache-size=%uK", p->cache_kib);
-	if (target_create("qcow2-chain", 2, argv, &ti, &err))
+	snprintf(log, sizeof(log), "intent-log=%s/log.intent", folder);
+	if (sim_log == SIM_MAY_LOSE)
+		snprintf(log, sizeof(log), "may-lose=on");
+	if (target_create("qcow2-chain", sim_log == SIM_LATE ? 2 : 5, argv, &ti, &err))
 		fail("target_create: %s", err.msg);
 	disk = ((struct chain_target *)ti->private)->chain->layers[0].img->dev;
 	if (p->lv)
@@ -897,7 +852,7 @@ static void run_guest(const struct plan *p)
 			submitted++;
 		}
 		if (submitted >= next_cut && chance(5)) {
-			cut(chance(75));
+			cut(chance(50));
 			next_cut = submitted + cut_every;
 		}
 		idle = !sim_step();
@@ -941,13 +896,13 @@ static void run_case(u64 seed)
 	sim_seed = seed;
 	sim_random = seed * 0x1234567 + 99;
 	draw_plan(&p);
-	printf("seed %llu: cluster %u%s%s%s%s%s%s rc%u size %llu%s%s cache %uK ops %u%s kind %u at "
-	       "%llu x%u trim %u lazy %u/%u\n",
+	printf("seed %llu: cluster %u%s%s%s%s%s%s rc%u size %llu%s%s cache %uK log %u ops %u%s "
+	       "kind %u at %llu x%u trim %u lazy %u/%u\n",
 	       (unsigned long long)seed, p.cluster, p.extl2 ? " extl2" : "", p.v2 ? " v2" : "",
 	       p.backing ? " backing" : "", p.snapshot ? " snapshot" : "",
 	       p.compressed ? " compressed" : "", p.unclean ? " unclean" : "",
 	       p.refcount_bits, (unsigned long long)p.size,
-	       p.lv ? " lv" : "", p.small_lv ? " small" : "", p.cache_kib, p.nr_ops,
+	       p.lv ? " lv" : "", p.small_lv ? " small" : "", p.cache_kib, sim_log, p.nr_ops,
 	       faults ? " FAULTS" : "", fail_kind, (unsigned long long)fail_at, fail_count,
 	       trim_percent, lazy_device, lazy_flush);
 	make_images(&p);
@@ -974,6 +929,9 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	verbose = argc > 4;
+#ifdef QCHAIN_MUTANTS
+	qchain_mutant = atoi(getenv("MUTANT") ? getenv("MUTANT") : "0");
+#endif
 	for (i = 0; i < count; i++) {
 		int status;
 		pid_t pid;

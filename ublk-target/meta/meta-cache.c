@@ -201,7 +201,13 @@ int meta_block_put(struct meta *meta, u64 offset, const void *data, struct meta_
 	b = block_create(meta, offset, BLOCK_READY);
 	if (!b)
 		return -ENOMEM;
+	b->linked = io_alloc(meta->block_bytes);
+	if (!b->linked) {
+		drop(meta, b);
+		return -ENOMEM;
+	}
 	memcpy(b->data, data, meta->block_bytes);
+	memcpy(b->linked, data, meta->block_bytes);
 	meta_pin(b);
 	*result = b;
 	return 0;

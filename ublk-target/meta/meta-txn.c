@@ -359,6 +359,17 @@ static void stage_link(struct meta *meta)
 	submit_sets(meta);
 }
 
+/* ... of a fresh table: @data is what was written of @b. */
+static void adopt_fresh(struct meta_block *b, const void *data)
+{
+	if (b->set) {
+		memcpy(b->linked, data, b->meta->block_bytes);
+		return;
+	}
+	free(b->linked);
+	b->linked = NULL;
+}
+
 /* The disk has it: what is linked of the changed blocks is what was written. */
 static void adopt_sets(struct meta_txn *txn)
 {
@@ -390,6 +401,7 @@ static void run_joined(struct cds_list_head *joined, int error)
 static void end_writes(struct meta *meta, struct meta_txn *txn, int error)
 {
 	struct txn_write *w;
+	u32 i;
 
 	put_writes(&txn->dirty);
 	if (error) {
@@ -398,9 +410,12 @@ static void end_writes(struct meta *meta, struct meta_txn *txn, int error)
 		return;
 	}
 	adopt_sets(txn);
-	cds_list_for_each_entry(w, &txn->fresh, node)
+	cds_list_for_each_entry(w, &txn->fresh, node) {
 		if (!w->blocks)
 			meta_forget(meta, w->io.offset, w->io.len);
+		for (i = 0; w->blocks && i < w->io.len / meta->block_bytes; i++)
+			adopt_fresh(w->blocks[i], (u8 *)w->data + i * meta->block_bytes);
+	}
 	put_writes(&txn->fresh);
 	put_writes(&txn->sets);
 }
@@ -547,16 +562,21 @@ void meta_kick_later(struct meta *meta)
 		meta_txn_dirtied(meta);
 }
 
-bool meta_clean(const struct meta *meta)
+static bool nothing_joined(const struct meta *meta)
 {
 	return !meta->committing && meta->open->empty;
+}
+
+bool meta_clean(const struct meta *meta)
+{
+	return !meta->failed && nothing_joined(meta);
 }
 
 /* ---- housekeeping ---------------------------------------------------------------- */
 
 static bool nothing_to_write(struct meta *meta)
 {
-	return meta_clean(meta) &&
+	return nothing_joined(meta) &&
 	       (meta->failed ||
 		(cds_list_empty(&meta->dirty) && cds_list_empty(&meta->unmapped) &&
 		 cds_list_empty(&meta->flushing)));

@@ -90,6 +90,20 @@ int editor_release(struct editor *ed, u64 host, u64 bytes)
 	return ret;
 }
 
+int editor_claim(struct editor *ed, u64 host)
+{
+	int ret;
+
+	do {
+		struct step step = { .wait.fn = step_waited };
+
+		ret = refcounts_claim(ed->rc, host, &step.wait);
+		if (ret == -EAGAIN)
+			run_until(ed, &step);
+	} while (ret == -EAGAIN);
+	return ret ? io_failed(ed, "claiming a cluster", ret) : 0;
+}
+
 /* Runs that are too short are held until a long one is found, then given back. */
 int editor_alloc(struct editor *ed, u32 clusters, u64 *host)
 {
@@ -214,7 +228,7 @@ static int clear_marks(struct editor *ed)
 {
 	struct image *img = ed->img;
 
-	if (!ed->rc || img->version < 3)
+	if (!ed->rc || ed->unclean || img->version < 3)
 		return 0;
 	img->autoclear &= ~QCOW2_AUTOCLEAR_QCHAIN_OPEN;
 	img->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
@@ -261,20 +275,34 @@ static int make_loop(struct loop **result, struct qc_err *err)
 	return ret ? qc_err_set(err, ret, "io_uring not available (%s)", strerror(-ret)) : 0;
 }
 
+static int run_edit(struct edit *edit)
+{
+	int ret = make_loop(&edit->ed.loop, edit->ed.err);
+
+	if (ret)
+		return ret;
+	loop_call(edit->ed.loop, edit_run, edit);
+	loop_destroy(edit->ed.loop);
+	return edit->ret;
+}
+
+int editor_run_unclean(struct image *img, int (*fn)(struct editor *ed, void *arg), void *arg,
+		       struct qc_err *err)
+{
+	struct edit edit = { .ed = { .img = img, .err = err, .unclean = true }, .fn = fn,
+			     .arg = arg };
+
+	return run_edit(&edit);
+}
+
 int editor_run(struct image *img, int (*fn)(struct editor *ed, void *arg), void *arg,
 	       struct qc_err *err)
 {
 	struct edit edit = { .ed = { .img = img, .err = err }, .fn = fn, .arg = arg };
-	int ret;
 
 	if (img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN)
 		return qc_err_set(err, -EUCLEAN,
 				  "%s: was not closed cleanly; run qchainctl check --repair leaks "
 				  "--force on it first", img->dev->path);
-	ret = make_loop(&edit.ed.loop, err);
-	if (ret)
-		return ret;
-	loop_call(edit.ed.loop, edit_run, &edit);
-	loop_destroy(edit.ed.loop);
-	return edit.ret;
+	return run_edit(&edit);
 }

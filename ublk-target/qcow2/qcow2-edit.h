@@ -14,6 +14,7 @@ struct editor {
 	struct meta *meta;
 	struct refcounts *rc; /* opened by editor_refcounts() */
 	int failed; /* the disk could not be written */
+	bool unclean; /* it was not closed cleanly, and stays marked so */
 };
 
 /* Places that were mapped, adjacent ones together. */
@@ -35,6 +36,10 @@ int places_add(struct places *places, u64 host, u64 bytes);
 int editor_run(struct image *img, int (*fn)(struct editor *ed, void *arg), void *arg,
 	       struct qc_err *err);
 
+/* The same for an image that was not closed cleanly, and that stays marked so. */
+int editor_run_unclean(struct image *img, int (*fn)(struct editor *ed, void *arg), void *arg,
+		       struct qc_err *err);
+
 /*
  * All of these wait. editor_refcounts() also marks the image as open (P15, P17):
  * before the first change of a mapping or a count.
@@ -44,6 +49,8 @@ int editor_block(struct editor *ed, u64 offset, struct meta_block **result);
 /* @clusters side by side. */
 int editor_alloc(struct editor *ed, u32 clusters, u64 *host);
 int editor_release(struct editor *ed, u64 host, u64 bytes);
+/* The cluster at @host is in use, whatever its count says. */
+int editor_claim(struct editor *ed, u64 host);
 /* Commit what the open transaction holds. */
 int editor_commit(struct editor *ed);
 /* Everything is durable. */

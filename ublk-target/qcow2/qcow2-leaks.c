@@ -194,7 +194,7 @@ static int walk_l2(struct leaks *l, u64 table, struct io_op *io)
 	return STAGE_NEXT;
 }
 
-/* The active table is in memory, as it is now. */
+/* The active table is in memory, as it is now; its tables are read from the disk. */
 static int get_l1_entry(struct leaks *l, struct io_op *io, u64 *entry)
 {
 	const struct image_snapshot *s;
@@ -202,7 +202,7 @@ static int get_l1_entry(struct leaks *l, struct io_op *io, u64 *entry)
 	int ret;
 
 	if (!l->source) {
-		*entry = l1_get(&l->img->l1, l->index) & QCOW2_OFFSET_MASK;
+		*entry = image_l1_on_disk(l->img, l->index) & QCOW2_OFFSET_MASK;
 		return 0;
 	}
 	s = &l->img->snapshots[l->source - 1];

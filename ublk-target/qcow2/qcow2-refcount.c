@@ -572,6 +572,17 @@ int refcounts_lower(struct refcounts *rc, u64 cluster, u64 count, struct meta_wa
 	return 0;
 }
 
+int refcounts_claim(struct refcounts *rc, u64 host, struct meta_wait *wait)
+{
+	struct meta_block *block;
+	u64 i;
+	int ret = count_block(rc, host >> rc->img->cluster_bits, wait, &block, &i);
+
+	if (!ret && !count_get(block->data, i, rc->img->refcount_order))
+		count_put(rc, block, i, 1);
+	return ret == -ENOENT ? -EUCLEAN : ret;
+}
+
 /* ---- open and close ----------------------------------------------------------------- */
 
 static int read_table(struct refcounts *rc, struct qc_err *err)

@@ -24,6 +24,8 @@ struct leak_scan {
 	struct loop_timer timer;
 	struct io_op io;
 	struct meta_wait wait;
+	struct meta_flush commit;
+	bool committed; /* what was acknowledged before it began is in the tables */
 	u64 started_ns;
 	u64 give_up_ns; /* 0: it takes its time */
 	bool hurry; /* somebody waits for it */
@@ -116,9 +118,38 @@ static bool scan_must_end(const struct leak_scan *s)
 	       (s->give_up_ns && loop_now_ns(s->writer->ct->loop) >= s->give_up_ns);
 }
 
+static void scan_committed(struct meta_flush *commit, int error)
+{
+	struct leak_scan *s = container_of(commit, struct leak_scan, commit);
+
+	s->committed = true;
+	if (error)
+		scan_end(s, error);
+	else
+		scan_pause(s);
+}
+
+/*
+ * The walk reads the disk. What operations that are over have allocated, and is
+ * named by nothing but the cache, gets there first; later ones are told.
+ */
+static bool scan_must_commit(struct leak_scan *s)
+{
+	if (s->committed || meta_clean(s->writer->meta))
+		return false;
+	s->commit.fn = scan_committed;
+	meta_flush(s->writer->meta, &s->commit);
+	return true;
+}
+
 static void scan_run(struct leak_scan *s)
 {
-	int ret = scan_must_end(s) ? -ECANCELED : leaks_step(s->leaks, &s->io, &s->wait);
+	int ret;
+
+	if (!scan_must_end(s) && scan_must_commit(s))
+		return;
+	s->committed = true;
+	ret = scan_must_end(s) ? -ECANCELED : leaks_step(s->leaks, &s->io, &s->wait);
 
 	switch (ret) {
 	case LEAKS_READ:

@@ -3,13 +3,14 @@
 #include "chain-private.h"
 
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
 /*
  * Layers that nobody writes are read from their devices, all in one batch. The
  * entries of one that has a writer come from its cache, in the very event that
- * folds and publishes (rule C1): what is published is what was committed.
+ * folds and publishes (rule C1): what is published is what was acknowledged.
  */
 
 /* One table of one layer, as far as the window needs it. */
@@ -138,10 +139,17 @@ static void add_source(struct load_fold *f, struct fold_layer *l, const void *ta
 	l->nr_sources++;
 }
 
+/* What may be seen: all that was, or may be, acknowledged (rule C1). */
+static const void *seen_entries(const struct writer *w, const struct meta_block *block)
+{
+	return w->early && !MUTANT(STALE_FOLD) ? block->data : meta_linked(block);
+}
+
 /* The entries of an image that is written, out of its cache: one source a block. */
 static int fold_written(struct window_load *load, struct load_fold *f, struct fold_layer *l,
-			struct meta *meta)
+			const struct writer *w)
 {
+	struct meta *meta = w->meta;
 	u32 per_block = meta_block_bytes(meta) / l->img->l2_entry_bytes;
 	struct table_cursor cur = { .pos = load->start };
 	struct meta_block *block;
@@ -158,8 +166,8 @@ static int fold_written(struct window_load *load, struct load_fold *f, struct fo
 				return ret;
 			meta_pin(block);
 			f->pinned[f->nr_pinned++] = block;
-			add_source(f, l, (char *)meta_linked(block) + in * l->img->l2_entry_bytes,
-				   cur.first, n);
+			add_source(f, l, (char *)seen_entries(w, block) +
+				   in * l->img->l2_entry_bytes, cur.first, n);
 			cur.index += n;
 			cur.nr -= n;
 			cur.first += (u64)n << l->img->cluster_bits;
@@ -207,7 +215,7 @@ static int fold_collect(struct window_load *load, const struct layer_table *tabl
 		l->writable = w != NULL;
 		l->sources = f->sources + f->nr_sources;
 		if (w && w->meta)
-			ret = fold_written(load, f, l, w->meta);
+			ret = fold_written(load, f, l, w);
 		else
 			fold_parts(load, f, l, &part);
 	}

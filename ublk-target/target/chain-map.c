@@ -3,6 +3,7 @@
 #include "chain-private.h"
 
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,8 +67,18 @@ static void flush_done(struct io_op *op, int error)
 	flush_next(req);
 }
 
+/*
+ * The queue may flush alone when no mapping that was acknowledged is uncommitted
+ * (rule B2). One that is linked meanwhile was written before our flush begins.
+ */
 static void submit_flush(struct request *req)
 {
+	if (__atomic_load_n(&chain_of(req)->uncommitted, __ATOMIC_ACQUIRE) &&
+	    !(MUTANT(FUA_IN_PLACE) && req->op == REQ_WRITE)) {
+		request_set_stage(req, "flush");
+		loop_send(chain_of(req)->loop, &req->msg, chain_flush_deferred);
+		return;
+	}
 	req->slow = __atomic_load_n(&chain_of(req)->map.table, __ATOMIC_ACQUIRE);
 	req->flush_next = 0;
 	req->epoch = loop_epoch_enter(req->loop);
@@ -280,11 +291,6 @@ static enum target_map_result map_status(struct chain_target *ct, struct request
 	return TARGET_DONE;
 }
 
-/*
- * Every acknowledged mapping has been written before it was acknowledged
- * (promise 4), so a flush of the images that take, or took, writes makes all of it
- * durable: nothing waits for the metadata thread.
- */
 static enum target_map_result map_flush(struct chain_target *ct, struct request *req)
 {
 	req->error = 0;

@@ -197,6 +197,7 @@ void writer_failed(void *arg, int error)
 	json_object_object_add(data, "action", json_object_new_string("report"));
 	make_read_only(w);
 	target_event(w->ct->ti, "BLOCK_IO_ERROR", data);
+	write_ops_run(&w->ct->log_waiters);
 }
 
 /*

@@ -4,6 +4,7 @@
 #define CHAIN_PRIVATE_H
 
 #include <qchain/chain.h>
+#include <qchain/intent-log.h>
 #include <qchain/map.h>
 #include <qchain/meta.h>
 #include <qchain/refcount.h>
@@ -57,6 +58,11 @@ struct chain_target {
 	bool load_starting; /* queued loads start: on the stack */
 	bool stopping; /* nothing waits for space any more */
 
+	struct intent_log *log; /* NULL: none */
+	bool may_lose; /* set once: what is not flushed need not survive the daemon */
+	bool uncommitted; /* atomic: mappings were acknowledged and are not linked */
+	struct cds_list_head log_waiters; /* struct write_op: until the log has room */
+
 	/* counters, for status */
 	u64 stat_loads;
 	u64 stat_deferred;
@@ -84,12 +90,18 @@ struct writer {
 	struct meta *meta; /* NULL, and all below: a raw image */
 	struct refcounts *rc;
 	bool below; /* something lies below the layer */
+	bool early; /* acknowledged before step 3, see chain-publish.c */
+	char log_name[INTENT_NAME_BYTES];
 
 	struct meta_block *header; /* pinned: the corrupt bit must never wait for a read */
 	struct meta_wait header_wait;
 	struct cds_list_head *cells; /* hash of struct write_op by L2 block */
 	struct cds_list_head new_tables; /* struct new_table */
 	struct cds_list_head linked; /* struct write_op: publish, then release */
+	struct loop_msg publish;
+	bool publishing; /* @publish is under way */
+	u32 log_layer; /* in ct->log */
+	bool logged; /* ... it has one */
 	struct cds_list_head parked; /* struct write_op: the device is full */
 	struct loop_timer full_timer;
 	u32 nr_reclaims; /* unmapped, not yet released */
@@ -127,6 +139,13 @@ enum target_map_result chain_map(struct target *ti, struct request *req);
  * @t, from the first step to the last.
  */
 bool chain_flush_step(const struct layer_table *t, u32 *next, struct io_op *op);
+/* ---- chain-flush.c -------------------------------------------------------------------- */
+
+/* Commit and flush all images; @fn on the metadata loop, its caller's. */
+void chain_flush(struct chain_target *ct, void (*fn)(void *arg, int error), void *arg);
+/* A FLUSH, or the flush of a FUA write, that a queue may not answer. */
+void chain_flush_deferred(struct loop *loop, struct loop_msg *msg);
+
 /* From the metadata thread: run it through the map again / end it, on its loop. */
 void chain_retry(struct request *req);
 void chain_finish(struct request *req, int error);
@@ -255,19 +274,19 @@ struct cluster_plan {
 	u8 flags; /* of that extent */
 };
 
-enum new_table_state { TABLE_BUILDING, TABLE_READY, TABLE_JOINED, TABLE_LINKED, TABLE_FAILED };
+enum new_table_state { TABLE_BUILDING, TABLE_READY, TABLE_JOINED };
 
 /*
  * struct new_table - an L2 table that does not exist yet, or is shared with an
  * internal snapshot and must be copied
  *
- *   BUILDING -> READY -> JOINED -> LINKED     the operations that need it drive
- *                             \-> FAILED      it: see write_op_table()
+ *   BUILDING -> READY -> JOINED     the operations that need it drive it: see
+ *                                   write_op_table(), write_op_block()
  */
 struct new_table {
 	struct cds_list_head node;
 	struct writer *writer;
-	u32 refs; /* operations that use it, and its transaction */
+	u32 refs; /* operations that use it; its transaction */
 	u32 l1_index;
 	enum new_table_state state;
 	u64 host; /* 0: not allocated yet */
@@ -275,9 +294,8 @@ struct new_table {
 	u32 copied_bytes; /* of the old table */
 	u8 *data; /* whole table, big-endian; the transaction's after JOINED */
 	struct meta_block *l1_block; /* pinned */
-	u64 seq; /* of the transaction that it joined */
+	struct l1_change change; /* from JOINED until linked */
 	struct meta_join join;
-	struct cds_list_head waiters; /* struct write_op: until LINKED or FAILED */
 };
 
 /* A request, cut into operations. */
@@ -290,9 +308,7 @@ struct slow_request {
 	u32 active;
 	int error;
 	bool cutting; /* split_run() is on the stack */
-	struct io_op io; /* FUA: flush; a raw layer's data */
-	const struct layer_table *flush_table;
-	u32 flush_next;
+	struct io_op io; /* a raw layer's data */
 	u32 epoch; /* while @io is under way */
 	void *mem;
 };
@@ -350,7 +366,8 @@ struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 
 void write_op_run(struct write_op *op);
 /* Run what waits in @waiting (struct write_op by node) again; it is emptied first. */
 void write_ops_run(struct cds_list_head *waiting);
-extern const struct meta_ops writer_meta_ops;
+/* @op is over and freed. */
+void write_op_done(struct write_op *op, int error);
 
 static inline u32 write_op_l1_index(const struct write_op *op)
 {
@@ -371,8 +388,28 @@ void table_put(struct new_table *nt);
  * -ENOSPC, -EIO.
  */
 int write_op_table(struct write_op *op);
-/* The first user brings it into the transaction: whole, then its L1 entry. */
-int table_join(struct new_table *nt);
+/* ... that @op->block is: the first user of a new table brings it into the transaction. */
+int write_op_block(struct write_op *op);
+
+/* ---- chain-publish.c: when a change is published and acknowledged ------------------------ */
+
+extern const struct meta_ops writer_meta_ops;
+/* Room for @op's entries in the intent log: 0, -EAGAIN (waits), -EIO. */
+int writer_reserve_log(struct write_op *op);
+/* @op's entries are in the open transaction: write_op_done() once it survives a death. */
+void writer_acknowledge(struct write_op *op);
+
+/* ---- chain-replay.c: the intent log of a daemon that died --------------------------------- */
+
+/* What names the image on @dev in an intent log. */
+void chain_log_name(const struct io_dev *dev, char name[INTENT_NAME_BYTES]);
+/*
+ * chain_replay - write what ct->log holds into the tables of ct->chain, which is
+ * opened anew then; the log is empty afterwards. Before anything else is read.
+ * -ESTALE: an image was written by somebody else, or is not in the chain.
+ */
+int chain_replay(struct chain_target *ct, const char *top,
+		 const struct chain_open_options *options, struct qc_err *err);
 
 /* ---- chain-space.c: giving back, running full ------------------------------------------ */
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <qchain/log.h>
+#include <qchain/mutant.h>
 #include <stdlib.h>
 
 /*
@@ -82,7 +83,10 @@ int writer_unmap(struct writer *w, u64 host, u64 bytes)
 	refcounts_touch(w->rc, host, bytes);
 	if (!r)
 		return -ENOMEM;
-	meta_txn_unmap(w->meta, &r->unmap);
+	if (MUTANT(FREE_EARLY))
+		grace_wait(&w->ct->grace, &r->grace);
+	else
+		meta_txn_unmap(w->meta, &r->unmap);
 	return 0;
 }
 

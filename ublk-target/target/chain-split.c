@@ -84,23 +84,12 @@ static void request_end(struct slow_request *s)
 	chain_finish(req, error);
 }
 
-static void flush_next(struct slow_request *s)
+static void request_flushed(void *arg, int error)
 {
-	if (chain_flush_step(s->flush_table, &s->flush_next, &s->io)) {
-		io_submit(s->ct->loop, &s->io);
-		return;
-	}
-	loop_epoch_exit(s->ct->loop, s->epoch);
+	struct slow_request *s = arg;
+
+	s->error = error;
 	request_end(s);
-}
-
-static void flush_done(struct io_op *io, int error)
-{
-	struct slow_request *s = container_of(io, struct slow_request, io);
-
-	if (error && !s->error)
-		s->error = error;
-	flush_next(s);
 }
 
 static void drop_redo(struct slow_request *s)
@@ -119,11 +108,7 @@ static void split_end(struct slow_request *s)
 		return;
 	}
 	request_set_stage(s->req, "flush");
-	s->flush_table = s->ct->map.table;
-	s->flush_next = 0;
-	s->epoch = loop_epoch_enter(s->ct->loop);
-	s->io = (struct io_op){ .done = flush_done };
-	flush_next(s);
+	chain_flush(s->ct, request_flushed, s);
 }
 
 /* What is to be done next: first what has to be done again. */

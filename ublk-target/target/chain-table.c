@@ -2,14 +2,14 @@
 /* Where the entries of an operation are: a cached block, or an L2 table that is being made. */
 #include "chain-private.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 /*
  * Operations drive a new table on, whoever comes first: allocate, copy what it
- * replaces, join the transaction whole; its L1 entry is a set (promise P5).
+ * replaces, join the transaction whole; its L1 entry is a set (promise P5). From
+ * then on it is a table like any other: its blocks are in the cache.
  */
 
 void table_put(struct new_table *nt)
@@ -18,7 +18,7 @@ void table_put(struct new_table *nt)
 
 	if (--nt->refs)
 		return;
-	if (nt->state <= TABLE_READY) { /* nobody joined with it */
+	if (nt->state != TABLE_JOINED) { /* nobody joined with it */
 		cds_list_del(&nt->node);
 		if (nt->host)
 			writer_release_now(w, nt->host, image_cluster_bytes(w->img));
@@ -27,24 +27,6 @@ void table_put(struct new_table *nt)
 	if (nt->l1_block)
 		meta_unpin(nt->l1_block);
 	free(nt);
-}
-
-static void table_linked(struct meta_join *join, int error)
-{
-	struct new_table *nt = container_of(join, struct new_table, join);
-	struct writer *w = nt->writer;
-
-	cds_list_del(&nt->node);
-	nt->data = NULL; /* went with the transaction */
-	nt->state = error ? TABLE_FAILED : TABLE_LINKED;
-	if (error) {
-		writer_release_now(w, nt->host, image_cluster_bytes(w->img));
-	} else {
-		l1_set(&w->img->l1, nt->l1_index, nt->host | QCOW2_COPIED);
-		overlap_add(w->img, nt->host, image_cluster_bytes(w->img));
-	}
-	write_ops_run(&nt->waiters);
-	table_put(nt);
 }
 
 struct new_table *table_find(struct writer *w, u32 index)
@@ -74,8 +56,6 @@ static struct new_table *table_create(struct writer *w, u32 index, u64 old_host)
 	nt->writer = w;
 	nt->l1_index = index;
 	nt->old_host = old_host;
-	nt->join.fn = table_linked;
-	CDS_INIT_LIST_HEAD(&nt->waiters);
 	cds_list_add_tail(&nt->node, &w->new_tables);
 	return nt;
 }
@@ -140,7 +120,7 @@ int write_op_table(struct write_op *op)
 
 	if (op->block)
 		return 0;
-	if (nt && nt->state >= TABLE_LINKED) {
+	if (nt && nt->state == TABLE_JOINED) {
 		op->table = NULL;
 		table_put(nt);
 		nt = NULL;
@@ -164,25 +144,63 @@ int write_op_table(struct write_op *op)
 	return table_build(op, nt);
 }
 
-int table_join(struct new_table *nt)
+static void table_linked(struct meta_join *join, int error)
+{
+	struct new_table *nt = container_of(join, struct new_table, join);
+	struct l1_change **c = &nt->writer->img->l1_unwritten;
+
+	while (*c != &nt->change)
+		c = &(*c)->next;
+	*c = nt->change.next;
+	table_put(nt);
+}
+
+static void change_l1(struct new_table *nt)
+{
+	struct image *img = nt->writer->img;
+
+	nt->change = (struct l1_change){ .next = img->l1_unwritten, .index = nt->l1_index,
+					 .before = l1_get(&img->l1, nt->l1_index) };
+	img->l1_unwritten = &nt->change;
+	l1_set(&img->l1, nt->l1_index, nt->host | QCOW2_COPIED);
+	nt->refs++;
+	nt->join.fn = table_linked;
+	meta_txn_join(nt->writer->meta, &nt->join);
+}
+
+/* Its L1 entry is a set of the transaction; the cache has the table from now on. */
+static int table_join(struct new_table *nt)
 {
 	struct writer *w = nt->writer;
+	u64 bytes = image_cluster_bytes(w->img);
 	u64 at = w->img->l1_offset + nt->l1_index * sizeof(u64);
 	__be64 l1 = __builtin_bswap64(nt->host | QCOW2_COPIED);
 	int ret;
 
-	if (nt->state == TABLE_JOINED)
-		return 0;
+	ret = meta_txn_table(w->meta, nt->host, nt->data, bytes);
+	if (ret)
+		return ret;
+	nt->data = NULL; /* the transaction's */
+	nt->state = TABLE_JOINED;
+	cds_list_del(&nt->node);
 	ret = meta_txn_set(w->meta, nt->l1_block, at - nt->l1_block->offset, &l1, sizeof(l1));
 	if (ret)
 		return ret;
-	ret = meta_txn_fresh(w->meta, nt->host, nt->data, image_cluster_bytes(w->img));
-	assert(!ret); /* the set cannot be taken back */
+	change_l1(nt);
+	overlap_add(w->img, nt->host, bytes);
 	if (nt->old_host)
-		writer_unmap(w, nt->old_host, image_cluster_bytes(w->img));
-	nt->seq = meta_open_seq(w->meta);
-	nt->state = TABLE_JOINED;
-	nt->refs++;
-	meta_txn_join(w->meta, &nt->join);
+		writer_unmap(w, nt->old_host, bytes);
 	return 0;
+}
+
+int write_op_block(struct write_op *op)
+{
+	int ret = write_op_table(op);
+
+	if (!ret && op->table) {
+		ret = table_join(op->table);
+		if (!ret)
+			ret = write_op_table(op);
+	}
+	return ret;
 }

@@ -16,8 +16,6 @@
 
 enum { STAGE_NEXT, STAGE_WAIT, STAGE_DONE };
 
-static void op_done(struct write_op *op, int error);
-
 void write_ops_run(struct cds_list_head *waiting)
 {
 	struct write_op *op, *tmp;
@@ -395,18 +393,6 @@ static int write_data(struct write_op *op)
 
 /* ---- link: the entries join the open transaction ---------------------------------- */
 
-static void op_linked(struct meta_join *join, int error)
-{
-	struct write_op *op = container_of(join, struct write_op, join);
-
-	if (!error) {
-		cds_list_add_tail(&op->node, &op->writer->linked);
-		return;
-	}
-	op->error = error; /* by its driver: it may be what kicked the commit */
-	write_op_run(op);
-}
-
 /* The changed entries, as they will be: big-endian, from the op's first cluster on. */
 static void new_entries(const struct write_op *op, void *entries)
 {
@@ -423,18 +409,11 @@ static int set_entries(struct write_op *op)
 {
 	u32 bytes = op->nr_clusters * op->writer->img->l2_entry_bytes;
 	u8 entries[4096];
-	void *at = write_op_entries(op);
-	int ret;
 
 	assert(bytes <= sizeof(entries));
 	new_entries(op, entries);
-	if (op->block)
-		return meta_txn_set(op->writer->meta, op->block, (u8 *)at - (u8 *)op->block->data,
-				    entries, bytes);
-	ret = table_join(op->table);
-	if (!ret)
-		memcpy(at, entries, bytes);
-	return ret;
+	return meta_txn_set(op->writer->meta, op->block,
+			    (u8 *)write_op_entries(op) - (u8 *)op->block->data, entries, bytes);
 }
 
 static bool op_changes(const struct write_op *op)
@@ -450,17 +429,14 @@ static bool op_changes(const struct write_op *op)
 static int write_link(struct write_op *op)
 {
 	struct writer *w = op->writer;
-	struct new_table *nt = op->table;
 	u32 i;
 	int ret;
 
 	if (!op_changes(op))
 		return STAGE_DONE;
-	if (nt && nt->state == TABLE_JOINED && nt->seq != meta_open_seq(w->meta)) {
-		cds_list_add_tail(&op->node, &nt->waiters);
-		return STAGE_WAIT;
-	}
-	ret = write_op_table(op);
+	ret = write_op_block(op);
+	if (!ret)
+		ret = writer_reserve_log(op);
 	if (!ret)
 		ret = set_entries(op);
 	if (ret)
@@ -468,9 +444,7 @@ static int write_link(struct write_op *op)
 	for (i = 0; i < op->nr_clusters; i++)
 		if (op->plans[i].changed && op->plans[i].unmap_host)
 			writer_unmap(w, op->plans[i].unmap_host, op->plans[i].unmap_bytes);
-	op->join.fn = op_linked;
-	meta_txn_join(w->meta, &op->join);
-	meta_kick(w->meta);
+	writer_acknowledge(op);
 	return STAGE_WAIT;
 }
 
@@ -482,7 +456,7 @@ static const struct {
 	{ "plan", write_plan }, /* decide, allocate */
 	{ "fill", write_fill }, /* head and tail from the map */
 	{ "data", write_data }, /* to its place */
-	{ "link", write_link }, /* entries join the transaction; then op_linked() */
+	{ "link", write_link }, /* entries join the transaction; then writer_acknowledge() */
 };
 
 static void again(struct meta_wait *wait)
@@ -512,78 +486,10 @@ void write_op_run(struct write_op *op)
 	} while (ret == STAGE_NEXT || (ret == STAGE_WAIT && op->again));
 	op->running = false;
 	if (ret != STAGE_WAIT)
-		op_done(op, ret == STAGE_DONE ? 0 : ret);
+		write_op_done(op, ret == STAGE_DONE ? 0 : ret);
 }
 
-/* ---- publish and acknowledge ------------------------------------------------------ */
-
-static int add_update(struct chain_target *ct, const struct cluster_plan *p, u16 layer, u64 host)
-{
-	u64 end = min(p->valid_end, ct->map.size_bytes);
-	struct map_update *larger;
-
-	if (ct->nr_updates == ct->room_updates) {
-		ct->room_updates = ct->room_updates ? ct->room_updates * 2 : 256;
-		larger = realloc(ct->updates, ct->room_updates * sizeof(*larger));
-		if (!larger)
-			return -ENOMEM;
-		ct->updates = larger;
-	}
-	ct->updates[ct->nr_updates++] = (struct map_update){
-		.offset = p->valid_start, .len = end - p->valid_start,
-		.extent = { .host = host, .layer = layer, .kind = p->kind, .flags = p->flags },
-	};
-	return 0;
-}
-
-static void add_updates(struct write_op *op)
-{
-	struct chain_target *ct = op->writer->ct;
-	u32 i;
-
-	for (i = 0; i < op->nr_clusters; i++) {
-		const struct cluster_plan *p = &op->plans[i];
-
-		if (p->changed && p->valid_start < ct->map.size_bytes &&
-		    add_update(ct, p, op->writer->id, data_host(op, i, p->valid_start)))
-			abort(); /* an old mapping must not stay published */
-	}
-}
-
-static int update_cmp(const void *a, const void *b)
-{
-	const struct map_update *x = a, *y = b;
-
-	return x->offset < y->offset ? -1 : x->offset > y->offset;
-}
-
-/* A transaction is linked: publish all of it at once, then let go (promise 4). */
-static void writer_linked(void *arg, u64 mark)
-{
-	struct writer *w = arg;
-	struct chain_target *ct = w->ct;
-	struct write_op *op, *tmp;
-	CDS_LIST_HEAD(linked);
-
-	cds_list_splice(&w->linked, &linked);
-	CDS_INIT_LIST_HEAD(&w->linked);
-	ct->nr_updates = 0;
-	cds_list_for_each_entry(op, &linked, node)
-		add_updates(op);
-	if (ct->nr_updates)
-		qsort(ct->updates, ct->nr_updates, sizeof(*ct->updates), update_cmp);
-	map_apply(&ct->map, ct->updates, ct->nr_updates);
-	chain_retire(ct);
-	cds_list_for_each_entry_safe(op, tmp, &linked, node) {
-		cds_list_del(&op->node);
-		op_done(op, 0);
-	}
-}
-
-const struct meta_ops writer_meta_ops = {
-	.linked = writer_linked,
-	.failed = writer_failed,
-};
+/* ---- the end ------------------------------------------------------------------------ */
 
 /* What was allocated for it and never named goes back. */
 static void undo_allocation(struct write_op *op)
@@ -607,7 +513,7 @@ static void op_release(struct write_op *op)
 	free(op->plans);
 }
 
-static void op_done(struct write_op *op, int error)
+void write_op_done(struct write_op *op, int error)
 {
 	struct slow_request *s = op->parent;
 

@@ -75,6 +75,9 @@ static int open_tables(struct writer *w, struct qc_err *err)
 	for (i = 0; i < CELL_BUCKETS; i++)
 		CDS_INIT_LIST_HEAD(&w->cells[i]);
 	w->unclean = img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN;
+	w->early = (w->ct->log || w->ct->may_lose) && img->version >= 3 &&
+		   !(img->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS);
+	chain_log_name(img->dev, w->log_name);
 	return mark_open(img, err);
 }
 
@@ -108,6 +111,9 @@ static void pin_header(struct meta_wait *wait)
 void writer_start(struct writer *w, u16 id)
 {
 	w->id = id;
+	w->logged = w->early && w->ct->log &&
+		    !intent_log_attach(w->ct->log, w->log_name, &w->log_layer);
+	w->early = w->logged || (w->early && !w->ct->log);
 	w->header_wait.fn = pin_header;
 	if (w->meta && w->img->version >= 3)
 		pin_header(&w->header_wait);
@@ -131,6 +137,8 @@ void writer_destroy(struct writer *w)
 {
 	if (!w)
 		return;
+	if (w->logged && !w->failed)
+		intent_log_detach(w->ct->log, w->log_layer);
 	w->layer->writer = NULL;
 	layer_table_free(w->old_table);
 	refcounts_close(w->rc);

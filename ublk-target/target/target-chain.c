@@ -19,10 +19,12 @@
  *        | needs the CPU: decompress                      chain-read.c
  *        | mapping changes: cut into operations           chain-split.c
  *        |   stages, transaction, publish                 chain-write.c, chain-plan.c,
- *        |                                                chain-table.c
+ *        |                                                chain-table.c, chain-publish.c
+ *        | flush while mappings are not written           chain-flush.c
  *        ' space: reclaim, park; leaks                    chain-space.c, chain-leaks.c
  *   each image that is written has a struct writer        chain-writer.c
  *   an overlay becomes the active layer                   chain-switch.c, chain-layers.c
+ *   the log of a daemon that died                         chain-replay.c
  */
 
 #define META_RING_ENTRIES 1024u
@@ -33,11 +35,18 @@
 
 /* ---- words ------------------------------------------------------------------------ */
 
+/* What becomes of a log that is there: replayed if it is ours, or it must be, or not. */
+enum log_replay { LOG_REPLAY_TRY, LOG_REPLAY_ON, LOG_REPLAY_OFF };
+
 struct chain_words {
 	struct chain_open_options open;
 	u64 cache_bytes;
 	enum chain_on_full on_full;
 	u32 nr_allow;
+	bool may_lose;
+	const char *log_path; /* NULL: none */
+	u64 log_tag;
+	enum log_replay log_replay;
 };
 
 static int word_bool(const char *value, bool *result)
@@ -67,6 +76,16 @@ static int word_layers(const char *value, u32 *result)
 	return ret;
 }
 
+static int word_replay(const char *value, enum log_replay *result)
+{
+	static const char *const choices[] = { "try", "on", "off", NULL };
+	u32 index;
+	int ret = parse_choice("log-replay", value, choices, &index, NULL);
+
+	*result = ret ? LOG_REPLAY_TRY : index;
+	return ret;
+}
+
 static int word_apply(struct chain_words *w, const char *key, const char *value)
 {
 	if (!strcmp(key, "format"))
@@ -85,7 +104,15 @@ static int word_apply(struct chain_words *w, const char *key, const char *value)
 		return word_bool(value, &w->open.policy.allow_data_file);
 	if (!strcmp(key, "allow-backing"))
 		return word_allow(w, value);
-	if (!strcmp(key, "snapshot"))
+	if (!strcmp(key, "may-lose"))
+		return word_bool(value, &w->may_lose);
+	if (!strcmp(key, "log-tag"))
+		return parse_number("log-tag", value, 0, UINT64_MAX, &w->log_tag, NULL);
+	if (!strcmp(key, "log-replay"))
+		return word_replay(value, &w->log_replay);
+	if (!strcmp(key, "intent-log"))
+		w->log_path = value;
+	else if (!strcmp(key, "snapshot"))
 		w->open.snapshot = value;
 	else if (!strcmp(key, "backing-format"))
 		w->open.policy.backing_format = value;
@@ -116,8 +143,9 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 			return qc_err_set(err, -EINVAL,
 					  "qcow2-chain: \"%s\" not understood, keys are format, "
 					  "read-only, snapshot, allow-backing, allow-data-file, "
-					  "backing-format, cache-size, wait, on-full, "
-					  "no-lock, grow-to, layers",
+					  "backing-format, cache-size, wait, on-full, may-lose, "
+					  "intent-log, log-tag, log-replay, no-lock, grow-to, "
+					  "layers",
 					  argv[i]);
 	}
 	return 0;
@@ -151,6 +179,8 @@ static int open_chain(struct chain_target *ct, const char *top, struct chain_wor
 	}
 	if (ret)
 		*err = first;
+	if (!ret && ct->log && !ct->chain->read_only)
+		ret = chain_replay(ct, top, &w->open, err);
 	return ret;
 }
 
@@ -394,6 +424,7 @@ static void chain_free(struct chain_target *ct)
 	chain_free_layers(ct);
 	free(ct->updates);
 	chain_close(ct->chain);
+	intent_log_close(ct->log);
 	free(ct);
 }
 
@@ -421,13 +452,39 @@ static void chain_dtr(struct target *ti)
 	chain_free(ct);
 }
 
+/* ---- the intent log --------------------------------------------------------------- */
+
+/* The file is opened before anything that may lie on the device (rule E1). */
+static int open_log(struct chain_target *ct, const struct chain_words *w, struct qc_err *err)
+{
+	struct qc_err found = { 0 };
+	int ret = -ENOENT;
+
+	ct->may_lose = w->may_lose;
+	if (!w->log_path || w->open.read_only)
+		return 0;
+	if (w->log_replay != LOG_REPLAY_OFF)
+		ret = intent_log_open(w->log_path, w->log_tag, &ct->log, &found);
+	if (!ret)
+		return 0;
+	if (ret != -ENOENT && w->log_replay == LOG_REPLAY_ON) {
+		*err = found;
+		return ret;
+	}
+	if (found.msg[0])
+		log_info("%s; a new one is made", found.msg);
+	return intent_log_create(w->log_path, w->log_tag, &ct->log, err);
+}
+
 /* ---- building --------------------------------------------------------------------- */
 
 static int chain_build(struct chain_target *ct, const char *top, struct chain_words *w,
 		       struct qc_err *err)
 {
-	int ret = open_chain(ct, top, w, err);
+	int ret = open_log(ct, w, err);
 
+	if (!ret)
+		ret = open_chain(ct, top, w, err);
 	if (!ret)
 		ret = chain_seal_late(ct, top, &w->open, err);
 	if (ret)
@@ -460,6 +517,7 @@ static struct chain_target *chain_alloc(struct target *ti)
 	CDS_INIT_LIST_HEAD(&ct->bounce_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.loaded);
 	CDS_INIT_LIST_HEAD(&ct->closing);
+	CDS_INIT_LIST_HEAD(&ct->log_waiters);
 	CDS_INIT_LIST_HEAD(&ct->fill_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
