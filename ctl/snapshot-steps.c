@@ -13,6 +13,9 @@
 
 /* Our descriptors in the daemon: one at a time, the chain's lock is held. */
 #define OUR_FDSET 71
+/* A daemon lets writes go on by itself after so long; we stop to rely on it earlier. */
+#define HOLD_MS 1000
+#define HOLD_MARGIN_MS 200
 
 /* ---- the daemon's side ------------------------------------------------------------- */
 
@@ -319,12 +322,38 @@ static u64 now_ns(void)
 	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
 }
 
-int snapshot_publish(struct snapshot *s, struct qc_err *err)
+int snapshot_hold(struct snapshot *s, u64 *deadline_ns, struct qc_err *err)
 {
-	json_object *arguments = one_argument("node", json_object_new_string(s->old_node));
+	int ret;
+
+	if (!*deadline_ns)
+		*deadline_ns = now_ns() + (HOLD_MS - HOLD_MARGIN_MS) * 1000000ull;
+	ret = client_command(s->served.client, "qchain-hold",
+			     one_argument("milliseconds", json_object_new_int(HOLD_MS)), false,
+			     NULL, err);
+	s->held = ret == 0;
+	return ret;
+}
+
+void snapshot_release(struct snapshot *s)
+{
+	struct qc_err ignored = { 0 };
+
+	if (s->held)
+		client_command(s->served.client, "qchain-release", NULL, false, NULL, &ignored);
+	s->held = false;
+}
+
+int snapshot_publish(struct snapshot *s, u64 deadline_ns, struct qc_err *err)
+{
+	json_object *arguments;
 	u64 start = now_ns();
 	int ret;
 
+	if (deadline_ns && start > deadline_ns)
+		return qc_err_set(err, -ETIMEDOUT, "%s: not switched, the group took longer than "
+				  "writes are held (%d ms); try again", s->name, HOLD_MS);
+	arguments = one_argument("node", json_object_new_string(s->old_node));
 	json_object_object_add(arguments, "overlay", json_object_new_string(s->node));
 	ret = client_command(s->served.client, "blockdev-snapshot", arguments, false, NULL, err);
 	s->publish_ns = now_ns() - start;

@@ -9,7 +9,9 @@
  *	snapshot_open      lock, look, settle what an interrupted one has left
  *	snapshot_prepare   overlay made, formatted, opened by the daemon
  *	snapshot_record    the record says: overlay is the top (from here `up` says so)
+ *	snapshot_hold      groups: the daemon starts no write any more
  *	snapshot_publish   the daemon switches
+ *	snapshot_release   writes start again
  *	snapshot_undo      after a failure of one of these: nothing is left
  *
  * @snap: name of the snapshot; @lv_bytes: as struct overlay
@@ -21,6 +23,7 @@ struct snapshot {
 	const char *snap;
 	u64 lv_bytes;
 	bool published;
+	bool held;
 	bool unknown;
 	struct rundir dir;
 	struct served served;
@@ -37,7 +40,14 @@ struct snapshot {
 int snapshot_open(struct snapshot *s, struct qc_err *err);
 int snapshot_prepare(struct snapshot *s, struct qc_err *err);
 int snapshot_record(struct snapshot *s, struct qc_err *err);
-int snapshot_publish(struct snapshot *s, struct qc_err *err);
+/*
+ * snapshot_hold - of one device of a group
+ * *@deadline_ns: 0 at the first; until when the holds are in force, for
+ * snapshot_publish(), which switches nothing after it (0: there is no hold).
+ */
+int snapshot_hold(struct snapshot *s, u64 *deadline_ns, struct qc_err *err);
+int snapshot_publish(struct snapshot *s, u64 deadline_ns, struct qc_err *err);
+void snapshot_release(struct snapshot *s);
 /* Does nothing when it was published or that cannot be told. */
 int snapshot_undo(struct snapshot *s, struct qc_err *err);
 void snapshot_close(struct snapshot *s);

@@ -23,4 +23,15 @@
 int chain_snapshot(struct target *ti, const char *node, struct image *overlay, const char *path,
 		   const char *node_name, struct qc_err *err);
 
+/*
+ * chain_hold - start no write, zero or discard until chain_release(), or until
+ * @milliseconds have passed (rule C3: snapshots of several devices)
+ *
+ * 0: no loop starts one any more; those that were started go on. -ETIMEDOUT: one
+ * did not answer within 100 ms, nothing is held. -EBUSY: held already. Control thread.
+ * chain_release - also when nothing is held
+ */
+int chain_hold(struct target *ti, u32 milliseconds, struct qc_err *err);
+int chain_release(struct target *ti, struct qc_err *err);
+
 #endif

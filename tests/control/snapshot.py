@@ -2,14 +2,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """qchainctl snapshot on files: names, content, failures half way, kill -9 at each crash point."""
 
+import asyncio
 import json
 import os
+import struct
+import subprocess
 import sys
+import threading
 
 import harness
 from harness import Qmp, expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, nothing_left, one_line, up
 from records import record_of
+
+sys.path.insert(0, os.path.join(harness.HERE, "..", "lib"))
+from nbdclient import NbdClient
 
 POINTS = ("marked", "created", "formatted", "unrecorded", "recorded", "noted", "published")
 
@@ -185,6 +192,122 @@ def test_killed_and_started_anew(place):
         place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
         place.ctl("snapshot", "seven", "two")
         judge(place, point, "two")
+
+
+# ---- groups -----------------------------------------------------------------------------------
+
+
+def make_group(place):
+    for name in ("a", "b"):
+        place.run("qemu-img", "create", "-q", "-f", "qcow2", place.path(f"{name}.qcow2"), "4M")
+        up(place, name, f"./{name}.qcow2", f"{name}.sock")
+
+
+class Counter(threading.Thread):
+    """Writes 1 to a, then 1 to b, then 2 to a, .. each when the one before is acknowledged."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+        self.running = True
+        self.count = 0
+        self.error = None
+
+    async def write_all(self):
+        disks = [await NbdClient.connect(self.place.path(f"{name}.sock")) for name in ("a", "b")]
+        while self.running:
+            self.count += 1
+            for disk in disks:
+                await disk.write(0, struct.pack("<Q", self.count) * 64)
+        for disk in disks:
+            await disk.abandon()
+
+    def run(self):
+        try:
+            asyncio.run(self.write_all())
+        except Exception as error:  # pylint: disable=broad-except
+            self.error = error
+
+    def end(self):
+        self.running = False
+        self.join(harness.WAIT_S)
+        expect(self.error is None, f"writer: {self.error!r}")
+
+
+def counted(place, image):
+    raw = place.path("content")
+    place.run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", place.path(image), raw)
+    with open(raw, "rb") as content:
+        return struct.unpack("<Q", content.read(8))[0]
+
+
+def test_group(place):
+    """A write that was issued because of another one is in no snapshot without that one."""
+    make_group(place)
+    writer = Counter(place)
+    writer.start()
+    taken = []
+    for number in range(12):
+        seen = writer.count
+        wait_until(lambda old=seen: writer.count > old + 3 or writer.error, "writes go on")
+        rows = place.ctl_json("snapshot", "--group", "b", "a", f"s{number}")
+        expect_equal([row["name"] for row in rows], ["a", "b"], "names")
+        taken.append([os.path.basename(row["file"]) for row in rows])
+    writer.end()
+    for name in ("a", "b"):
+        place.ctl("down", name)
+    for first, second in taken:
+        ahead = counted(place, first) - counted(place, second)
+        expect(ahead in (0, 1), f"{first} is {ahead} writes ahead of {second}")
+    nothing_left(place)
+    check_all(place)
+
+
+def test_group_or_nothing(place):
+    """One that cannot: none is switched."""
+    make_group(place)
+    place.ctl("snapshot", "b", "one")
+    before = images(place)
+    for words in (["a", "b", "one"], ["a", "none", "two"]):
+        place.ctl("snapshot", "--group", *words, status=1)
+        expect_equal(images(place), before, "images")
+        expect_equal(tree(place, "a"), [("a.qcow2", None)], "tree of a")
+    fails(place, "snapshot", "--group", "a", "a", "two", status=2)
+    qmp = Qmp(place.path("run/b/qmp.sock"))
+    expect_equal(qmp.command("qchain-hold", milliseconds=5000), {"return": {}}, "hold")
+    done = place.ctl("snapshot", "--group", "a", "b", "two", status=1)
+    expect("held already" in done.stderr, done.stderr)
+    expect_equal((images(place), tree(place, "a")), (before, [("a.qcow2", None)]), "after a hold in the way")
+    qmp.close()
+    for name in ("a", "b"):
+        place.ctl("down", name)
+
+
+def test_hold(place):
+    """Writes wait for the release, or for the end of the time; reads do not."""
+    make_group(place)
+    qmp = Qmp(place.path("run/a/qmp.sock"))
+    for wrong in (0, 5001):
+        expect("error" in qmp.command("qchain-hold", milliseconds=wrong), f"hold of {wrong} ms")
+    write = ["qemu-io", "-f", "raw", "-c", "write -P 7 0 64k", "-c", "write -z 64k 64k", "-c", "flush",
+             f"nbd+unix:///?socket={place.path('a.sock')}"]
+    for release in (True, False):
+        expect_equal(qmp.command("qchain-hold", milliseconds=5000 if release else 300), {"return": {}}, "hold")
+        child = subprocess.Popen(write, stdout=subprocess.DEVNULL)
+
+        def held():
+            return qmp.command("query-status")["return"]["requests"]["stages"].get("hold", 0) == 1
+        wait_until(lambda: held() or not release, "the write is held")
+        guest_io(place, "a.sock", "read 0 64k")
+        if release:
+            expect(child.poll() is None, "it was not held")
+            expect_equal(qmp.command("qchain-release"), {"return": {}}, "release")
+        expect_equal(child.wait(harness.WAIT_S), 0, "status of the writer")
+    expect_equal(qmp.command("qchain-release"), {"return": {}}, "release of nothing")
+    qmp.close()
+
+
+# ---- leftovers ---------------------------------------------------------------------------------
 
 
 def test_leftovers_are_looked_at(place):

@@ -10,6 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Longest hold of writes: a guest takes longer ones for a dead disk. */
+#define MAX_HOLD_MS 5000
+
 /*
  * A node that was added belongs to nobody yet: a format node has its image open
  * for writing, a protocol node ("file", "host_device") is only a name for a path,
@@ -49,6 +52,11 @@ const struct qmp_param qmp_blockdev_del_params[] = {
 const struct qmp_param qmp_blockdev_snapshot_params[] = {
 	{ "node", json_type_string, true },
 	{ "overlay", json_type_string, true },
+	{ NULL },
+};
+
+const struct qmp_param qmp_qchain_hold_params[] = {
+	{ "milliseconds", json_type_int, true },
 	{ NULL },
 };
 
@@ -258,6 +266,26 @@ int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err)
 	added->img = NULL; /* the chain's */
 	blockdev_free(added);
 	return 0;
+}
+
+/* ---- several daemons at one instant ---------------------------------------------------- */
+
+int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err)
+{
+	json_object *value;
+	s64 ms;
+
+	json_object_object_get_ex(call->arguments, "milliseconds", &value);
+	ms = json_object_get_int64(value);
+	if (ms < 1 || ms > MAX_HOLD_MS)
+		return qc_err_set(err, -EINVAL, "Parameter 'milliseconds' expects 1 to %d",
+				  MAX_HOLD_MS);
+	return chain_hold(call->daemon->target, ms, err);
+}
+
+int qmp_qchain_release(struct qmp_call *call, struct qc_err *err)
+{
+	return chain_release(call->daemon->target, err);
 }
 
 void qmp_blockdevs_free(struct daemon *daemon)

@@ -57,6 +57,8 @@ static const struct qmp_command commands[] = {
 	{ "blockdev-add", qmp_blockdev_add_params, qmp_blockdev_add },
 	{ "blockdev-del", qmp_blockdev_del_params, qmp_blockdev_del },
 	{ "blockdev-snapshot", qmp_blockdev_snapshot_params, qmp_blockdev_snapshot },
+	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
+	{ "qchain-release", NULL, qmp_qchain_release },
 	{ "quit", quit_params, qmp_quit },
 };
 

@@ -304,6 +304,8 @@ enum target_map_result chain_map(struct target *ti, struct request *req)
 {
 	struct chain_target *ct = ti->private;
 
+	if (chain_is_held(ct, req))
+		return defer(req);
 	switch (req->op) {
 	case REQ_READ:
 	case REQ_WRITE:

@@ -64,6 +64,10 @@ void chain_deferred(struct loop *loop, struct loop_msg *msg)
 	u64 index;
 
 	ct->stat_deferred++;
+	if (chain_is_held(ct, req)) {
+		chain_hold_request(ct, req);
+		return;
+	}
 	if (by_map && may_retry(req) && missing_window(ct, req, &index)) {
 		req->retries += req->retries < CHAIN_MAX_RETRIES;
 		load_for(ct, req, index);

@@ -63,6 +63,11 @@ struct chain_target {
 	bool uncommitted; /* atomic: mappings were acknowledged and are not linked */
 	struct cds_list_head log_waiters; /* struct write_op: until the log has room */
 
+	/* a hold, chain-hold.c */
+	bool hold; /* no write starts; any loop reads it */
+	struct cds_list_head held; /* struct request: came meanwhile */
+	struct loop_timer hold_timer;
+
 	/* counters, for status */
 	u64 stat_loads;
 	u64 stat_deferred;
@@ -145,6 +150,16 @@ bool chain_flush_step(const struct layer_table *t, u32 *next, struct io_op *op);
 void chain_flush(struct chain_target *ct, void (*fn)(void *arg, int error), void *arg);
 /* A FLUSH, or the flush of a FUA write, that a queue may not answer. */
 void chain_flush_deferred(struct loop *loop, struct loop_msg *msg);
+
+/* ---- chain-hold.c ---------------------------------------------------------------------- */
+
+/* Writes that must not start now go to the metadata thread, which keeps them. */
+static inline bool chain_is_held(const struct chain_target *ct, const struct request *req)
+{
+	return __atomic_load_n(&ct->hold, __ATOMIC_ACQUIRE) &&
+	       (req->op == REQ_WRITE || req->op == REQ_DISCARD || req->op == REQ_WRITE_ZEROES);
+}
+void chain_hold_request(struct chain_target *ct, struct request *req);
 
 /* From the metadata thread: run it through the map again / end it, on its loop. */
 void chain_retry(struct request *req);

@@ -25,6 +25,7 @@
  *   each image that is written has a struct writer        chain-writer.c
  *   an overlay becomes the active layer                   chain-switch.c, chain-layers.c
  *   the log of a daemon that died                         chain-replay.c
+ *   several devices at one instant                        chain-hold.c
  */
 
 #define META_RING_ENTRIES 1024u
@@ -518,6 +519,7 @@ static struct chain_target *chain_alloc(struct target *ti)
 	CDS_INIT_LIST_HEAD(&ct->map.loaded);
 	CDS_INIT_LIST_HEAD(&ct->closing);
 	CDS_INIT_LIST_HEAD(&ct->log_waiters);
+	CDS_INIT_LIST_HEAD(&ct->held);
 	CDS_INIT_LIST_HEAD(&ct->fill_waiters);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
