@@ -211,8 +211,7 @@ static int clean_group(const struct record_place *place, const struct device_rec
 	return ret;
 }
 
-/* Nothing that somebody may miss: no qcow2 image yet, or an empty one on the top. */
-static bool is_ours(const char *path)
+bool overlay_is_unused(const char *path)
 {
 	struct image_ident below;
 	struct io_dev *dev;
@@ -220,11 +219,11 @@ static bool is_ours(const char *path)
 	struct stat st;
 	bool empty = true;
 
-	if (lstat(path, &st) || !S_ISREG(st.st_mode))
+	if (stat(path, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
 		return false;
 	if (overlay_backing(path, &below) <= 0)
-		return st.st_size <= (off_t)(2 * MiB);
-	if (io_dev_open(path, 0, &dev, NULL))
+		return S_ISREG(st.st_mode) && st.st_size <= (off_t)(2 * MiB);
+	if (io_dev_open(path, IO_DEV_NOLOCK, &dev, NULL))
 		return false;
 	if (image_open(dev, IMAGE_QCOW2, 0, &img, NULL))
 		return false;
@@ -244,7 +243,7 @@ int overlay_clean(const struct record_place *place, struct device_record *record
 		return 0;
 	snprintf(path, sizeof(path), "%s/%s", place->dir, record->pending);
 	if (access(path, F_OK) == 0) {
-		if (!is_ours(path))
+		if (!overlay_is_unused(path))
 			return qc_err_set(err, -EEXIST, "%s: left by an interrupted snapshot of "
 					  "%s, but it holds data; look at it, and remove it if "
 					  "nobody needs it", path, record->name);

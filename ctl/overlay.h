@@ -35,6 +35,9 @@ int overlay_make(struct overlay *overlay, struct record_place *place,
 int overlay_remove(const struct overlay *overlay, const struct record_place *place,
 		   struct device_record *record, struct qc_err *err);
 
+/* Nothing that somebody may miss: a file without an image yet, or an empty overlay. */
+bool overlay_is_unused(const char *path);
+
 /*
  * overlay_clean - take away what a snapshot of @record's device that was killed
  * has left: overlays that are marked as not ready and are no layers

@@ -49,16 +49,30 @@ static bool parse_device(const char *text, const struct lvm_lv *lv, struct devic
 	return true;
 }
 
-/* "SNAP:UUID" */
+/* "NUMBER:SNAP:UUID" */
 static int parse_snapshot(const char *text, struct device_record *record)
 {
 	char name[QC_MAX_SNAPSHOT_NAME + 1];
-	const char *colon = strchr(text, ':');
+	const char *colon;
+	char *end;
+	u32 number = strtoul(text, &end, 10);
+	int ret;
 
-	if (!colon || colon - text > (int)QC_MAX_SNAPSHOT_NAME)
+	colon = *end == ':' ? strchr(end + 1, ':') : NULL;
+	if (!colon || colon - end - 1 > (int)QC_MAX_SNAPSHOT_NAME)
 		return 0;
-	snprintf(name, sizeof(name), "%.*s", (int)(colon - text), text);
-	return device_record_add(record, name, colon + 1);
+	snprintf(name, sizeof(name), "%.*s", (int)(colon - end - 1), end + 1);
+	ret = device_record_add(record, name, colon + 1);
+	if (!ret)
+		record->snapshots[record->nr_snapshots - 1].number = number;
+	return ret;
+}
+
+static int compare_numbers(const void *a, const void *b)
+{
+	const struct record_snapshot *x = a, *y = b;
+
+	return x->number < y->number ? -1 : x->number > y->number;
 }
 
 /* 1: @lv has a record, 0: none, -ENOMEM */
@@ -78,6 +92,9 @@ static int parse_record(const struct lvm_lv *lv, struct device_record *record)
 	}
 	if (ret || !found)
 		device_record_exit(record);
+	else if (record->nr_snapshots)
+		qsort(record->snapshots, record->nr_snapshots, sizeof(*record->snapshots),
+		      compare_numbers);
 	return ret ? ret : found;
 }
 
@@ -330,8 +347,8 @@ static int list_record(struct tag_list *list, const struct device_record *record
 		 (unsigned long long)record->sequence, record->top);
 	ret = list_add(list, tag);
 	for (u32 i = 0; i < record->nr_snapshots && !ret; i++) {
-		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%s:%s", record->snapshots[i].name,
-			 record->snapshots[i].image);
+		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%u:%s:%s", record->snapshots[i].number,
+			 record->snapshots[i].name, record->snapshots[i].image);
 		ret = list_add(list, tag);
 	}
 	return ret;

@@ -187,7 +187,7 @@ static int take_back(struct snapshot *s, struct qc_err *err)
 	if (s->overlay.image[0] && !strcmp(record->top, s->overlay.image)) {
 		snprintf(record->pending, sizeof(record->pending), "%s", s->overlay.image);
 		snprintf(record->top, sizeof(record->top), "%s", s->old_image);
-		record->nr_snapshots--;
+		device_record_drop(record, s->old_image);
 		ret = record_place_save(&s->place, record, err);
 		if (!ret)
 			ret = save_state(s, err);
@@ -201,20 +201,23 @@ static int take_back(struct snapshot *s, struct qc_err *err)
 static int settle_recorded(struct snapshot *s, struct qc_err *err)
 {
 	const struct device_record *record = s->record;
-	const char *last = record->nr_snapshots ?
-				   record->snapshots[record->nr_snapshots - 1].image : "";
+	const struct record_snapshot *taken = device_record_by_image(record, s->old_image);
 	struct overlay *o = &s->overlay;
 	int ret;
 
-	if (strcmp(last, s->old_image))
+	if (!taken)
 		return qc_err_set(err, -EBUSY, "%s: serves %s, but the record in %s knows another "
 				  "top (%s); nothing is changed before that is cleared up", s->name,
 				  s->old_top, s->place.dir, record->top);
 	ret = record_place_path(&s->place, record->top, o->path, sizeof(o->path), err);
 	if (ret)
 		return ret;
+	if (!overlay_is_unused(o->path))
+		return qc_err_set(err, -EBUSY, "%s: serves %s, but the record calls %s the top, "
+				  "which holds data; nothing is changed before that is cleared up",
+				  s->name, s->old_top, o->path);
 	fprintf(stderr, "qchainctl: %s: snapshot %s was interrupted and not taken\n", s->name,
-		record->snapshots[record->nr_snapshots - 1].name);
+		taken->name);
 	snprintf(o->image, sizeof(o->image), "%s", record->top);
 	snprintf(o->name, sizeof(o->name), "%s", strrchr(o->path, '/') + 1);
 	o->made = true;

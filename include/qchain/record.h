@@ -14,7 +14,7 @@
  *
  *	a VG         tags of the LV that is the top:
  *	                 qchain.device=NAME:SEQUENCE:UUID   of the top
- *	                 qchain.snapshot=SNAP:UUID          one for each
+ *	                 qchain.snapshot=NUMBER:SNAP:UUID   one for each, numbered as taken
  *	             and qchain.new=NAME on an overlay that is not ready yet
  *	a directory  the file NAME.qchain, JSON with the same content; images by
  *	             their file names, so that the directory can be moved or copied
@@ -29,6 +29,7 @@
 #define RECORD_IMAGE_BYTES 256u
 
 struct record_snapshot {
+	u32 number; /* tags have no order of their own */
 	char name[QC_MAX_SNAPSHOT_NAME + 1];
 	char image[RECORD_IMAGE_BYTES]; /* the sealed layer that holds it */
 };
@@ -51,8 +52,10 @@ struct device_record {
 int record_check_snapshot_name(const char *name, struct qc_err *err);
 
 void device_record_exit(struct device_record *record);
-/* -ENOMEM; @name and @image fit. */
+/* As the newest one. -ENOMEM; @name and @image fit. */
 int device_record_add(struct device_record *record, const char *name, const char *image);
+/* Forget the snapshot that is held by @image. */
+void device_record_drop(struct device_record *record, const char *image);
 /* The snapshot that is held by @image, or of this name; NULL: none. */
 const struct record_snapshot *device_record_by_image(const struct device_record *record,
 						     const char *image);

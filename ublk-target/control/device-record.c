@@ -42,9 +42,20 @@ int device_record_add(struct device_record *record, const char *name, const char
 		return -ENOMEM;
 	record->snapshots = larger;
 	larger += record->nr_snapshots++;
+	larger->number = record->nr_snapshots > 1 ? larger[-1].number + 1 : 1;
 	snprintf(larger->name, sizeof(larger->name), "%s", name);
 	snprintf(larger->image, sizeof(larger->image), "%s", image);
 	return 0;
+}
+
+void device_record_drop(struct device_record *record, const char *image)
+{
+	u32 kept = 0;
+
+	for (u32 i = 0; i < record->nr_snapshots; i++)
+		if (strcmp(record->snapshots[i].image, image))
+			record->snapshots[kept++] = record->snapshots[i];
+	record->nr_snapshots = kept;
 }
 
 const struct record_snapshot *device_record_by_image(const struct device_record *record,
