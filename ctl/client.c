@@ -200,6 +200,24 @@ int client_add_fd(struct client *client, int set, int fd, const char *path, stru
 	return run_command(client, "add-fd", arguments, fd, false, NULL, err);
 }
 
+int client_next_event(struct client *client, json_object **result)
+{
+	int ret = 0;
+
+	if (!client->len || !memchr(client->buf, '\n', client->len))
+		ret = receive(client, 0);
+	if (ret)
+		return ret == -ETIMEDOUT ? -EAGAIN : ret;
+	if (!memchr(client->buf, '\n', client->len))
+		return -EAGAIN;
+	return read_object(client, 0, result, NULL);
+}
+
+int client_fd(const struct client *client)
+{
+	return client->fd;
+}
+
 static int connect_socket(struct client *client, struct qc_err *err)
 {
 	const struct timeval patience = { .tv_sec = ANSWER_MS / 1000 };

@@ -105,6 +105,14 @@ int client_command(struct client *client, const char *command, json_object *argu
  */
 int client_add_fd(struct client *client, int set, int fd, const char *path, struct qc_err *err);
 
+/*
+ * client_next_event - the next event that has come
+ * -EAGAIN: none has come yet; other -errno: the daemon has ended
+ * client_fd - to poll for input
+ */
+int client_next_event(struct client *client, json_object **result);
+int client_fd(const struct client *client);
+
 /* ---- a chain as it is now (served.c) ------------------------------------------------------ */
 
 enum served_state {

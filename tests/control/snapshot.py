@@ -194,6 +194,49 @@ def test_killed_and_started_anew(place):
         judge(place, point, "two")
 
 
+def test_expose(place):
+    """A snapshot is read while its chain is written and snapshotted."""
+    place.make_chain()
+    up(place)
+    guest_io(place, "seven.sock", "write -P 1 0 1M")
+    place.ctl("snapshot", "seven", "one")
+    guest_io(place, "seven.sock", "write -P 2 0 1M")
+    row = place.ctl_json("expose", "seven", "one", "--nbd", "one.sock")
+    expect_equal((row["name"], row["exports"][0]["read-only"]), ("seven+one", True), "answer")
+    place.ctl("snapshot", "seven", "two")
+    guest_io(place, "seven.sock", "write -P 3 0 1M")
+    place.run("qemu-io", "-r", "-f", "raw", "-c", "read -P 1 0 1M",
+              f"nbd+unix:///?socket={place.path('one.sock')}")
+    expect("has no snapshot three" in fails(place, "expose", "seven", "three", "--nbd", "x.sock"), "no such snapshot")
+    expect_equal(place.ctl_json("unexpose", "seven", "one"), {"name": "seven+one", "before": "serving"}, "answer")
+    place.ctl("down", "seven")
+    nothing_left(place)
+    for verb in ("expose", "unexpose", "events"):
+        expect("Examples:" in place.ctl(verb, "--help").stdout, f"no examples in {verb} --help")
+
+
+def test_events(place):
+    """As they come, of all chains; it ends with the last daemon."""
+    place.make_chain()
+    up(place)
+    with open(place.path("events"), "w", encoding="utf-8") as out:
+        child = subprocess.Popen([place.program("qchainctl"), "events", "--json"], stdout=out, env=place.environment)
+    place.children.append(child)
+
+    def listens():
+        """It sleeps without a limit: the daemon has let it in."""
+        with open(f"/proc/{child.pid}/syscall", encoding="ascii") as call:
+            words = call.read().split()
+        return len(words) > 3 and words[3].endswith("ffffffff")
+    wait_until(listens, "it listens")
+    place.ctl("down", "seven")
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    with open(place.path("events"), encoding="utf-8") as out:
+        events = [json.loads(line) for line in out]
+    expect("SHUTDOWN" in [event["event"] for event in events], events)
+    expect_equal({event["name"] for event in events}, {"seven"}, "names")
+
+
 # ---- groups -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* qchainctl expose, unexpose: a snapshot as a read-only device of its own. */
+#include "served.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/*
+ * The sealed layer is served by a daemon of its own, as the chain NAME+SNAP: what
+ * it does cannot disturb the device. The image locks that it holds keep every job
+ * from writing to a layer that it shows.
+ */
+#define SEAL_TRIES 600
+#define SEAL_PAUSE_US 50000
+
+struct expose_options {
+	char *nbd;
+	bool json;
+};
+
+static const struct option long_options[] = {
+	{ "nbd", required_argument, NULL, 'n' },
+	{ "json", no_argument, NULL, 'j' },
+	{ NULL },
+};
+
+/* NAME+SNAP */
+static int exposed_name(const char *name, const char *snap, char *result, struct qc_err *err)
+{
+	char text[2 * QC_MAX_CHAIN_NAME + 2];
+
+	snprintf(text, sizeof(text), "%.*s+%.*s", QC_MAX_CHAIN_NAME, name, QC_MAX_CHAIN_NAME,
+		 snap);
+	if (chain_name_check(text, err))
+		return err->code;
+	strcpy(result, text);
+	return 0;
+}
+
+/* The layer that holds @snap; malloc'ed. */
+static int find_layer(const struct served *served, const char *snap, char **result,
+		      struct qc_err *err)
+{
+	json_object *list, *entry;
+	u32 nr;
+
+	list = json_list(served->record, "snapshots", &nr);
+	for (u32 i = 0; i < nr; i++) {
+		entry = json_object_array_get_idx(list, i);
+		if (strcmp(json_text(entry, "name"), snap))
+			continue;
+		*result = strdup(json_text(entry, "file"));
+		return *result ? 0 : -ENOMEM;
+	}
+	return qc_err_set(err, -ENOENT, "%s: has no snapshot %s; see qchainctl tree %s",
+			  served->name, snap, served->name);
+}
+
+/* Is what was written to it before the snapshot durable, and its writer gone? */
+static int is_sealed(const struct served *served, const char *file, struct qc_err *err)
+{
+	json_object *nodes;
+	bool sealed = false;
+	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	for (u32 i = 0; !ret && i < json_object_array_length(nodes); i++) {
+		json_object *node = json_object_array_get_idx(nodes, i);
+		const char *state = json_text(node, "state"), *name = json_text(node, "file");
+
+		sealed |= name && state && !strcmp(name, file) && !strcmp(state, "sealed");
+	}
+	if (!ret)
+		json_object_put(nodes);
+	return ret ? ret : sealed;
+}
+
+static int wait_sealed(const struct served *served, const char *file, struct qc_err *err)
+{
+	int ret = 0;
+
+	for (int i = 0; i < SEAL_TRIES && !ret; i++) {
+		if (i)
+			usleep(SEAL_PAUSE_US);
+		ret = is_sealed(served, file, err);
+	}
+	if (ret)
+		return min(ret, 0);
+	return qc_err_set(err, -EBUSY, "%s: is still being sealed; see qchainctl status %s", file,
+			  served->name);
+}
+
+static int choose_layer(const char *name, const char *snap, char **result, struct qc_err *err)
+{
+	struct served served;
+	int ret = served_find(name, &served, err);
+
+	if (ret)
+		return ret;
+	if (served.state == SERVED_LIVE)
+		ret = find_layer(&served, snap, result, err);
+	else
+		ret = served_not_live(&served, err);
+	if (!ret)
+		ret = wait_sealed(&served, *result, err);
+	served_exit(&served);
+	return ret;
+}
+
+/* The verbs that do it have a command line, and nothing else. */
+static int run_verb(const struct verb *verb, int argc, char **argv)
+{
+	optind = 0; /* parse from the beginning */
+	return verb->run(verb, argc, argv);
+}
+
+static int expose(const char *name, const char *snap, const struct expose_options *o)
+{
+	char exposed[QC_MAX_CHAIN_NAME + 1], *file = NULL;
+	struct qc_err err = { 0 };
+	char *argv[10] = { "up", exposed };
+	int argc = 2, status;
+
+	if (exposed_name(name, snap, exposed, &err) || choose_layer(name, snap, &file, &err)) {
+		free(file);
+		return print_error(&err);
+	}
+	argv[argc++] = file;
+	argv[argc++] = "--read-only";
+	if (o->nbd) {
+		argv[argc++] = "--no-ublk";
+		argv[argc++] = "--nbd";
+		argv[argc++] = o->nbd;
+	}
+	if (o->json)
+		argv[argc++] = "--json";
+	status = run_verb(&verb_up, argc, argv);
+	free(file);
+	return status;
+}
+
+static int expose_run(const struct verb *verb, int argc, char **argv)
+{
+	struct expose_options options = { .nbd = NULL };
+	int c, status;
+
+	while ((c = verb_option(verb, argc, argv, long_options)) != -1) {
+		if (c == '?')
+			return verb_status(verb);
+		if (c == 'n')
+			options.nbd = optarg;
+		else
+			options.json = true;
+	}
+	status = verb_arguments(verb, argc, argv, 2, 2);
+	return status ? status : expose(argv[optind], argv[optind + 1], &options);
+}
+
+static int unexpose_run(const struct verb *verb, int argc, char **argv)
+{
+	char exposed[QC_MAX_CHAIN_NAME + 1];
+	char *words[4] = { "down", exposed };
+	struct qc_err err = { 0 };
+	bool json;
+	int nr = 2, status = served_arguments(verb, argc, argv, 2, 2, &json);
+
+	if (status)
+		return status;
+	if (exposed_name(argv[optind], argv[optind + 1], exposed, &err))
+		return print_error(&err);
+	if (json)
+		words[nr++] = "--json";
+	return run_verb(&verb_down, nr, words);
+}
+
+const struct verb verb_expose = {
+	.name = "expose",
+	.summary = "a snapshot as a read-only device, while its chain is in use",
+	.usage = "NAME SNAP [--nbd SOCK] [--json]",
+	.options =
+		"  --nbd SOCK      on this NBD socket, and not as a block device\n"
+		"  --json          as up: name, device, state, top, size, exports, recovered\n"
+		"\n"
+		"It is served as NAME+SNAP, which list, status and tree show, too. As long as it\n"
+		"is, nothing can be merged into its layers. unexpose it before NAME goes down.\n",
+	.examples =
+		"  qchainctl expose vm7 monday               then read /dev/qchain/vm7+monday\n"
+		"  qchainctl expose vm7 monday --nbd /run/monday.sock\n",
+	.run = expose_run,
+};
+
+const struct verb verb_unexpose = {
+	.name = "unexpose",
+	.summary = "end what expose has made",
+	.usage = "NAME SNAP [--json]",
+	.options =
+		"  --json          one object: name, before\n",
+	.examples =
+		"  qchainctl unexpose vm7 monday\n",
+	.run = unexpose_run,
+};
