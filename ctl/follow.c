@@ -59,6 +59,20 @@ static void draw(struct progress *progress, json_object *row, bool *begun)
 	progress_update(progress, json_number(row, "current-progress", 0));
 }
 
+/* An error has made it rest: nothing goes on by itself. */
+static void tell_stopped(json_object *row, bool *told)
+{
+	const char *status = json_text(row, "status"), *io = json_text(row, "io-status");
+
+	if (*told || !status || strcmp(status, "paused") || !io)
+		return;
+	*told = true;
+	fprintf(stderr, "qchainctl: %s: %s, the job rests; mend that, then qchainctl job resume "
+		"NAME %s, or job cancel\n", json_text(row, "id"),
+		strcmp(io, "nospace") ? "I/O error" : "no space left on the volume",
+		json_text(row, "id"));
+}
+
 static int outcome(json_object *row, const char *id, struct qc_err *err)
 {
 	const char *error = json_text(row, "error");
@@ -73,7 +87,7 @@ int job_follow(struct client *client, const char *id, json_object **result, stru
 	const struct timespec pause = { .tv_nsec = ASK_EVERY_NS };
 	struct progress progress;
 	json_object *row = NULL;
-	bool begun = false;
+	bool begun = false, told = false;
 	int ret;
 
 	for (;;) {
@@ -85,6 +99,7 @@ int job_follow(struct client *client, const char *id, json_object **result, stru
 		json_object_put(row);
 		row = next;
 		draw(&progress, row, &begun);
+		tell_stopped(row, &told);
 		if (job_is_over(row))
 			break;
 		nanosleep(&pause, NULL);

@@ -14,8 +14,24 @@
  *
  * Everything goes through the targets' own reads and writes, many in flight. The
  * job ends when the target has flushed it; what comes then (a backing name, an
- * emptied layer) is the caller's.
+ * emptied layer) is the caller's, or @ops->prepare.
+ *
+ * An error is asked about (job_error): where it says "stop", the job pauses and
+ * what failed is done again when it goes on; "ignore" goes on, but the job fails in
+ * the end: what was not moved must not be given up.
  */
+
+/*
+ * struct transfer_ops - of those who serve the targets meanwhile; on the job's loop
+ * @ready: may it begin? Asked every millisecond until it may.
+ * @prepare: as job_prepare_fn, when all is moved and durable
+ * @clean: the job has ended, with or without that
+ */
+struct transfer_ops {
+	bool (*ready)(void *arg);
+	void (*prepare)(struct job *job, void *arg);
+	void (*clean)(void *arg);
+};
 
 /*
  * struct transfer_options
@@ -30,6 +46,9 @@
  *	images: what both find there is not looked at
  * @chunk_bytes: 0: 1 MiB
  * @compare_bytes: granule in which @compare is compared, the target's cluster
+ * @align: 0, or a power of two: what is moved is rounded out to it
+ * @region_bytes: what is done again after an error, at most; 0: 64 MiB
+ * @ops, @arg: may be NULL; with it @clean is called, too, when transfer_create() fails
  */
 struct transfer_options {
 	struct target *source;
@@ -43,8 +62,12 @@ struct transfer_options {
 	bool skip_zero; /* nothing will be below the target: what reads as zero stays so */
 	u32 chunk_bytes;
 	u32 compare_bytes;
+	u32 align;
+	u32 region_bytes;
 	u32 lanes; /* 0: 32 */
 	const struct latency_probe *probe;
+	const struct transfer_ops *ops;
+	void *arg;
 };
 
 /* @type: "commit", "stream" or "rebase"; @job->loop is @options' loop (struct job_options). */

@@ -255,6 +255,8 @@ static void add_rate(json_object *object, const struct job_info *info)
 	add_u64(object, "seconds-left", info->left_ns / 1000000000ull);
 }
 
+static const char *const io_names[] = { "ok", "failed", "nospace" };
+
 json_object *job_json(struct job *job)
 {
 	json_object *object = json_object_new_object();
@@ -268,13 +270,14 @@ json_object *job_json(struct job *job)
 	add_text(object, "id", job->id);
 	if (info.err.code)
 		add_text(object, "error", info.err.msg);
+	if (info.io_status != JOB_IO_OK)
+		add_text(object, "io-status", io_names[info.io_status]);
 	add_rate(object, &info);
 	return object;
 }
 
 json_object *job_block_json(struct job *job)
 {
-	static const char *const io_names[] = { "ok", "failed", "nospace" };
 	json_object *object;
 	struct job_info info;
 

@@ -23,6 +23,22 @@
 #define STATUS_MAX 256u
 /* Adjacent extents become one region up to this. */
 #define REGION_BYTES (64u * 1024u * 1024u)
+#define READY_POLL_NS 1000000ull
+
+enum wish { WISH_NOTHING, WISH_DATA, WISH_ZERO };
+
+/* Guest bytes [@offset, @end) of one kind. */
+struct stretch {
+	u64 offset;
+	u64 end;
+	enum wish wish;
+};
+
+/* A region that failed, and waits until the job goes on. */
+struct retry {
+	struct cds_list_head node;
+	struct copy_region region;
+};
 
 /* Where block status has got to, of one target. */
 struct cursor {
@@ -63,6 +79,11 @@ struct transfer {
 	struct cursor source;
 	struct cursor compare;
 	u64 pos;
+	struct stretch rest; /* of what the walk gave last */
+	u64 moved; /* end of the last region: rounded out, they must not overlap */
+	struct cds_list_head again; /* struct retry */
+	u32 nr_regions; /* with the copier: each may come back */
+	struct loop_timer timer; /* until @ops->ready */
 	u64 wanted; /* bytes of data, counted by the scan */
 	void *mem; /* lanes' memory for @compare */
 	struct request flush;
@@ -71,6 +92,7 @@ struct transfer {
 	bool pausing;
 	bool copied; /* the copier has ended, with @error */
 	bool ended;
+	bool read_failed; /* the last error was one of the source */
 	int error;
 };
 
@@ -191,8 +213,6 @@ static void cursor_advance(struct cursor *c, u64 bytes)
 
 /* ---- what is wanted ------------------------------------------------------------------ */
 
-enum wish { WISH_NOTHING, WISH_DATA, WISH_ZERO };
-
 /* Ids count from the base: both chains find it in the same layer of those they share. */
 static bool both_from_common(const struct transfer *t, const struct block_status *st,
 			     const struct block_status *other)
@@ -259,18 +279,112 @@ static bool goes_on(struct transfer *t, enum wish wish)
 static void rewind_walk(struct transfer *t)
 {
 	t->pos = 0;
+	t->moved = 0;
+	t->rest = (struct stretch){ 0 };
 	cursor_rewind(&t->source);
 	cursor_rewind(&t->compare);
 }
 
+/* ---- regions --------------------------------------------------------------------------- */
+
+/* The next stretch that is wanted, joined with what goes on behind it: as walk(). */
+static int next_stretch(struct transfer *t, struct stretch *result)
+{
+	u64 offset, len, more, more_len;
+	enum wish wish;
+	int ret;
+
+	do {
+		ret = walk(t, &wish, &offset, &len);
+		if (ret != 1)
+			return ret;
+	} while (wish == WISH_NOTHING);
+	while (len < t->o.region_bytes && goes_on(t, wish) &&
+	       walk(t, &wish, &more, &more_len) == 1)
+		len = t->pos - offset;
+	*result = (struct stretch){ offset, offset + len, wish };
+	return 1;
+}
+
+/*
+ * Cut the next region off the front of @s. Data is rounded out to @align; zeroes
+ * are moved as such where they fill it, at their odd ends as data.
+ */
+static void cut_region(struct transfer *t, struct stretch *s, struct copy_region *region)
+{
+	u64 align = t->o.align, end = t->source.size;
+	u64 from = ALIGN_DOWN(s->offset, align);
+	bool zero = s->wish == WISH_ZERO && from == s->offset &&
+		    (s->end == end || ALIGN_DOWN(s->end, align) > from);
+
+	if (zero && s->end != end)
+		end = ALIGN_DOWN(s->end, align);
+	else if (!zero && s->wish == WISH_ZERO)
+		end = min(end, from + align);
+	else if (!zero)
+		end = min(end, ALIGN_UP(s->end, align));
+	*region = (struct copy_region){ .src_offset = from, .dst_offset = from,
+					.len = end - from, .zero = zero };
+	s->offset = end;
+	t->moved = end;
+}
+
+/* 1 and the next region, 0 at the end, -EAGAIN, -errno. */
+static int next_region(struct transfer *t, struct copy_region *region)
+{
+	struct stretch *s = &t->rest;
+	int ret;
+
+	while (s->offset >= s->end) {
+		ret = next_stretch(t, s);
+		if (ret != 1)
+			return ret;
+		s->offset = max(s->offset, t->moved);
+	}
+	cut_region(t, s, region);
+	return 1;
+}
+
 /* ---- scan ---------------------------------------------------------------------------- */
+
+static void scan_timer(struct loop *loop, struct loop_timer *timer)
+{
+	scan_run(container_of(timer, struct transfer, timer));
+}
+
+static bool is_ready(struct transfer *t)
+{
+	if (!t->o.ops || !t->o.ops->ready || t->o.ops->ready(t->o.arg))
+		return true;
+	loop_timer_set(t->loop, &t->timer, READY_POLL_NS);
+	return false;
+}
+
+/* A table could not be read: true when the job rests, and asks again afterwards. */
+static bool tables_rest(struct transfer *t, int error)
+{
+	if (job_error(t->job, true, error) != JOB_ACTION_STOP)
+		return false;
+	t->source.error = 0;
+	t->compare.error = 0;
+	return true;
+}
+
+static void scan_done(struct transfer *t)
+{
+	t->scanning = false;
+	rewind_walk(t);
+	job_set_remaining(t->job, t->wanted);
+	copier_start(t->copier);
+}
 
 static void scan_run(struct transfer *t)
 {
-	enum wish wish;
-	u64 offset, len;
+	struct copy_region region;
 	int ret;
 
+	if (t->ended || !t->scanning)
+		return;
 	if (t->job->cancelled) {
 		if (!is_asking(t))
 			end(t, -ECANCELED);
@@ -280,18 +394,16 @@ static void scan_run(struct transfer *t)
 		job_paused(t->job);
 		return;
 	}
-	while ((ret = walk(t, &wish, &offset, &len)) == 1)
-		t->wanted += wish == WISH_DATA ? len : 0;
+	if (!is_ready(t))
+		return;
+	while ((ret = next_region(t, &region)) == 1)
+		t->wanted += region.zero ? 0 : region.len;
 	if (is_asking(t))
 		return;
-	if (ret) {
+	if (!ret)
+		scan_done(t);
+	else if (!tables_rest(t, ret))
 		end(t, ret);
-		return;
-	}
-	t->scanning = false;
-	rewind_walk(t);
-	job_set_remaining(t->job, t->wanted);
-	copier_start(t->copier);
 }
 
 /* ---- copy: regions ---------------------------------------------------------------------- */
@@ -299,32 +411,76 @@ static void scan_run(struct transfer *t)
 static int transfer_next(void *arg, struct copy_region *region)
 {
 	struct transfer *t = arg;
-	enum wish wish;
-	u64 offset, len, more, more_len;
+	struct retry *r;
 	int ret;
 
-	do {
-		ret = walk(t, &wish, &offset, &len);
-		if (ret != 1)
-			return ret;
-	} while (wish == WISH_NOTHING);
-	while (len < REGION_BYTES && goes_on(t, wish) && walk(t, &wish, &more, &more_len) == 1)
-		len = t->pos - offset;
-	*region = (struct copy_region){ .src_offset = offset, .dst_offset = offset, .len = len,
-					.zero = wish == WISH_ZERO };
-	return 1;
+	if (!cds_list_empty(&t->again)) {
+		r = cds_list_first_entry(&t->again, struct retry, node);
+		cds_list_del(&r->node);
+		*region = r->region;
+		free(r);
+		ret = 1;
+	} else {
+		ret = next_region(t, region);
+	}
+	t->nr_regions += ret == 1;
+	if (ret < 0 && ret != -EAGAIN && tables_rest(t, ret))
+		return -EAGAIN;
+	return ret || !t->nr_regions ? ret : -EAGAIN;
+}
+
+/* The job rests; then the region is done again, and counted again. */
+static int keep_for_later(struct transfer *t, const struct copy_region *region)
+{
+	struct retry *r = malloc(sizeof(*r));
+
+	if (!r)
+		return -ENOMEM;
+	r->region = *region;
+	cds_list_add_tail(&r->node, &t->again);
+	if (!region->zero)
+		job_set_remaining(t->job, t->job->total - t->job->done + region->len);
+	return 0;
+}
+
+static void drop_again(struct transfer *t)
+{
+	struct retry *r, *tmp;
+
+	cds_list_for_each_entry_safe(r, tmp, &t->again, node)
+		free(r);
+	CDS_INIT_LIST_HEAD(&t->again);
+}
+
+static void region_failed(struct transfer *t, const struct copy_region *region, int error)
+{
+	enum job_action action;
+
+	if (error == -ECANCELED) {
+		copier_stop(t->copier, error);
+		return;
+	}
+	action = job_error(t->job, t->read_failed, error);
+	if (action == JOB_ACTION_STOP && !keep_for_later(t, region))
+		return;
+	if (!t->job->err.code)
+		qc_err_set(&t->job->err, error, "copying at guest offset %llu failed (%s)",
+			   (unsigned long long)region->src_offset, strerror(-error));
+	if (action == JOB_ACTION_IGNORE)
+		t->error = error;
+	else
+		copier_stop(t->copier, error);
 }
 
 static void transfer_done(void *arg, const struct copy_region *region, int error)
 {
 	struct transfer *t = arg;
 
-	if (!error)
-		return;
-	if (error != -ECANCELED)
-		qc_err_set(&t->job->err, error, "copying at guest offset %llu failed (%s)",
-			   (unsigned long long)region->src_offset, strerror(-error));
-	copier_stop(t->copier, error);
+	t->nr_regions--;
+	if (error)
+		region_failed(t, region, error);
+	if (!t->nr_regions)
+		copier_kick(t->copier);
 }
 
 /* ---- copy: lanes ------------------------------------------------------------------------- */
@@ -335,6 +491,8 @@ static void lane_moved(struct lane *l, int error)
 
 	if (!error && !l->io->zero) /* zeroes are little work */
 		job_progress(t->job, l->io->len);
+	if (error)
+		t->read_failed = false;
 	copy_io_done(l->io, error);
 }
 
@@ -377,6 +535,7 @@ static void lane_part_read(struct lane *l, int error)
 	l->to = l->io->len;
 	if (!l->error && l->t->o.compare)
 		find_difference(l);
+	l->t->read_failed |= l->error;
 	copy_io_done(l->io, l->error);
 }
 
@@ -496,6 +655,7 @@ static void end(struct transfer *t, int error)
 	if (t->ended)
 		return;
 	t->ended = true;
+	loop_timer_cancel(&t->timer);
 	job_end(t->job, error);
 }
 
@@ -544,7 +704,7 @@ static void transfer_ended(void *arg, int error)
 	struct transfer *t = arg;
 
 	t->copied = true;
-	t->error = error;
+	t->error = error ? error : t->error;
 	copy_ended(t);
 }
 
@@ -602,10 +762,12 @@ static void transfer_resume(struct job *job)
 	struct transfer *t = job->private;
 
 	t->pausing = false;
-	if (t->scanning)
+	if (t->scanning) {
 		scan_run(t);
-	else
-		copier_resume(t->copier);
+		return;
+	}
+	copier_resume(t->copier);
+	copier_kick(t->copier);
 }
 
 static bool transfer_cancel(struct job *job, bool force)
@@ -624,13 +786,29 @@ static void transfer_set_speed(struct job *job, u64 speed)
 	copier_set_speed(((struct transfer *)job->private)->copier, speed);
 }
 
-static void transfer_clean(struct job *job)
+static void transfer_prepare(struct job *job)
 {
 	struct transfer *t = job->private;
 
+	if (t->o.ops && t->o.ops->prepare)
+		t->o.ops->prepare(job, t->o.arg);
+	else
+		job_prepared(job, 0);
+}
+
+static void transfer_free(struct transfer *t)
+{
+	if (t->o.ops && t->o.ops->clean)
+		t->o.ops->clean(t->o.arg);
+	drop_again(t);
 	copier_destroy(t->copier);
 	free(t->mem);
 	free(t);
+}
+
+static void transfer_clean(struct job *job)
+{
+	transfer_free(job->private);
 	job->private = NULL;
 }
 
@@ -639,7 +817,7 @@ static void transfer_clean(struct job *job)
 		.name = type, .block = true, .start = transfer_start,                  \
 		.pause = transfer_pause, .resume = transfer_resume,                    \
 		.cancel = transfer_cancel, .set_speed = transfer_set_speed,            \
-		.clean = transfer_clean,                                               \
+		.prepare = transfer_prepare, .clean = transfer_clean,                  \
 	}
 
 static const struct job_type transfer_types[] = {
@@ -663,17 +841,24 @@ int transfer_create(struct jobs *jobs, const char *type, const struct job_option
 	struct transfer *t = calloc(1, sizeof(*t));
 	int ret;
 
-	if (!t)
+	if (!t) {
+		if (options->ops && options->ops->clean)
+			options->ops->clean(options->arg);
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", type);
+	}
 	t->o = *options;
 	t->o.lanes = options->lanes ? options->lanes : TRANSFER_LANES;
 	t->o.chunk_bytes = options->chunk_bytes ? options->chunk_bytes : TRANSFER_CHUNK_BYTES;
+	t->o.region_bytes = options->region_bytes ? options->region_bytes : REGION_BYTES;
+	t->o.align = options->align ? options->align : 1;
+	t->timer.fn = scan_timer;
+	CDS_INIT_LIST_HEAD(&t->again);
 	t->loop = job_options->loop;
 	cursor_init(&t->source, t, t->o.source, t->loop);
 	cursor_init(&t->compare, t, t->o.compare, t->o.compare_loop);
 	ret = job_create(jobs, type_of(type), job_options, t, result, err);
 	if (ret) {
-		free(t);
+		transfer_free(t);
 		return ret;
 	}
 	t->job = *result;
