@@ -26,6 +26,29 @@ int image_set_backing(struct image *img, const char *name, const char *format,
 int image_check_backing_fits(struct image *img, const char *name, const char *format,
 			     struct qc_err *err);
 
+/*
+ * struct backing_patch - what another backing name changes in the first cluster
+ * The name goes to bytes that nothing uses; durable before the rest, which lies
+ * in what the device writes as a whole.
+ */
+struct backing_patch {
+	u32 name_at;
+	u32 name_bytes; /* 0: no backing */
+	u32 fields_at;
+	u32 format_at; /* 0: stays */
+	u8 fields[12]; /* offset and length of the name */
+	u8 format[16]; /* extension with its header */
+	char name[QC_MAX_BACKING_NAME + 1];
+};
+
+/*
+ * image_plan_backing - the same for an image in use, which this only reads
+ * (synchronously, any thread): the owner of its metadata writes @patch. Extensions
+ * are not moved: -ENOSPC where that would be needed.
+ */
+int image_plan_backing(struct image *img, const char *name, const char *format,
+		       struct backing_patch *patch, struct qc_err *err);
+
 /* Step 0 of growing: an L1 table for @virtual_size; the size stays as it is. */
 int image_grow_l1(struct image *img, u64 virtual_size, struct qc_err *err);
 

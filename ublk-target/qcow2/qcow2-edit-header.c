@@ -27,6 +27,7 @@ struct layout_edit {
 	u32 ext_end; /* of the old extensions, END included */
 	u32 old_name; /* 0: none */
 	u32 old_name_bytes;
+	bool in_use; /* extensions stay where they are */
 };
 
 static u32 ext_header_bytes(void)
@@ -100,6 +101,8 @@ static int lay_format(struct layout_edit *le, bool drop_names, u32 *end)
 	ret = find_ext(le, le->new, QCOW2_EXT_BACKING_FORMAT, &at, end);
 	if (ret || !le->format)
 		return ret;
+	if (le->in_use && (!at || load_be32(le->new + at + 4) == 0))
+		return -ENOSPC;
 	if (at && load_be32(le->new + at + 4) == 0) { /* no room in it */
 		drop_ext(le, at, end);
 		at = 0;
@@ -207,10 +210,11 @@ static int no_room(const struct layout_edit *le, int ret, struct qc_err *err)
 		return qc_err_set(err, ret, "%s: header cannot be read (%s)", le->img->dev->path,
 				  strerror(-ret));
 	return qc_err_set(err, ret, "%s: the backing name '%s' has no free room of %zu bytes in "
-			  "the first cluster (%llu bytes), must have that beside the old one; use "
-			  "a shorter name", le->img->dev->path, le->name ? le->name : "",
+			  "the first cluster (%llu bytes), must have that beside the old one%s; "
+			  "use a shorter name", le->img->dev->path, le->name ? le->name : "",
 			  le->name ? strlen(le->name) : 0,
-			  (unsigned long long)image_cluster_bytes(le->img));
+			  (unsigned long long)image_cluster_bytes(le->img),
+			  le->in_use ? ", and a place for its format" : "");
 }
 
 static int prepare(struct layout_edit *le, struct qc_err *err)
@@ -224,7 +228,7 @@ static int prepare(struct layout_edit *le, struct qc_err *err)
 	ret = read_first(le);
 	if (!ret) {
 		ret = lay_out(le, false);
-		if (ret == -ENOSPC)
+		if (ret == -ENOSPC && !le->in_use)
 			ret = lay_out(le, true);
 	}
 	return ret ? no_room(le, ret, err) : 0;
@@ -297,6 +301,47 @@ int image_set_backing(struct image *img, const char *name, const char *format,
 	if (!ret && (replace_text(&img->backing_name, name) ||
 		     replace_text(&img->backing_format, name ? format : NULL)))
 		ret = -ENOMEM;
+	layout_exit(&le);
+	return ret;
+}
+
+/* ---- an image in use ------------------------------------------------------------ */
+
+/* The format's extension, if it becomes another: within what is written as a whole. */
+static int patch_format(const struct layout_edit *le, struct backing_patch *patch)
+{
+	u32 at, end;
+	int ret = find_ext(le, le->new, QCOW2_EXT_BACKING_FORMAT, &at, &end);
+
+	if (ret || !at || !memcmp(le->old + at, le->new + at, sizeof(patch->format)))
+		return ret;
+	if (at + sizeof(patch->format) > le->unit)
+		return -ENOSPC;
+	patch->format_at = at;
+	memcpy(patch->format, le->new + at, sizeof(patch->format));
+	return 0;
+}
+
+int image_plan_backing(struct image *img, const char *name, const char *format,
+		       struct backing_patch *patch, struct qc_err *err)
+{
+	struct layout_edit le = { .img = img, .name = name, .format = name ? format : NULL,
+				  .in_use = true };
+	const u32 fields = offsetof(struct qcow2_disk_header, backing_file_offset);
+	int ret = prepare(&le, err);
+
+	*patch = (struct backing_patch){ .fields_at = fields };
+	if (!ret) {
+		ret = patch_format(&le, patch);
+		if (ret)
+			no_room(&le, ret, err);
+	}
+	if (!ret) {
+		memcpy(patch->fields, le.new + fields, sizeof(patch->fields));
+		patch->name_at = load_be64(le.new + fields);
+		patch->name_bytes = name ? strlen(name) : 0;
+		memcpy(patch->name, le.new + patch->name_at, patch->name_bytes);
+	}
 	layout_exit(&le);
 	return ret;
 }
