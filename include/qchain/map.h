@@ -96,7 +96,7 @@ struct layer_table {
 	u16 write_layer; /* id */
 	bool read_only;
 	u16 *order; /* ids by depth */
-	struct layer **by_id;
+	struct layer **by_id; /* NULL: merged away; only an EXTENT_NONE may still say it */
 	u16 *depth_of; /* by id */
 	struct io_dev *flush[QC_MAX_FLUSH]; /* what a FLUSH makes durable; NULL: none */
 };
@@ -176,6 +176,9 @@ struct map_update {
  * never has more pieces than twice its extents / QC_MIN_PIECE_EXTENTS, and one.
  */
 int map_apply(struct map *map, const struct map_update *updates, u32 nr);
+
+/* Drop every window with an extent of a layer whose id is set in @layers. */
+void map_forget(struct map *map, const bool *layers);
 
 /* Move what was replaced since the last call to @pieces / @windows. */
 void map_take_retired(struct map *map, struct cds_list_head *pieces,

@@ -629,6 +629,27 @@ int map_apply(struct map *map, const struct map_update *updates, u32 nr)
 	return 0;
 }
 
+static bool window_names(const struct window *w, const bool *layers)
+{
+	u32 i, j;
+
+	for (i = 0; i < w->nr_pieces; i++)
+		for (j = 0; j < w->pieces[i]->nr; j++)
+			if (w->pieces[i]->extents[j].kind != EXTENT_NONE &&
+			    layers[w->pieces[i]->extents[j].layer])
+				return true;
+	return false;
+}
+
+void map_forget(struct map *map, const bool *layers)
+{
+	struct window *w, *tmp;
+
+	cds_list_for_each_entry_safe(w, tmp, &map->loaded, node)
+		if (window_names(w, layers))
+			window_drop(map, w);
+}
+
 void map_take_retired(struct map *map, struct cds_list_head *pieces,
 		      struct cds_list_head *windows)
 {

@@ -143,6 +143,25 @@ int layer_table_push(const struct layer_table *t, struct layer *layer,
 	return 0;
 }
 
+struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32 nr)
+{
+	struct layer_table *n = layer_table_create(t->nr - nr, t->nr_ids);
+	u32 i;
+
+	if (!n)
+		return NULL;
+	n->write_layer = t->write_layer;
+	n->read_only = t->read_only;
+	memcpy(n->flush, t->flush, sizeof(n->flush));
+	memcpy(n->order, t->order, depth * sizeof(*n->order));
+	memcpy(n->order + depth, t->order + depth + nr, (n->nr - depth) * sizeof(*n->order));
+	for (i = 0; i < n->nr; i++) {
+		n->by_id[n->order[i]] = t->by_id[n->order[i]];
+		n->depth_of[n->order[i]] = i;
+	}
+	return n;
+}
+
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev)
 {
 	u32 i;

@@ -35,6 +35,7 @@ struct window_load {
 	struct load_part *parts;
 	u32 nr_parts;
 	u32 pending;
+	u32 epoch; /* while @parts are read: their images stay open */
 	int error;
 	struct meta_wait wait;
 	u64 generation; /* of the layers that @parts were collected from */
@@ -301,6 +302,7 @@ static void part_read(struct io_op *op, int error)
 		load->error = error;
 	if (--load->pending)
 		return;
+	loop_epoch_exit(load->ct->loop, load->epoch);
 	if (load->error)
 		load_end(load, load->error);
 	else
@@ -369,6 +371,8 @@ static void load_start(struct window_load *load)
 		load_end(load, ret);
 		return;
 	}
+	if (load->nr_parts)
+		load->epoch = loop_epoch_enter(load->ct->loop);
 	load->pending = load->nr_parts;
 	for (i = 0; i < load->nr_parts; i++)
 		io_submit(load->ct->loop, &load->parts[i].io);

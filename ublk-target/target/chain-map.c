@@ -185,11 +185,14 @@ static void issue(struct request *req, const struct layer_table *table, const st
 	req->epoch = loop_epoch_enter(req->loop);
 	req->pending = 1;
 	for (i = 0; i < nr; i++) {
-		struct io_dev *dev = layer_dev(table->by_id[runs[i].layer]);
+		struct io_dev *dev;
 
-		if (runs[i].kind != EXTENT_DATA)
+		if (runs[i].kind != EXTENT_DATA) {
 			fill_zeroes(req, &runs[i]);
-		else if (nr == 1)
+			continue;
+		}
+		dev = layer_dev(table->by_id[runs[i].layer]);
+		if (nr == 1)
 			submit_run(req, &runs[i], dev, &req->io, single_done);
 		else
 			submit_run(req, &runs[i], dev, take_op(req->loop), part_done);

@@ -230,6 +230,8 @@ int layer_table_push(const struct layer_table *t, struct layer *layer,
 /* Of open @img, not in any table yet; @path is copied, the image stays the caller's. */
 struct layer *layer_create(struct image *img, const char *path, const char *node_name);
 void layer_free(struct layer *layer);
+/* Table @t without the @nr layers from @depth on, not published; their ids stay unused. */
+struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32 nr);
 /* A sealed image needs no flush any more. */
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
 
@@ -317,6 +319,7 @@ struct new_table {
 struct slow_request {
 	struct chain_target *ct;
 	struct request *req;
+	bool fill; /* a merge's: goes only where the layer maps nothing */
 	u64 pos;
 	u64 end;
 	struct cds_list_head redo; /* struct write_op: their range is cut again */
@@ -371,9 +374,15 @@ struct write_op {
 };
 
 void chain_write(struct chain_target *ct, struct request *req);
+/*
+ * chain_fill - the same, for what a merge brings into the active layer: a granule
+ * that the layer maps when its turn comes stays as it is. Whole granules, which
+ * read so without it; nothing waits for space: -ENOSPC.
+ */
+void chain_fill(struct chain_target *ct, struct request *req);
 /* One of @s's operations is over (and freed). */
 void slow_request_op_done(struct slow_request *s, int error);
-/* -ESTALE: @op found its writer closing; its range goes to the active one. */
+/* -ESTALE: @op's range is cut again: for the active writer now, or finer for a fill. */
 void slow_request_redo(struct write_op *op_owned);
 
 /* [@start, @end) of @s's request: within one block of entries. NULL: no memory. */
@@ -393,6 +402,8 @@ static inline u32 write_op_l1_index(const struct write_op *op)
 void *write_op_entries(const struct write_op *op);
 /* Decide what becomes of the clusters of @op; no I/O. 0 or -EIO. */
 int write_op_decide(struct write_op *op);
+/* A fill: 0: nothing is mapped there; 1: all is; -ESTALE: some; -EIO. */
+int write_op_is_mapped(struct write_op *op);
 
 /* ---- chain-table.c: L2 tables that do not exist yet ------------------------------------- */
 

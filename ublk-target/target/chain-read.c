@@ -19,6 +19,7 @@ struct slow_read {
 	void *bounce;
 	u32 pos;
 	struct run run;
+	const struct image *img; /* of @run; as long as an epoch is held */
 	u32 epoch;
 	struct load_wait load;
 	struct meta_wait wait; /* for the bounce */
@@ -31,11 +32,6 @@ struct slow_read {
 };
 
 static void slow_step(struct slow_read *s);
-
-static const struct image *run_image(const struct slow_read *s)
-{
-	return s->ct->map.table->by_id[s->run.layer]->img;
-}
 
 static void slow_end(struct slow_read *s, int error)
 {
@@ -80,7 +76,7 @@ static void data_read(struct io_op *op, int error)
 static void read_raw(struct slow_read *s, u64 host, u64 len,
 		     void (*done)(struct io_op *op, int error))
 {
-	struct io_dev *dev = image_data_dev(run_image(s));
+	struct io_dev *dev = image_data_dev(s->img);
 	u64 from = ALIGN_DOWN(host, dev->block_bytes);
 	u64 to = ALIGN_UP(host + len, dev->block_bytes);
 
@@ -100,14 +96,14 @@ static void read_raw(struct slow_read *s, u64 host, u64 len,
 
 static u64 in_cluster(const struct slow_read *s)
 {
-	return (s->req->offset + s->pos) & (image_cluster_bytes(run_image(s)) - 1);
+	return (s->req->offset + s->pos) & (image_cluster_bytes(s->img) - 1);
 }
 
 static void unpack(struct chain_work *work)
 {
 	struct slow_read *s = container_of(work, struct slow_read, work);
 
-	s->error = image_decompress(run_image(s), (char *)s->raw + s->skip,
+	s->error = image_decompress(s->img, (char *)s->raw + s->skip,
 				    s->io.len - s->skip, s->cluster);
 }
 
@@ -135,7 +131,7 @@ static void compressed_read(struct io_op *op, int error)
 
 static void read_compressed(struct slow_read *s)
 {
-	const struct image *img = run_image(s);
+	const struct image *img = s->img;
 	struct cluster_info c;
 	u64 end;
 
@@ -171,6 +167,8 @@ static bool next_run(struct slow_read *s)
 		return false;
 	}
 	s->run = runs[0];
+	if (s->run.kind == EXTENT_DATA || s->run.kind == EXTENT_COMPRESSED)
+		s->img = s->ct->map.table->by_id[s->run.layer]->img;
 	return true;
 }
 
