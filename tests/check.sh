@@ -162,8 +162,15 @@ native() {
 		--seed $((seed + 100000)) --build "$build"
 	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \
 		--build "$build"
+	run merges 400 tests/online/merges.py --count $((kill_count / 2)) --seed $seed \
+		--build "$build"
+	run merges-kill 400 tests/online/merges.py --kill --count $((kill_count / 2)) \
+		--seed $((seed + 100000)) --build "$build"
+	run merges-chains 400 tests/online/chains.py --count $((kill_count / 2)) --seed $seed \
+		--build "$build"
 	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run style 120 .ci/check-style.sh
+	run merge 120 tests/control/merge.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
-/* Changes of a chain that is being served. Room target/, chain-switch.c. */
+/* Changes of a chain that is being served. Room target/, chain-switch.c, chain-merge.c. */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
 
 #include <qchain/err.h>
 #include <qchain/image.h>
+#include <qchain/job.h>
 #include <qchain/target.h>
 
 /*
@@ -33,5 +34,34 @@ int chain_snapshot(struct target *ti, const char *node, struct image *overlay, c
  */
 int chain_hold(struct target *ti, u32 milliseconds, struct qc_err *err);
 int chain_release(struct target *ti, struct qc_err *err);
+
+/*
+ * struct chain_stream_options - as the arguments of QMP's block-stream
+ * @node: node name of the active layer
+ * @base, @base_node, @bottom: one at most: the layer that stays as its backing, by
+ *	file name or node name, or the lowest that goes; none: all go
+ * @backing_name: how the header will name what stays; NULL: relative where that is
+ *	beside the active layer or below, else its path
+ */
+struct chain_stream_options {
+	const char *node;
+	const char *base;
+	const char *base_node;
+	const char *bottom;
+	const char *backing_name;
+};
+
+/*
+ * chain_stream - a job (in CREATED) that merges the layers between active layer and
+ * base up into the active layer, while the device is used
+ * In the end the header names the base, and the images between are closed; they are
+ * as they were, and valid. A job that fails, is cancelled, or dies with the daemon
+ * before the header leaves the chain as it was.
+ *
+ * Control thread; no other job may work on @ti, and no chain_snapshot() may come
+ * before it is concluded. -ENOSPC: the name has no room in the header (rule B5).
+ */
+int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream_options *options,
+		 const struct job_options *job_options, struct job **result, struct qc_err *err);
 
 #endif

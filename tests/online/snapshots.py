@@ -23,10 +23,13 @@ from nbdclient import FLAG_SEND_WRITE_ZEROES, NbdClient, NbdDisconnected, NbdErr
 
 UNIT = 8  # sectors: half of the disk is owned by clients in turn, unit by unit
 CLIENTS = 4
+LAST = "last"  # no act may follow
 
 
 class Case:
     """One seed: a chain, clients, snapshots, and what must be there in the end."""
+
+    acts = 5  # of a session, at most
 
     def __init__(self, seed, build, folder, kill):
         self.random = random.Random(seed)
@@ -37,6 +40,7 @@ class Case:
         self.model = Model(self.size)
         self.child = None
         self.layers = []  # file names, the base first
+        self.made = 0  # overlays
         self.snapshots = []  # (layer, tick before, tick after)
         self.running = True
 
@@ -110,15 +114,17 @@ class Case:
         return half + client * share + start, length
 
     async def run_client(self, client):
-        nbd = await NbdClient.connect(self.path("nbd"))
+        nbd = None
         try:
+            nbd = await NbdClient.connect(self.path("nbd"))
             while self.running:
                 await self.one_request(nbd, client)
         except (NbdDisconnected, ConnectionError):
             if not self.kill:
                 raise
         finally:
-            await nbd.abandon()
+            if nbd:
+                await nbd.abandon()
 
     async def one_request(self, nbd, client):
         kind = self.random.random()
@@ -153,7 +159,8 @@ class Case:
 
     def take_snapshot(self, qmp):
         """As rule D1: format, then the record says what is top, then the switch."""
-        name = f"l{len(self.layers)}.qcow2"
+        self.made += 1
+        name = f"l{self.made}.qcow2"
         old = self.layers[-1]
         self.create(name, old)
         added = qmp.command("blockdev-add", **{
@@ -172,6 +179,11 @@ class Case:
             return [node["state"] for node in nodes]
         wait_until(lambda: "sealing" not in states(), "all snapshots are sealed")
 
+    def act(self, qmp):
+        self.take_snapshot(qmp)
+        if self.random.random() < 0.5:
+            self.wait_sealed(qmp)
+
     def snapshot_session(self, count):
         """Runs on a thread of its own; ends with the daemon."""
         try:
@@ -179,9 +191,8 @@ class Case:
             for _ in range(count):
                 pause = self.random.random() * 0.15
                 self.stopped.wait(pause)
-                self.take_snapshot(qmp)
-                if self.random.random() < 0.5:
-                    self.wait_sealed(qmp)
+                if self.act(qmp) is LAST:
+                    break
             if self.kill:
                 self.stopped.wait(self.random.random() * 0.05)
                 self.child.kill()
@@ -199,11 +210,14 @@ class Case:
         expect(seen == self.layers[::-1], f"the daemon shows {seen}")
         if self.layers[0].endswith(".raw") and len(self.layers) == 1:
             return
+        found = self.seen_layers()
+        expect(found == self.layers, f"qemu-img sees {found}")
+
+    def seen_layers(self):
         info = json.loads(subprocess.run(
             ["qemu-img", "info", "-U", "--backing-chain", "--output=json",
              self.path(self.layers[-1])], check=True, stdout=subprocess.PIPE).stdout)
-        found = [os.path.basename(image["filename"]) for image in info]
-        expect(found == self.layers[::-1], f"qemu-img sees {found}")
+        return [os.path.basename(image["filename"]) for image in info][::-1]
 
     # ---- the whole -------------------------------------------------------------
 
@@ -250,16 +264,25 @@ class Case:
         for name, before, after in self.snapshots:
             self.model.check_snapshot(self.content(name), before, after, name)
 
+    def settle_layers(self):
+        """After a kill."""
+
+    def end(self):
+        if self.child:
+            self.child.kill()
+            self.child.wait()
+
     def run_case(self):
         self.create_first()
         if not self.kill:
-            asyncio.run(self.session(self.random.randint(2, 5)))
+            asyncio.run(self.session(self.random.randint(2, self.acts)))
             self.stop()
             self.check_all()
             return
         for _ in range(2):
-            asyncio.run(self.session(self.random.randint(1, 3)))
+            asyncio.run(self.session(self.random.randint(1, self.acts // 2 + 1)))
             self.child.wait()
+            self.settle_layers()
             self.start()
             content = self.device_content()
             self.model.check_present(content, "device after kill -9")
@@ -292,9 +315,7 @@ def main():
             print(f"FAIL {seed}: {error}; again: tests/online/snapshots.py --build {args.build} "
                   f"--seed {seed} --count 1{again}", flush=True)
         finally:
-            if case.child:
-                case.child.kill()
-                case.child.wait()
+            case.end()
             if not (args.keep and failed):
                 shutil.rmtree(folder)
             else:

@@ -12,6 +12,7 @@
  * qmp-query.c     commands that look
  * qmp-stats.c     query-blockstats
  * qmp-job.c       queries and verbs of jobs
+ * qmp-merge.c     merges of layers: jobs that change the chain
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
  * qmp-fdset.c     descriptors brought in
@@ -129,6 +130,13 @@ int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err);
 extern const struct qmp_param qmp_qchain_hold_params[];
 int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err);
 int qmp_qchain_release(struct qmp_call *call, struct qc_err *err);
+
+/* ---- qmp-merge.c -------------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_block_stream_params[];
+int qmp_block_stream(struct qmp_call *call, struct qc_err *err);
+/* -EBUSY while a job changes the chain; @what begins the message. */
+int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_err *err);
 
 /* ---- qmp-fdset.c -------------------------------------------------------------------- */
 

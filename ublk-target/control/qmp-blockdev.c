@@ -251,8 +251,10 @@ int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err)
 	const char *node = text_of(call->arguments, "node");
 	const char *overlay = text_of(call->arguments, "overlay");
 	struct qmp_blockdev **at = find(call->daemon, overlay), *added = *at;
-	int ret;
+	int ret = qmp_check_no_merge(call->daemon, node, err);
 
+	if (ret)
+		return ret;
 	if (!names_layer(call->daemon, node))
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  node);

@@ -59,6 +59,7 @@ static const struct qmp_command commands[] = {
 	{ "blockdev-snapshot", qmp_blockdev_snapshot_params, qmp_blockdev_snapshot },
 	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
 	{ "qchain-release", NULL, qmp_qchain_release },
+	{ "block-stream", qmp_block_stream_params, qmp_block_stream },
 	{ "quit", quit_params, qmp_quit },
 };
 

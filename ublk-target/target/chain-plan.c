@@ -265,6 +265,33 @@ static int check_cluster(const struct write_op *op, const struct cluster_view *v
 	return -EIO;
 }
 
+/* Whose subclusters that the op touches are mapped; *@nr of them are there. */
+static int count_mapped(const struct cluster_view *v, u32 *nr)
+{
+	u32 sc, mapped = 0, last = (v->to - 1 - v->guest) >> v->img->subcluster_bits;
+	struct cluster_info c;
+
+	for (sc = v->first_sc; sc <= last; sc++) {
+		image_decode(v->img, v->entry, v->bitmap, sc, &c);
+		mapped += c.kind != CLUSTER_UNALLOCATED && c.kind != CLUSTER_RESERVED;
+	}
+	*nr = last - v->first_sc + 1;
+	return mapped;
+}
+
+int write_op_is_mapped(struct write_op *op)
+{
+	u32 i, n, mapped = 0, nr = 0;
+	struct cluster_view v;
+
+	for (i = 0; i < op->nr_clusters; i++) {
+		view_cluster(op, i, &v);
+		mapped += count_mapped(&v, &n);
+		nr += n;
+	}
+	return !mapped ? 0 : mapped == nr ? 1 : -ESTALE;
+}
+
 /* Zeroes for a part of a compressed cluster have no bitmap: they are written. */
 static bool zero_needs_data(const struct write_op *op)
 {

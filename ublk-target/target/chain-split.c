@@ -127,6 +127,8 @@ static bool cut_piece(struct slow_request *s, u64 *start, u64 *end, u8 *type)
 	redo = cds_list_first_entry(&s->redo, struct write_op, node);
 	*start = redo->start;
 	*end = next_piece(s, *start, redo->start + redo->len, type);
+	if (s->fill) /* one granule is mapped or not, as a whole */
+		*end = min(*end, ALIGN_UP(*start + 1, 1ull << s->ct->active->img->subcluster_bits));
 	redo->start = *end;
 	redo->len -= *end - *start;
 	if (!redo->len) {
@@ -162,7 +164,7 @@ static void split_run(struct slow_request *s)
 		split_end(s);
 }
 
-void chain_write(struct chain_target *ct, struct request *req)
+static void write_or_fill(struct chain_target *ct, struct request *req, bool fill)
 {
 	struct slow_request *s;
 
@@ -177,6 +179,7 @@ void chain_write(struct chain_target *ct, struct request *req)
 	}
 	s->ct = ct;
 	s->req = req;
+	s->fill = fill;
 	s->pos = req->offset;
 	s->end = req->offset + req->len;
 	CDS_INIT_LIST_HEAD(&s->redo);
@@ -184,6 +187,16 @@ void chain_write(struct chain_target *ct, struct request *req)
 		split_run(s);
 	else
 		raw_write(s);
+}
+
+void chain_write(struct chain_target *ct, struct request *req)
+{
+	write_or_fill(ct, req, false);
+}
+
+void chain_fill(struct chain_target *ct, struct request *req)
+{
+	write_or_fill(ct, req, true);
 }
 
 /* ---- a raw active layer: what the fast path could not do -------------------------- */

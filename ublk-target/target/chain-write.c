@@ -164,6 +164,10 @@ static int write_plan(struct write_op *op)
 		return STAGE_DONE;
 	if (!op->planned) {
 		ret = write_op_table(op);
+		if (!ret && op->parent->fill)
+			ret = write_op_is_mapped(op);
+		if (ret > 0)
+			return STAGE_DONE;
 		if (!ret)
 			ret = write_op_decide(op);
 		op->planned = !ret;
@@ -172,6 +176,8 @@ static int write_plan(struct write_op *op)
 		ret = write_op_allocate(op);
 	if (ret == -EAGAIN)
 		return STAGE_WAIT;
+	if (ret == -ENOSPC && op->parent->fill)
+		return ret;
 	if (ret == -ENOSPC && op->writer != op->writer->ct->active)
 		return -ESTALE; /* the active layer may have room */
 	if (ret == -ENOSPC) {

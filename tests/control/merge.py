@@ -1,0 +1,300 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Merges of a served chain as jobs: events, refusals, errors of sources, ends before the end."""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import harness
+from harness import Qmp, expect, expect_equal, wait_until
+
+MIB = 1 << 20
+
+
+# ---- chains ------------------------------------------------------------------------
+
+
+def create(place, name, backing=None, size="8M", options=""):
+    words = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    if backing:
+        words += ["-b", backing, "-F", "qcow2"]
+    if options:
+        words += ["-o", options]
+    place.run(*words, place.path(name), size)
+
+
+def write(place, name, *commands):
+    words = [word for command in commands for word in ("-c", command)]
+    place.run("qemu-io", "-f", "qcow2", *words, place.path(name))
+
+
+def content(place, name="top.qcow2"):
+    place.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", place.path(name), place.path("raw"))
+    with open(place.path("raw"), "rb") as raw:
+        return raw.read()
+
+
+def make_chain(place, mid="8M", options=""):
+    """base <- mid <- top, each with data of its own; returns what top shows."""
+    create(place, "base.qcow2")
+    create(place, "mid.qcow2", "base.qcow2", mid)
+    create(place, "top.qcow2", "mid.qcow2", options=options)
+    write(place, "base.qcow2", "write -P 1 0 8M")
+    write(place, "mid.qcow2", "write -P 2 1M 2M", "write -z 3584k 130k", "write -P 4 3M 1k")
+    write(place, "top.qcow2", "write -P 3 1500k 100k")
+    return content(place)
+
+
+def break_compressed(place, name, at):
+    """A compressed cluster whose data is no stream: reading it is an I/O error."""
+    write(place, name, f"write -c -P 9 {at} 64k")
+    with open(place.path(name), "r+b") as image:
+        data = image.read()
+        image.seek(40)
+        l1 = int.from_bytes(data[40:48], "big")
+        l2 = int.from_bytes(data[l1:l1 + 8], "big") & 0x00fffffffffffe00
+        entry = int.from_bytes(data[l2 + at // 65536 * 8:l2 + at // 65536 * 8 + 8], "big")
+        expect(entry >> 62 & 1, "the cluster is not compressed")
+        image.seek(entry & ((1 << 54) - 1))
+        image.write(b"\xff" * 16)
+
+
+def chain_of(place):
+    info = json.loads(place.run("qemu-img", "info", "-U", "--backing-chain", "--output=json",
+                                place.path("top.qcow2")).stdout)
+    return [os.path.basename(image["filename"]) for image in info]
+
+
+def names(qmp):
+    return [node["node-name"] for node in qmp.command("query-named-block-nodes")["return"]]
+
+
+def stop(place, child, shows, chain):
+    """Clean end; then the images are judged."""
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    expect_equal(chain_of(place), chain, "the chain")
+    expect(content(place) == shows, "the device shows something else than before")
+    for name in ("base.qcow2", "mid.qcow2", "top.qcow2"):
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name))
+
+
+# ---- jobs ------------------------------------------------------------------------------
+
+
+def stream(qmp, **words):
+    words = {key.replace("_", "-"): value for key, value in words.items()}
+    return qmp.command("block-stream", **{"job-id": "s", "device": "top.qcow2", **words})
+
+
+def row(qmp):
+    rows = qmp.command("query-jobs")["return"]
+    return rows[0] if rows else None
+
+
+def wait_status(qmp, *wanted):
+    wait_until(lambda: (row(qmp) or {"status": "null"})["status"] in wanted, f"the job is {wanted}")
+
+
+def events(qmp):
+    """All so far: what a job said before its state was seen comes before the next answer."""
+    qmp.command("query-version")
+    return qmp.events
+
+
+def said(qmp):
+    """What was said of jobs so far: states, and events of block jobs."""
+    words = []
+    for event in events(qmp):
+        if event["event"] == "JOB_STATUS_CHANGE":
+            words.append(event["data"]["status"])
+        elif event["event"].startswith("BLOCK_JOB_"):
+            words.append(event["event"])
+    return words
+
+
+def test_stream(place):
+    """As qemu-storage-daemon: states, events, and the chain afterwards."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(stream(qmp, base_node="base.qcow2"), {"return": {}}, "answer")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    expect_equal(said(qmp), ["created", "running", "waiting", "pending", "BLOCK_JOB_COMPLETED",
+                             "concluded", "null"], "what is said")
+    done = [event["data"] for event in events(qmp) if event["event"] == "BLOCK_JOB_COMPLETED"][0]
+    expect_equal((done["device"], done["type"], done["len"], done["offset"]),
+                 ("s", "stream", done["offset"], done["len"]), "data of BLOCK_JOB_COMPLETED")
+    expect(0 < done["len"] < 3 * MIB, f"{done['len']} bytes were moved")
+    expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes")
+    stop(place, child, shows, ["top.qcow2", "base.qcow2"])
+
+
+def test_stream_all(place):
+    """No base: the active layer stands alone, and what was zero is not copied."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(stream(qmp), {"return": {}}, "answer")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    expect_equal(names(qmp), ["top.qcow2"], "nodes")
+    stop(place, child, shows, ["top.qcow2"])
+
+
+def test_finalize(place):
+    """Nothing is given up before job-finalize; job-dismiss ends it."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    stream(qmp, base="base.qcow2", auto_finalize=False, auto_dismiss=False)
+    wait_status(qmp, "pending")
+    expect_equal(names(qmp), ["top.qcow2", "mid.qcow2", "base.qcow2"], "nodes while pending")
+    expect_equal(chain_of(place), ["top.qcow2", "mid.qcow2", "base.qcow2"], "chain while pending")
+    expect_equal(qmp.command("job-finalize", id="s"), {"return": {}}, "job-finalize")
+    wait_status(qmp, "concluded")
+    expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes")
+    expect_equal(qmp.command("job-dismiss", id="s"), {"return": {}}, "job-dismiss")
+    expect("BLOCK_JOB_PENDING" in said(qmp), "no BLOCK_JOB_PENDING")
+    stop(place, child, shows, ["top.qcow2", "base.qcow2"])
+
+
+def test_shorter_layer(place):
+    """What lies beyond the end of the merged layer is zero, whatever the base has there (D4)."""
+    shows = make_chain(place, mid="5M")
+    expect_equal(shows[6 * MIB:6 * MIB + 512], bytes(512), "beyond the end of mid")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    stream(qmp, base_node="base.qcow2")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    stop(place, child, shows, ["top.qcow2", "base.qcow2"])
+
+
+def test_version_2(place):
+    """No zero flag: zeroes are written."""
+    shows = make_chain(place, mid="5M", options="compat=0.10")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    stream(qmp, bottom="mid.qcow2")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    stop(place, child, shows, ["top.qcow2", "base.qcow2"])
+
+
+def test_cancel(place):
+    """Given up in the middle: chain and header are as they were; the job says so."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    stream(qmp, speed=MIB, auto_dismiss=False)
+    wait_status(qmp, "running")
+    busy = qmp.command("quit")
+    expect("cancel" in busy.get("error", {}).get("desc", ""), f"quit while it runs: {busy}")
+    second = qmp.command("block-stream", **{"job-id": "t", "device": "top.qcow2"})
+    expect("job s (stream)" in second.get("error", {}).get("desc", ""), f"a second one: {second}")
+    shot = qmp.command("blockdev-snapshot", node="top.qcow2", overlay="none")
+    expect("job s (stream)" in shot.get("error", {}).get("desc", ""), f"a snapshot: {shot}")
+    expect_equal(qmp.command("job-cancel", id="s"), {"return": {}}, "job-cancel")
+    wait_status(qmp, "concluded")
+    expect_equal(said(qmp)[-3:], ["aborting", "BLOCK_JOB_CANCELLED", "concluded"], "what is said")
+    expect_equal(names(qmp), ["top.qcow2", "mid.qcow2", "base.qcow2"], "nodes")
+    stop(place, child, shows, ["top.qcow2", "mid.qcow2", "base.qcow2"])
+
+
+def test_read_error(place):
+    """Of a source: the job ends, rests or ends later, as on-error says; the chain stays."""
+    make_chain(place)
+    break_compressed(place, "mid.qcow2", 4 * MIB)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    for on_error, action in ((None, "report"), ("report", "report"), ("ignore", "ignore"),
+                             ("enospc", "report"), ("stop", "stop")):
+        qmp.events.clear()
+        words = {"on_error": on_error} if on_error else {}
+        expect_equal(stream(qmp, base_node="base.qcow2", auto_dismiss=False, **words),
+                     {"return": {}}, "answer")
+        wait_status(qmp, "concluded", "paused")
+        errors = [event["data"] for event in events(qmp) if event["event"] == "BLOCK_JOB_ERROR"]
+        expect_equal(errors[0], {"device": "s", "operation": "read", "action": action}, "event")
+        if action == "stop":
+            expect_equal(row(qmp)["status"], "paused", "state")
+            block = qmp.command("query-block-jobs")["return"][0]
+            expect_equal((block["io-status"], block["paused"]), ("failed", True), "io-status")
+            qmp.command("job-resume", id="s")
+            wait_until(lambda: said(qmp).count("BLOCK_JOB_ERROR") > 1, "it has tried again")
+            wait_status(qmp, "paused")
+            qmp.command("job-cancel", id="s")
+            wait_status(qmp, "concluded")
+        expect("error" in row(qmp), f"no error in {row(qmp)}")
+        qmp.command("job-dismiss", id="s")
+        expect_equal(names(qmp), ["top.qcow2", "mid.qcow2", "base.qcow2"], "nodes")
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    expect_equal(chain_of(place), ["top.qcow2", "mid.qcow2", "base.qcow2"], "the chain")
+
+
+REFUSED = (
+    ({"device": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
+    ({"base_node": "nope"}, "Cannot find device='' nor node-name='nope'"),
+    ({"base": "nope"}, "Can't find 'nope' in the backing chain"),
+    ({"base": "base.qcow2", "base_node": "base.qcow2"},
+     "'base' and 'base-node' cannot be specified at the same time"),
+    ({"base_node": "top.qcow2"}, "Node 'top.qcow2' is not a backing image of 'top.qcow2'"),
+    ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
+    ({"on_error": "never"}, "Parameter 'on-error' does not accept value 'never'"),
+    ({"job_id": "0x"}, "Invalid job ID '0x'"),
+    ({"device": "mid.qcow2"}, "mid.qcow2: is not the active layer (top.qcow2)"),
+    ({"base_node": "base.qcow2", "backing_file": "x" * 1024}, "at most 1023"),
+)
+
+
+def test_refused(place):
+    """Wrong arguments; nothing is left of them."""
+    make_chain(place)
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    for words, text in REFUSED:
+        answer = stream(qmp, **words)
+        expect(answer.get("error", {}).get("desc", "").startswith(text) or
+               text in answer.get("error", {}).get("desc", ""), f"{words}: {answer}")
+        expect_equal(answer["error"]["class"], "GenericError", f"class of {words}")
+    answer = qmp.command("block-stream", device="top.qcow2")
+    expect_equal(answer["error"]["desc"], "An explicit job ID is required for this node", "no id")
+    expect_equal(row(qmp), None, "jobs")
+
+
+def test_no_room(place):
+    """A name that has no room in the first cluster is refused before anything is copied (B5)."""
+    make_chain(place, options="cluster_size=512")
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    answer = stream(qmp, base_node="base.qcow2", backing_file="./" * 180 + "base.qcow2")
+    expect("has no free room" in answer.get("error", {}).get("desc", ""), f"answer: {answer}")
+    expect_equal(row(qmp), None, "jobs")
+
+
+def test_verb(place):
+    """qchainctl stream NAME: waits, prints what it did; --detach, --json, and refusals."""
+    shows = make_chain(place)
+    place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "nbd")
+    wrong = place.ctl("stream", "seven", "--base", "nope", status=1)
+    expect("nope: no layer of seven" in wrong.stderr, wrong.stderr)
+    wrong = place.ctl("stream", "seven", "--into", "mid.qcow2", status=2)
+    expect("take it down" in wrong.stderr, wrong.stderr)
+    wrong = place.ctl("stream", "./top.qcow2", "--detach", status=2)
+    expect("not a served chain" in wrong.stderr, wrong.stderr)
+    done = place.ctl("stream", "seven", "--base", place.path("base.qcow2"))
+    expect("has the data of 1 layer below it" in done.stdout, done.stdout)
+    expect_equal(chain_of(place), ["top.qcow2", "base.qcow2"], "the chain")
+    expect_equal(place.ctl("stream", "seven", "--detach").stdout, "stream0\n", "the id of the job")
+    place.ctl("job", "wait", "seven", "stream0")
+    expect_equal(chain_of(place), ["top.qcow2"], "the chain")
+    found = json.loads(place.ctl("stream", "seven", "--json").stdout)
+    expect_equal((found["name"], found["layers"], found["moved"]), ("seven", 0, 0), "report")
+    place.ctl("down", "seven")
+    expect(content(place) == shows, "the device shows something else than before")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("merge", sys.modules["__main__"]))

@@ -1,0 +1,134 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Online merges beside random I/O of several clients and snapshots, against a model; with kill -9 too."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib"), os.path.join(HERE, "..", "control")]
+
+from harness import Qmp, expect, wait_until
+from snapshots import Case, LAST
+
+
+class MergeCase(Case):
+    """As Case, but what is taken is merged again, while the clients go on."""
+
+    acts = 12
+
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.jobs = 0
+        self.next_layers = None  # what the chain is once the job has rewritten the header
+
+    def start_job(self, qmp, command, **arguments):
+        self.jobs += 1
+        name = f"job{self.jobs}"
+        if self.random.random() < 0.5:
+            arguments["speed"] = self.random.choice([1, 4, 16]) << 20
+        answer = qmp.command(command, **{"job-id": name, "auto-dismiss": False, **arguments})
+        expect(answer == {"return": {}}, f"{command} {arguments}: {answer}")
+        return name
+
+    def find_job(self, qmp, name):
+        rows = [row for row in qmp.command("query-jobs")["return"] if row["id"] == name]
+        return rows[0] if rows else None
+
+    def wait_job(self, qmp, name):
+        """To its end, perhaps disturbed; True: it has done its work."""
+        cancelled = False
+        fate = self.random.random()
+        if fate < 0.2:
+            qmp.command("job-pause", id=name)
+            qmp.command("block-job-set-speed", device=name, speed=0)
+            qmp.command("job-resume", id=name)
+        elif fate < 0.35:
+            self.stopped.wait(self.random.random() * 0.1)
+            cancelled = "return" in qmp.command("job-cancel", id=name)
+        wait_until(lambda: self.find_job(qmp, name)["status"] == "concluded", f"{name} has ended")
+        row = self.find_job(qmp, name)
+        expect("error" not in row or cancelled, f"{name}: {row}")
+        expect(qmp.command("job-dismiss", id=name) == {"return": {}}, "dismiss")
+        return "error" not in row
+
+    def stream(self, qmp):
+        keep = self.random.randrange(0, len(self.layers))  # layers that stay below
+        words = {"base-node": self.layers[keep - 1]} if keep else {}
+        self.next_layers = self.layers[:keep] + self.layers[-1:]
+        name = self.start_job(qmp, "block-stream", device=self.layers[-1], **words)
+        if self.random.random() < 0.2:
+            answer = qmp.command("blockdev-snapshot", node=self.layers[-1], overlay="none")
+            expect("error" in answer, f"a snapshot during a stream: {answer}")
+        if self.kill and self.random.random() < 0.3:
+            return LAST
+        if self.wait_job(qmp, name):
+            self.layers = self.next_layers
+        self.next_layers = None
+        self.check_tree(qmp)
+        return None
+
+    def act(self, qmp):
+        if len(self.layers) > 1 and self.random.random() < 0.5:
+            return self.stream(qmp)
+        return super().act(qmp)
+
+    def settle_layers(self):
+        """After a kill: the header says which of the two chains it is."""
+        if not self.next_layers:
+            return
+        seen = self.seen_layers()
+        expect(seen in (self.layers, self.next_layers),
+               f"the chain is {seen}, must be {self.layers} or {self.next_layers}")
+        self.layers = seen
+        self.next_layers = None
+
+
+class Runner:
+    """Seeds one after the other."""
+
+    def __init__(self, args):
+        self.args = args
+        self.failed = 0
+
+    def run_one(self, seed):
+        folder = tempfile.mkdtemp(prefix="qchain-merges-", dir="/dev/shm")
+        case = MergeCase(seed, os.path.abspath(self.args.build), folder, self.args.kill)
+        try:
+            case.run_case()
+            print(f"ok {seed}: {case.jobs} merges, {len(case.layers)} layers, "
+                  f"{len(case.model.writes)} writes", flush=True)
+        except Exception as error:
+            self.failed += 1
+            traceback.print_exc()
+            again = " --kill" if self.args.kill else ""
+            print(f"FAIL {seed}: {error}; again: tests/online/merges.py --build {self.args.build} "
+                  f"--seed {seed} --count 1{again}", flush=True)
+        finally:
+            case.end()
+            if self.args.keep and self.failed:
+                print(f"kept {folder}")
+            else:
+                shutil.rmtree(folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--keep", action="store_true")
+    runner = Runner(parser.parse_args())
+    for seed in range(runner.args.seed, runner.args.seed + runner.args.count):
+        runner.run_one(seed)
+    print(f"merges: {runner.args.count - runner.failed} passed, {runner.failed} failed")
+    return 1 if runner.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* QMP block-stream: merges of the chain as jobs. */
+#include "control-private.h"
+
+#include <errno.h>
+#include <qchain/job.h>
+#include <qchain/online.h>
+#include <string.h>
+
+const struct qmp_param qmp_block_stream_params[] = {
+	{ "device", json_type_string, true },
+	{ "job-id", json_type_string, false },
+	{ "base", json_type_string, false },
+	{ "base-node", json_type_string, false },
+	{ "bottom", json_type_string, false },
+	{ "backing-file", json_type_string, false },
+	{ "speed", json_type_int, false },
+	{ "on-error", json_type_string, false },
+	{ "auto-finalize", json_type_boolean, false },
+	{ "auto-dismiss", json_type_boolean, false },
+	{ NULL },
+};
+
+static const char *text_of(const struct qmp_call *call, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(call->arguments, key, &value) ?
+		       json_object_get_string(value) : NULL;
+}
+
+static bool is_false(const struct qmp_call *call, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(call->arguments, key, &value) &&
+	       !json_object_get_boolean(value);
+}
+
+/* Without on-error a full volume pauses the job (rule D5), other errors end it. */
+static int read_on_error(const struct qmp_call *call, enum job_on_error *result,
+			 struct qc_err *err)
+{
+	static const char *const names[] = {
+		[JOB_ON_ERROR_REPORT] = "report", [JOB_ON_ERROR_IGNORE] = "ignore",
+		[JOB_ON_ERROR_ENOSPC] = "enospc", [JOB_ON_ERROR_STOP] = "stop",
+	};
+	const char *text = text_of(call, "on-error");
+
+	*result = JOB_ON_ERROR_ENOSPC;
+	if (!text || !strcmp(text, "auto"))
+		return 0;
+	for (u32 i = 0; i < ARRAY_SIZE(names); i++) {
+		if (strcmp(text, names[i]))
+			continue;
+		*result = i;
+		return 0;
+	}
+	return qc_err_set(err, -EINVAL, "Parameter 'on-error' does not accept value '%.80s'",
+			  text);
+}
+
+static int read_job_options(const struct qmp_call *call, struct job_options *result,
+			    struct qc_err *err)
+{
+	json_object *value;
+	s64 speed = 0;
+
+	*result = (struct job_options){
+		.id = text_of(call, "job-id"),
+		.manual_finalize = is_false(call, "auto-finalize"),
+		.manual_dismiss = is_false(call, "auto-dismiss"),
+	};
+	if (json_object_object_get_ex(call->arguments, "speed", &value))
+		speed = json_object_get_int64(value);
+	if (speed < 0)
+		return qc_err_set(err, -EINVAL,
+				  "Parameter 'speed' expects a non-negative value");
+	result->speed = speed;
+	return read_on_error(call, &result->on_error, err);
+}
+
+/* One merge at a time: two must not share a layer, the one above included (D6). */
+int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_err *err)
+{
+	struct job *job = daemon->jobs ? jobs_unfinished(daemon->jobs) : NULL;
+
+	if (!job)
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: job %s (%s) changes the chain, must have ended; wait "
+			  "for it, or cancel it", what, job->id, job->type->name);
+}
+
+static int check_base(const struct qmp_call *call, struct qc_err *err)
+{
+	if (text_of(call, "base") && text_of(call, "base-node"))
+		return qc_err_set(err, -EINVAL,
+				  "'base' and 'base-node' cannot be specified at the same time");
+	if (text_of(call, "base") && text_of(call, "bottom"))
+		return qc_err_set(err, -EINVAL,
+				  "'base' and 'bottom' cannot be specified at the same time");
+	if (text_of(call, "bottom") && text_of(call, "base-node"))
+		return qc_err_set(err, -EINVAL,
+				  "'bottom' and 'base-node' cannot be specified at the same time");
+	return 0;
+}
+
+int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
+{
+	struct chain_stream_options options = {
+		.node = text_of(call, "device"),
+		.base = text_of(call, "base"),
+		.base_node = text_of(call, "base-node"),
+		.bottom = text_of(call, "bottom"),
+		.backing_name = text_of(call, "backing-file"),
+	};
+	struct job_options job_options;
+	struct job *job;
+	int ret = check_base(call, err);
+
+	if (!ret)
+		ret = read_job_options(call, &job_options, err);
+	if (!ret)
+		ret = qmp_check_no_merge(call->daemon, options.node, err);
+	if (!ret && !job_options.id)
+		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
+	if (!ret)
+		ret = chain_stream(call->daemon->target, call->daemon->jobs, &options,
+				   &job_options, &job, err);
+	if (!ret)
+		job_start(job);
+	return ret;
+}

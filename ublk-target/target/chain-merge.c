@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Online stream: backing layers are merged up into the active layer while guests use it. */
+#include "chain-private.h"
+#include "target-private.h"
+
+#include <errno.h>
+#include <qchain/edit.h>
+#include <qchain/log.h>
+#include <qchain/online.h>
+#include <qchain/transfer.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ *   copy      what the layers that go map is written into the active layer where that
+ *             maps nothing: job/transfer.c, on the metadata loop; chain_fill()
+ *   flush     all of it is durable
+ *   plan      where the new backing name goes                            a worker
+ *   name      into free bytes of the first cluster; flush                metadata loop
+ *   header    offset, length and format of the name, one sector; flush
+ *   publish   the layer table without the layers that go
+ *   grace     nobody reads them any more
+ *   close     their images                                               a worker
+ *
+ * A copied granule is an allocating write without guest data. The copier reads it
+ * before its operation owns the cell: what lies below the active layer never
+ * changes, and a granule that the active layer maps never becomes unmapped again
+ * (a discard leaves a zero there as long as anything is below). So one that is
+ * still unmapped under the cell was so when it was read (promise P24).
+ *
+ * Until the header, giving up leaves everything as it was.
+ */
+
+/* Of one error: so much is copied again. */
+#define REGION_BYTES (4u * 1024u * 1024u)
+
+struct merge {
+	/* set once */
+	struct chain_target *ct;
+	struct target target; /* what the job writes to */
+	u32 nr; /* layers that go, from depth 1 on */
+	char *name; /* new backing of the active layer; NULL: none */
+	char *format;
+	/* the last step: metadata loop */
+	struct job *job;
+	struct chain_work work;
+	struct backing_patch patch;
+	struct qc_err err;
+	struct meta_wait wait;
+	struct meta_flush flush;
+	u32 named_bytes;
+	struct grace_waiter grace;
+	struct layer_table *table; /* to be published; then the old one */
+	struct chain_layer *layers; /* of the chain, likewise */
+};
+
+/* ---- where the job writes to ---------------------------------------------------------- */
+
+static enum target_map_result merge_map(struct target *ti, struct request *req)
+{
+	if (req->op == REQ_FLUSH)
+		return chain_map(ti, req);
+	chain_fill(ti->private, req);
+	return TARGET_SUBMITTED;
+}
+
+static const struct target_type merge_type = { .name = "merge", .map = merge_map };
+
+/* ---- the end ----------------------------------------------------------------------------- */
+
+static void last_step_over(struct merge *m, int ret)
+{
+	if (ret && !m->job->err.code)
+		m->job->err = m->err;
+	job_prepared(m->job, ret);
+}
+
+static void close_layers(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+	u32 i;
+
+	for (i = 1; i <= m->nr; i++)
+		image_close(m->layers[i].img);
+}
+
+static void layers_closed(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+	u32 i;
+
+	for (i = 1; i <= m->nr; i++) {
+		log_info("%s: its data is in %s now, closed", m->layers[i].path,
+			 m->layers[0].path);
+		layer_free(m->table->by_id[m->table->order[i]]);
+		free(m->layers[i].path);
+	}
+	last_step_over(m, 0);
+}
+
+static void nobody_reads(struct grace_waiter *waiter)
+{
+	struct merge *m = container_of(waiter, struct merge, grace);
+
+	m->work.run = close_layers;
+	m->work.done = layers_closed;
+	chain_work(m->ct, &m->work);
+}
+
+/* ---- publish --------------------------------------------------------------------------- */
+
+static void use_new_header(struct merge *m)
+{
+	struct image *img = m->ct->active->img;
+
+	free(img->backing_name);
+	free(img->backing_format);
+	img->backing_name = m->name;
+	img->backing_format = m->format;
+	img->backing_name_offset = m->name ? m->patch.name_at : 0;
+	m->name = m->format = NULL;
+	m->ct->active->below = img->backing_name != NULL;
+}
+
+/* Extents of the layers that go can only be zeroes now; who needs them folds anew. */
+static int forget_extents(struct merge *m)
+{
+	const struct layer_table *t = m->ct->map.table;
+	bool *gone = calloc(t->nr_ids, sizeof(*gone));
+	u32 i;
+
+	if (!gone)
+		return -ENOMEM;
+	for (i = 1; i <= m->nr; i++)
+		gone[t->order[i]] = true;
+	map_forget(&m->ct->map, gone);
+	free(gone);
+	chain_retire(m->ct);
+	return 0;
+}
+
+static void publish(struct merge *m)
+{
+	struct chain_target *ct = m->ct;
+	struct layer_table *old = ct->map.table;
+	struct chain_layer *layers = ct->chain->layers;
+
+	if (forget_extents(m)) {
+		qc_err_set(&m->err, -ENOMEM, "%s: out of memory", layers[0].path);
+		last_step_over(m, -ENOMEM);
+		return;
+	}
+	use_new_header(m);
+	m->table->read_only = old->read_only;
+	memcpy(m->table->flush, old->flush, sizeof(old->flush));
+	__atomic_store_n(&ct->map.table, m->table, __ATOMIC_RELEASE);
+	ct->generation++;
+	ct->chain->layers = m->layers;
+	ct->chain->nr_layers -= m->nr;
+	m->table = old;
+	m->layers = layers;
+	m->grace.drained = nobody_reads;
+	grace_wait(&ct->grace, &m->grace);
+}
+
+/* ---- the header (rule B5) ------------------------------------------------------------------ */
+
+static void header_failed(struct merge *m, int error)
+{
+	qc_err_set(&m->err, error, "%s: the header could not be written (%s)",
+		   m->ct->active->layer->path, strerror(-error));
+	last_step_over(m, error);
+}
+
+static void header_durable(struct meta_flush *flush, int error)
+{
+	struct merge *m = container_of(flush, struct merge, flush);
+
+	if (error)
+		header_failed(m, error);
+	else
+		publish(m);
+}
+
+/* Sector 0 says which name counts. */
+static void put_fields(struct meta_wait *wait)
+{
+	struct merge *m = container_of(wait, struct merge, wait);
+	struct meta *meta = m->ct->active->meta;
+	const struct backing_patch *p = &m->patch;
+	struct meta_block *block;
+	int ret = meta_get(meta, 0, wait, &block);
+
+	if (ret == -EAGAIN)
+		return;
+	if (!ret)
+		ret = meta_txn_set(meta, block, p->fields_at, p->fields, sizeof(p->fields));
+	if (!ret && p->format_at)
+		ret = meta_txn_set(meta, block, p->format_at, p->format, sizeof(p->format));
+	if (ret) {
+		header_failed(m, ret);
+		return;
+	}
+	m->flush.fn = header_durable;
+	meta_flush(meta, &m->flush);
+}
+
+static void name_durable(struct meta_flush *flush, int error)
+{
+	struct merge *m = container_of(flush, struct merge, flush);
+
+	if (error) {
+		header_failed(m, error);
+		return;
+	}
+	m->wait.fn = put_fields;
+	put_fields(&m->wait);
+}
+
+static void put_name(struct meta_wait *wait)
+{
+	struct merge *m = container_of(wait, struct merge, wait);
+	struct meta *meta = m->ct->active->meta;
+	const struct backing_patch *p = &m->patch;
+	struct meta_block *block;
+	int ret = 0;
+
+	while (!ret && m->named_bytes < p->name_bytes) {
+		u32 at = p->name_at + m->named_bytes;
+		u32 in = at % meta_block_bytes(meta);
+		u32 n = min(p->name_bytes - m->named_bytes, meta_block_bytes(meta) - in);
+
+		ret = meta_get(meta, at, wait, &block);
+		if (!ret)
+			ret = meta_txn_set(meta, block, in, p->name + m->named_bytes, n);
+		if (!ret)
+			m->named_bytes += n;
+	}
+	if (ret == -EAGAIN)
+		return;
+	if (ret) {
+		header_failed(m, ret);
+		return;
+	}
+	m->flush.fn = name_durable;
+	meta_flush(meta, &m->flush);
+}
+
+static void plan_header(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+
+	image_plan_backing(m->ct->active->img, m->name, m->format, &m->patch, &m->err);
+}
+
+static void header_planned(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+
+	if (m->err.code) {
+		last_step_over(m, m->err.code);
+		return;
+	}
+	m->wait.fn = put_name;
+	put_name(&m->wait);
+}
+
+/* Whatever needs memory is made before the header is touched. */
+static int make_next(struct merge *m)
+{
+	const struct chain *chain = m->ct->chain;
+	u32 left = chain->nr_layers - m->nr;
+
+	m->table = layer_table_drop(m->ct->map.table, 1, m->nr);
+	m->layers = calloc(left, sizeof(*m->layers));
+	if (!m->table || !m->layers)
+		return qc_err_set(&m->err, -ENOMEM, "%s: out of memory", chain->layers[0].path);
+	m->layers[0] = chain->layers[0];
+	memcpy(m->layers + 1, chain->layers + 1 + m->nr, (left - 1) * sizeof(*m->layers));
+	return 0;
+}
+
+/* job_prepare_fn, when all is copied and durable. */
+static void merge_prepare(struct job *job, void *arg)
+{
+	struct merge *m = arg;
+	int ret = 0;
+
+	m->job = job;
+	if (m->nr)
+		ret = make_next(m);
+	if (ret || !m->nr) {
+		last_step_over(m, ret);
+		return;
+	}
+	m->work.run = plan_header;
+	m->work.done = header_planned;
+	chain_work(m->ct, &m->work);
+}
+
+/* A write in place to a layer below may be under way until that is sealed. */
+static bool merge_ready(void *arg)
+{
+	return !chain_is_sealing(((struct merge *)arg)->ct);
+}
+
+static void merge_clean(void *arg)
+{
+	struct merge *m = arg;
+
+	layer_table_free(m->table);
+	free(m->layers);
+	free(m->name);
+	free(m->format);
+	free(m);
+}
+
+static const struct transfer_ops merge_ops = {
+	.ready = merge_ready,
+	.prepare = merge_prepare,
+	.clean = merge_clean,
+};
+
+/* ---- what is to be merged ---------------------------------------------------------------- */
+
+static int no_node(const char *name, struct qc_err *err)
+{
+	return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'", name,
+			  name);
+}
+
+static bool find_node(const struct chain *chain, const char *name, u32 *depth)
+{
+	for (*depth = 0; *depth < chain->nr_layers; (*depth)++)
+		if (!strcmp(chain->layers[*depth].node_name, name))
+			return true;
+	return false;
+}
+
+/* A file name as a header has it, or the path. */
+static bool find_file(const struct chain *chain, const char *name, u32 *depth)
+{
+	for (*depth = 1; *depth < chain->nr_layers; (*depth)++)
+		if (!strcmp(chain->layers[*depth].path, name) ||
+		    !strcmp(chain->layers[*depth - 1].img->backing_name, name))
+			return true;
+	return false;
+}
+
+static int find_base(const struct chain *chain, const struct chain_stream_options *o, u32 *base,
+		     struct qc_err *err)
+{
+	const char *node = o->base_node ? o->base_node : o->bottom;
+
+	*base = chain->nr_layers;
+	if (o->base && !find_file(chain, o->base, base))
+		return qc_err_set(err, -ENOENT, "Can't find '%.200s' in the backing chain",
+				  o->base);
+	if (node && !find_node(chain, node, base))
+		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
+				  node);
+	if (node && !*base)
+		return qc_err_set(err, -EINVAL, "Node '%.80s' is not a backing image of '%s'",
+				  node, chain->layers[0].node_name);
+	*base += o->bottom ? 1 : 0;
+	return 0;
+}
+
+static int check_top(const struct chain_target *ct, const char *node, struct qc_err *err)
+{
+	const struct chain_layer *top = &ct->chain->layers[0];
+	u32 depth;
+
+	if (!find_node(ct->chain, node, &depth))
+		return no_node(node, err);
+	if (depth)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: is not the active layer (%s), stream into "
+				  "a layer below it works only while nobody serves the chain", node,
+				  top->node_name);
+	if (ct->map.table->read_only || !ct->active)
+		return qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
+				  top->path);
+	if (top->img->nr_snapshots)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: has %u internal snapshots, which need "
+				  "what is below; must have none", top->path,
+				  top->img->nr_snapshots);
+	return 0;
+}
+
+/* The base as the header will name it: relative where it is beside or below. */
+static const char *name_of_base(const struct chain_layer *top, const struct chain_layer *base)
+{
+	const char *slash = strrchr(top->path, '/');
+	size_t dir = slash ? slash - top->path + 1 : 0;
+
+	return strncmp(top->path, base->path, dir) ? base->path : base->path + dir;
+}
+
+static int set_backing(struct merge *m, u32 base, const char *name, struct qc_err *err)
+{
+	const struct chain *chain = m->ct->chain;
+	const struct chain_layer *top = &chain->layers[0];
+	struct backing_patch patch;
+
+	if (base < chain->nr_layers) {
+		m->name = strdup(name ? name : name_of_base(top, &chain->layers[base]));
+		m->format = strdup(image_format_name(chain->layers[base].img->format));
+		if (!m->name || !m->format)
+			return qc_err_set(err, -ENOMEM, "%s: out of memory", top->path);
+	}
+	return m->nr ? image_plan_backing(top->img, m->name, m->format, &patch, err) : 0;
+}
+
+static int merge_create(struct target *ti, const struct chain_stream_options *o,
+			struct merge **result, struct qc_err *err)
+{
+	struct chain_target *ct = ti->private;
+	struct merge *m;
+	u32 base;
+	int ret = check_top(ct, o->node, err);
+
+	if (!ret)
+		ret = find_base(ct->chain, o, &base, err);
+	if (ret)
+		return ret;
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", o->node);
+	m->ct = ct;
+	m->nr = base - 1;
+	m->target = (struct target){ .type = &merge_type, .private = ct,
+				     .size_bytes = ti->size_bytes, .limits = ti->limits };
+	ret = set_backing(m, base, o->backing_name, err);
+	if (ret)
+		merge_clean(m);
+	else
+		*result = m;
+	return ret;
+}
+
+int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream_options *options,
+		 const struct job_options *job_options, struct job **result, struct qc_err *err)
+{
+	struct job_options job = *job_options;
+	struct transfer_options transfer;
+	struct merge *m = NULL;
+	int ret;
+
+	if (ti->type != &target_chain)
+		return no_node(options->node, err);
+	ret = merge_create(ti, options, &m, err);
+	if (ret)
+		return ret;
+	transfer = (struct transfer_options){
+		.source = ti, .target = &m->target, .first_depth = 2, .last_depth = m->nr + 1,
+		.skip_zero = !m->name, .align = 1u << m->ct->chain->layers[0].img->subcluster_bits,
+		.region_bytes = REGION_BYTES, .ops = &merge_ops, .arg = m,
+	};
+	job.loop = m->ct->loop;
+	return transfer_create(jobs, "stream", &job, &transfer, result, err);
+}
