@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* qchainctl stream: merge backing layers up into an overlay, nobody serving them. */
+/* qchainctl stream: merge backing layers up into an overlay, served (../merge.c) or not. */
+#include "../merge.h"
 #include "merge-run.h"
 
 #include <errno.h>
@@ -17,12 +18,14 @@
 #define OPTION_INTO 'i'
 #define OPTION_BASE 'b'
 #define OPTION_SPEED 'r'
+#define OPTION_DETACH 'd'
 
 struct stream {
 	struct offline_options offline;
 	const char *into_name;
 	const char *base_name;
 	u64 speed;
+	bool detach;
 	/* found in the chain; malloc'ed */
 	u32 dropped;
 	char *into_path;
@@ -198,7 +201,35 @@ static void take_option(void *arg, int option, struct qc_err *err)
 	case OPTION_SPEED:
 		parse_size("--speed", optarg, &s->speed, err);
 		break;
+	case OPTION_DETACH:
+		s->detach = true;
+		break;
 	}
+}
+
+static int stream_served(const struct verb *verb, const char *name, const struct stream *s)
+{
+	struct served_merge merge = { .name = name, .base = s->base_name, .speed = s->speed,
+				      .detach = s->detach, .json = s->offline.json };
+
+	if (s->into_name)
+		return verb_usage(verb, "--into: %s is served, and then layers are merged into the "
+				  "active one; take it down to merge into %s", name, s->into_name);
+	return merge_stream_served(&merge);
+}
+
+static int stream_object(const struct verb *verb, const char *name, struct stream *s)
+{
+	struct object_name object;
+	struct qc_err err = {};
+
+	if (name_parse(name, &object, &err))
+		return print_error(&err);
+	if (object.kind == NAME_CHAIN)
+		return stream_served(verb, name, s);
+	if (s->detach)
+		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
+	return stream_image(name, s);
 }
 
 static int run_stream(const struct verb *verb, int argc, char **argv)
@@ -208,6 +239,7 @@ static int run_stream(const struct verb *verb, int argc, char **argv)
 		{ "into", required_argument, NULL, OPTION_INTO },
 		{ "base", required_argument, NULL, OPTION_BASE },
 		{ "speed", required_argument, NULL, OPTION_SPEED },
+		{ "detach", no_argument, NULL, OPTION_DETACH },
 		{ "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING },
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
@@ -217,7 +249,7 @@ static int run_stream(const struct verb *verb, int argc, char **argv)
 	int ret = offline_options_read(verb, argc, argv, &syntax, &stream.offline, &stream);
 
 	if (!ret)
-		ret = stream_image(argv[optind], &stream);
+		ret = stream_object(verb, argv[optind], &stream);
 	offline_options_exit(&stream.offline);
 	return ret;
 }
@@ -225,17 +257,20 @@ static int run_stream(const struct verb *verb, int argc, char **argv)
 const struct verb verb_stream = {
 	.name = "stream",
 	.summary = "merge backing layers up into an overlay",
-	.usage = "[OPTION]... IMAGE",
+	.usage = "[OPTION]... NAME|IMAGE",
 	.options =
-	"  --into LAYER           the layer that receives; default: IMAGE\n"
+	"  --into LAYER           IMAGE: the layer that receives; default: the active one\n"
 	"  --base LAYER           the first layer that stays below; default: none stays\n"
 	"  --speed SIZE           bytes a second at most\n"
+	"  --detach               NAME: do not wait, print the id of the job\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP
-	"IMAGE is the active layer of a chain that nobody serves. The layers below stay\n"
-	"as they are, and valid.\n",
-	.examples = "  qchainctl stream vg0/vm-1.qcow2\n"
+	"NAME is a served chain: its active layer receives, while the device is in use; a\n"
+	"job that can be paused and cancelled (qchainctl job). IMAGE is the active layer of\n"
+	"a chain that nobody serves. The layers below stay as they are, and valid.\n",
+	.examples = "  qchainctl stream vm7 --base before-upgrade --speed 200M\n"
+		    "  qchainctl stream vg0/vm-1.qcow2\n"
 		    "  qchainctl stream ./top.qcow2 --base base.qcow2\n"
 		    "  qchainctl stream ./top.qcow2 --into sn2.qcow2 --base base.qcow2\n",
 	.run = run_stream,
