@@ -350,6 +350,26 @@ def test_hold(place):
     qmp.close()
 
 
+def test_transaction(place):
+    """QMP's word for it, with the one action that there can be."""
+    place.make_chain()
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", place.path("over.qcow2"))
+    added = qmp.command("blockdev-add", **{"driver": "qcow2", "node-name": "over.qcow2", "file": {
+        "driver": "file", "filename": place.path("over.qcow2")}})
+    expect_equal(added, {"return": {}}, "blockdev-add")
+    action = {"type": "blockdev-snapshot", "data": {"node": "top.qcow2", "overlay": "over.qcow2"}}
+    for wrong in ([], [action, action], [{"type": "blockdev-backup", "data": {}}], [{"data": {}}], [5],
+                  [{"type": "blockdev-snapshot"}], [{"type": "blockdev-snapshot", "data": {"node": "top.qcow2"}}]):
+        expect("error" in qmp.command("transaction", actions=wrong), f"{wrong} is taken")
+    expect_equal(qmp.command("transaction", actions=[action]), {"return": {}}, "transaction")
+    nodes = qmp.command("query-named-block-nodes")["return"]
+    expect_equal([node["node-name"] for node in nodes], ["over.qcow2", "top.qcow2", "base.qcow2"], "nodes")
+    expect_equal(qmp.command("query-status")["return"]["top"], place.path("over.qcow2"), "top")
+    qmp.close()
+
+
 # ---- leftovers ---------------------------------------------------------------------------------
 
 

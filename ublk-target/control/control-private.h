@@ -126,6 +126,8 @@ extern const struct qmp_param qmp_blockdev_snapshot_params[];
 int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err);
 int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err);
 int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err);
+extern const struct qmp_param qmp_transaction_params[];
+int qmp_transaction(struct qmp_call *call, struct qc_err *err);
 /* Ours: one instant for several daemons (chain_hold()). */
 extern const struct qmp_param qmp_qchain_hold_params[];
 int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err);

@@ -55,6 +55,12 @@ const struct qmp_param qmp_blockdev_snapshot_params[] = {
 	{ NULL },
 };
 
+const struct qmp_param qmp_transaction_params[] = {
+	{ "actions", json_type_array, true },
+	{ "properties", json_type_object, false },
+	{ NULL },
+};
+
 const struct qmp_param qmp_qchain_hold_params[] = {
 	{ "milliseconds", json_type_int, true },
 	{ NULL },
@@ -246,15 +252,21 @@ int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 }
 
 /* The protocol node under it goes with it: nobody can name that any more. */
-int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err)
+static int take_snapshot(struct qmp_call *call, json_object *arguments, struct qc_err *err)
 {
-	const char *node = text_of(call->arguments, "node");
-	const char *overlay = text_of(call->arguments, "overlay");
-	struct qmp_blockdev **at = find(call->daemon, overlay), *added = *at;
-	int ret = qmp_check_no_merge(call->daemon, node, err);
+	const char *node = text_of(arguments, "node");
+	const char *overlay = text_of(arguments, "overlay");
+	struct qmp_blockdev **at, *added;
+	int ret;
 
+	if (!node || !overlay)
+		return qc_err_set(err, -EINVAL, "Parameter '%s' is missing",
+				  node ? "overlay" : "node");
+	ret = qmp_check_no_merge(call->daemon, node, err);
 	if (ret)
 		return ret;
+	at = find(call->daemon, overlay);
+	added = *at;
 	if (!names_layer(call->daemon, node))
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  node);
@@ -268,6 +280,37 @@ int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err)
 	added->img = NULL; /* the chain's */
 	blockdev_free(added);
 	return 0;
+}
+
+int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err)
+{
+	return take_snapshot(call, call->arguments, err);
+}
+
+/*
+ * A daemon has one chain, so all that can be done at one instant here is one
+ * snapshot; several daemons: qchain-hold.
+ */
+int qmp_transaction(struct qmp_call *call, struct qc_err *err)
+{
+	json_object *actions, *action, *data;
+	const char *type;
+
+	json_object_object_get_ex(call->arguments, "actions", &actions);
+	if (json_object_array_length(actions) != 1)
+		return qc_err_set(err, -EINVAL, "Parameter 'actions' expects one action: there is "
+				  "one chain here, and one snapshot at one instant");
+	action = json_object_array_get_idx(actions, 0);
+	type = json_object_is_type(action, json_type_object) ? text_of(action, "type") : NULL;
+	if (!type)
+		return qc_err_set(err, -EINVAL, "Parameter 'actions[0].type' is missing");
+	if (strcmp(type, "blockdev-snapshot"))
+		return qc_err_set(err, -EINVAL, "Parameter 'type' does not accept value '%.80s'",
+				  type);
+	if (!json_object_object_get_ex(action, "data", &data) ||
+	    !json_object_is_type(data, json_type_object))
+		return qc_err_set(err, -EINVAL, "Parameter 'actions[0].data' is missing");
+	return take_snapshot(call, data, err);
 }
 
 /* ---- several daemons at one instant ---------------------------------------------------- */

@@ -57,6 +57,7 @@ static const struct qmp_command commands[] = {
 	{ "blockdev-add", qmp_blockdev_add_params, qmp_blockdev_add },
 	{ "blockdev-del", qmp_blockdev_del_params, qmp_blockdev_del },
 	{ "blockdev-snapshot", qmp_blockdev_snapshot_params, qmp_blockdev_snapshot },
+	{ "transaction", qmp_transaction_params, qmp_transaction },
 	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
 	{ "qchain-release", NULL, qmp_qchain_release },
 	{ "block-stream", qmp_block_stream_params, qmp_block_stream },
