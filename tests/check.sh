@@ -153,6 +153,7 @@ run_units() {
 	done
 }
 
+# I/O on tmpfs does not go through io_uring: half of the chains are in /var/tmp.
 native() {
 	run nbd 300 tests/nbd/protocol.py --qchaind "$build/qchaind"
 	run tools 400 tests/images/tools.py --qchainctl "$build/qchainctl"
@@ -180,14 +181,14 @@ native() {
 	run_units "$build" unit-
 	alone diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
 		--qchaind "$build/qchaind"
-	alone diff-kill 400 tests/diff/diff.py --kill --count $kill_count --seed $((seed + 100000)) \
+	alone diff-kill 400 env TMPDIR=/var/tmp tests/diff/diff.py --kill --count $kill_count --seed $((seed + 100000)) \
 		--jobs "$jobs" --qchaind "$build/qchaind"
-	alone diff-small-cache 300 tests/diff/diff.py --count $((kill_count / 2)) \
+	alone diff-small-cache 300 env TMPDIR=/var/tmp tests/diff/diff.py --count $((kill_count / 2)) \
 		--seed $((seed + 200000)) --jobs "$jobs" --qchaind "$build/qchaind" \
 		--extra-args='--cache-size 4K'
 	alone offline 900 tests/diff/offline.py --count $((diff_count / 2)) \
 		--seed $((seed + 500000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
-	alone offline-kill 400 tests/diff/offline.py --kill --count $kill_count \
+	alone offline-kill 400 env TMPDIR=/var/tmp tests/diff/offline.py --kill --count $kill_count \
 		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
 	[ "$mode" = check-fast ] || native_long
 }
@@ -212,7 +213,7 @@ sanitizers() {
 		run "tsan-$t" 200 "$build/tsan/tests/$t-test"
 	done
 	run_units "$build/asan" asan-
-	alone asan-diff 500 tests/diff/diff.py --count $san_count --seed $((seed + 300000)) \
+	alone asan-diff 500 env TMPDIR=/var/tmp tests/diff/diff.py --count $san_count --seed $((seed + 300000)) \
 		--jobs "$jobs" --qchaind "$build/asan/qchaind"
 	alone tsan-diff 400 tests/diff/diff.py --count $((san_count / 3)) --seed $((seed + 400000)) \
 		--jobs "$jobs" --qchaind "$build/tsan/qchaind"

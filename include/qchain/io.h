@@ -32,6 +32,7 @@ struct io_dev {
 	bool blockdev;
 	bool writable;
 	bool direct; /* O_DIRECT: the alignments bind synchronous calls too */
+	bool in_memory; /* a file on tmpfs: I/O is a copy */
 	/* any thread, atomic: grows when the LV grows */
 	u64 size_bytes;
 	/*

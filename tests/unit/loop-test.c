@@ -8,6 +8,8 @@
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -685,6 +687,83 @@ static void test_epochs(void)
 	expect_log("");
 }
 
+/* ---- I/O on files: through the ring, and copied where the file is in memory ---- */
+
+#define IO_BYTES 8192u
+
+struct io_case {
+	struct io_dev *dev;
+	struct io_op op;
+	char *buf;
+	u32 step;
+	bool on_stack; /* io_submit() is: nothing may end in it */
+	sem_t done;
+};
+
+static void io_next(struct io_op *op, int error);
+
+static void io_start(struct loop *l, void *arg)
+{
+	static const struct {
+		enum io_op_type type;
+		u32 len;
+	} steps[] = { { IO_WRITE, IO_BYTES / 2 }, { IO_FLUSH, 0 }, { IO_READ, IO_BYTES } };
+	struct io_case *c = arg;
+
+	c->op = (struct io_op){ .dev = c->dev, .type = steps[c->step].type, .base = c->buf,
+				.len = steps[c->step].len, .done = io_next };
+	c->on_stack = true;
+	io_submit(l, &c->op);
+	c->on_stack = false;
+}
+
+static void io_next(struct io_op *op, int error)
+{
+	struct io_case *c = container_of(op, struct io_case, op);
+
+	CU_ASSERT_EQUAL(error, 0);
+	CU_ASSERT(!c->on_stack);
+	if (op->type == IO_WRITE)
+		memset(c->buf, 'x', IO_BYTES);
+	if (++c->step == 3)
+		sem_post(&c->done);
+	else
+		io_start(op->loop, c);
+}
+
+/* Written, flushed, and read to beyond the end: zeroes follow. */
+static void io_on_file(const char *folder, bool in_memory)
+{
+	struct io_case c = { .buf = io_alloc(IO_BYTES) };
+	struct loop *l = start_loop("files");
+	struct qc_err err = { 0 };
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/qchain-loop.XXXXXX", folder);
+	fd = mkstemp(path);
+	CU_ASSERT_FATAL(fd >= 0);
+	close(fd);
+	CU_ASSERT_EQUAL_FATAL(io_dev_open(path, IO_DEV_WRITE, &c.dev, &err), 0);
+	CU_ASSERT(c.dev->in_memory || !in_memory); /* /var/tmp may be tmpfs, too */
+	sem_init(&c.done, 0, 0);
+	memset(c.buf, 'a', IO_BYTES);
+	loop_call(l, io_start, &c);
+	wait_for(&c.done);
+	CU_ASSERT(c.buf[0] == 'a' && c.buf[IO_BYTES / 2 - 1] == 'a');
+	CU_ASSERT(c.buf[IO_BYTES / 2] == 0 && c.buf[IO_BYTES - 1] == 0);
+	end_loop(l);
+	io_dev_close(c.dev);
+	unlink(path);
+	free(c.buf);
+}
+
+static void test_files(void)
+{
+	io_on_file("/var/tmp", false);
+	io_on_file("/dev/shm", true);
+}
+
 int main(void)
 {
 	static const struct unit_test tests[] = {
@@ -705,6 +784,7 @@ int main(void)
 		{ "poll and cancel", test_poll },
 		{ "cancel of a poll on its way", test_poll_on_its_way },
 		{ "epochs", test_epochs },
+		{ "files on disk and in memory", test_files },
 		{ NULL, NULL },
 	};
 

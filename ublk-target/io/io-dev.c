@@ -233,10 +233,9 @@ static bool ask_dio_align(int fd, u32 *mem_align, u32 *offset_align)
 static u32 probe_block_bytes(struct io_dev *dev)
 {
 	u32 bytes = SECTOR_SIZE;
-	struct statfs fs;
 	void *buf;
 
-	if (!fstatfs(dev->fd, &fs) && fs.f_type == TMPFS_MAGIC)
+	if (dev->in_memory)
 		return SECTOR_SIZE;
 	buf = io_alloc(IO_ALIGN_BYTES);
 	/* An empty file answers without looking at the alignment. */
@@ -259,8 +258,10 @@ static void drop_direct(struct io_dev *dev)
 
 static void file_alignment(struct io_dev *dev)
 {
+	struct statfs fs;
 	u32 mem, block;
 
+	dev->in_memory = !fstatfs(dev->fd, &fs) && fs.f_type == TMPFS_MAGIC;
 	dev->block_bytes = SECTOR_SIZE;
 	dev->mem_align_bytes = SECTOR_SIZE;
 	if (!dev->direct)

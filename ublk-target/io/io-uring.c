@@ -20,6 +20,7 @@ struct uring {
 	u64 wake_count;
 	struct io_completion wake;
 	struct io_completion ignore; /* of cancel requests */
+	struct cds_list_head copies; /* io_ops on files in memory, to be done in the next run */
 };
 
 static struct uring *to_uring(struct io_engine *io)
@@ -69,7 +70,7 @@ struct io_uring_sqe *io_uring_engine_sqe(struct io_engine *io,
 
 /* ---- operations ------------------------------------------------------------ */
 
-static void uring_queue(struct uring *u, struct io_op *op)
+static void uring_queue_sqe(struct uring *u, struct io_op *op)
 {
 	struct io_uring_sqe *sqe = uring_sqe(u);
 	u32 len = op->len - op->done_bytes;
@@ -89,6 +90,52 @@ static void uring_queue(struct uring *u, struct io_op *op)
 	else
 		io_uring_prep_write_fixed(sqe, fd, mem, len, offset, op->fixed_index);
 	sqe->user_data = (uintptr_t)&op->completion;
+}
+
+/*
+ * tmpfs cannot promise the kernel that it never blocks, so io_uring hands each
+ * request to a worker thread: two switches for what is a copy in memory. The copy
+ * is made here instead, in the next run.
+ */
+static void uring_queue(struct uring *u, struct io_op *op)
+{
+	if (op->dev->in_memory && (op->base || op->type == IO_FLUSH))
+		cds_list_add_tail(&op->node, &u->copies);
+	else
+		uring_queue_sqe(u, op);
+}
+
+/* What the CQE would have: bytes or -errno. */
+static int uring_copy(const struct io_op *op)
+{
+	char *mem = (char *)op->base + op->done_bytes;
+	u32 len = op->len - op->done_bytes;
+	u64 offset = op->offset + op->done_bytes;
+	ssize_t n;
+
+	if (op->type == IO_FLUSH)
+		n = fdatasync(op->dev->fd);
+	else if (op->type == IO_READ)
+		n = pread(op->dev->fd, mem, len, offset);
+	else
+		n = pwrite(op->dev->fd, mem, len, offset);
+	return n < 0 ? -errno : n;
+}
+
+/* Those that were queued before; what their ends queue is for the next run. */
+static int uring_copies(struct uring *u)
+{
+	struct io_op *op, *next;
+	CDS_LIST_HEAD(copies);
+	int total = 0;
+
+	cds_list_splice(&u->copies, &copies);
+	CDS_INIT_LIST_HEAD(&u->copies);
+	cds_list_for_each_entry_safe(op, next, &copies, node) {
+		op->completion.fn(&op->completion, uring_copy(op), 0);
+		total++;
+	}
+	return total;
 }
 
 /*
@@ -250,13 +297,15 @@ static int uring_reap(struct uring *u)
 static int uring_run(struct io_engine *io, bool wait, u64 deadline_ns)
 {
 	struct uring *u = to_uring(io);
+	int copied;
 
 	uring_enable(u);
-	if (wait && !io_uring_cq_ready(&u->ring))
+	copied = uring_copies(u);
+	if (wait && !copied && !io_uring_cq_ready(&u->ring))
 		uring_wait(u, deadline_ns);
 	else
 		io_uring_submit_and_get_events(&u->ring);
-	return uring_reap(u);
+	return copied + uring_reap(u);
 }
 
 static void uring_destroy(struct io_engine *io)
@@ -308,6 +357,7 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 	u->engine.ops = &uring_ops;
 	u->wake.fn = wake_done;
 	u->ignore.fn = ignore_done;
+	CDS_INIT_LIST_HEAD(&u->copies);
 	u->wake_fd = eventfd(0, EFD_CLOEXEC);
 	if (u->wake_fd < 0) {
 		ret = -errno;
