@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash
-# Helpers for t-2x and t-3x: chains on LVs, also as Proxmox VE makes them; up and down by qchainctl; comparison with QEMU's view.
+# Helpers for t-2x to t-4x: chains on LVs, also as Proxmox VE makes them; up and down by qchainctl; comparison with QEMU's view.
 
 old_text=QCHAIN-OLD-DATA
 
