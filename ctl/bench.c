@@ -239,7 +239,7 @@ static int run_bench(const struct verb *verb, int argc, char **argv)
 
 const struct verb verb_bench = {
 	.name = "bench",
-	.summary = "Measure reads or writes through the engine, without a device.",
+	.summary = "measure reads or writes through the engine, without a device",
 	.usage = "[OPTION]... IMAGE",
 	.options = "  -c, --count N           requests (75000)\n"
 		   "  -d, --depth N           requests in flight per queue (64)\n"
