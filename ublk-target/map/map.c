@@ -394,14 +394,18 @@ static int rebuild_add(struct rebuild *r, struct extent e, u32 start)
 	return 0;
 }
 
+/* Neighbours: none of them goes on where the one before it stops. */
 static int rebuild_append(struct rebuild *r, const struct extent *extents, u32 nr)
 {
-	u32 i;
-	int ret = 0;
+	int ret = nr ? rebuild_add(r, extents[0], extents[0].start) : 0;
 
-	for (i = 0; i < nr && !ret; i++)
-		ret = rebuild_add(r, extents[i], extents[i].start);
-	return ret;
+	if (ret || nr < 2)
+		return ret;
+	if (rebuild_room(r, nr - 1))
+		return -ENOMEM;
+	memcpy(r->out + r->nr, extents + 1, (nr - 1) * sizeof(*extents));
+	r->nr += nr - 1;
+	return 0;
 }
 
 static int rebuild_prepend(struct rebuild *r, const struct piece *p)
@@ -420,18 +424,18 @@ static int rebuild_prepend(struct rebuild *r, const struct piece *p)
 /* The old extents of [from, to). */
 static int rebuild_keep(struct rebuild *r, const struct piece *p, u32 from, u32 to)
 {
-	u32 i;
-	int ret = 0;
+	u32 first, last, start;
+	struct extent e;
+	int ret;
 
 	if (from >= to)
 		return 0;
-	for (i = find_extent(p, from); i < p->nr && p->extents[i].start < to && !ret; i++) {
-		struct extent e = p->extents[i];
-		u32 start = max(from, e.start);
-
-		ret = rebuild_add(r, extent_skip(e, start - e.start), start);
-	}
-	return ret;
+	first = find_extent(p, from);
+	last = find_extent(p, to - 1);
+	e = p->extents[first];
+	start = max(from, e.start);
+	ret = rebuild_add(r, extent_skip(e, start - e.start), start);
+	return ret ? ret : rebuild_append(r, p->extents + first + 1, last - first);
 }
 
 static int rebuild_piece(struct rebuild *r, const struct piece *p, u64 window_start,
