@@ -158,6 +158,7 @@ native() {
 	run nbd 300 tests/nbd/protocol.py --qchaind "$build/qchaind"
 	run tools 400 tests/images/tools.py --qchainctl "$build/qchainctl"
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
+	run takeover 120 tests/control/takeover.py --build "$build"
 	run snapshot 200 tests/control/snapshot.py --build "$build"
 	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
 		--seed $((seed + 100000)) --build "$build"

@@ -1,0 +1,132 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The intent log of a daemon that was killed: what its successor replays, and what it refuses (rule A1)."""
+
+import asyncio
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
+
+import harness
+import imagelocks
+import nbdclient
+from harness import expect, expect_equal
+from qemutools import Deadline
+
+CLUSTER = 65536
+COUNT = 40
+BOOT_ID_AT = 16  # in the file
+
+
+class Served:
+    """qchaind with an intent log, on an overlay of its own."""
+
+    def __init__(self, place, *options):
+        self.place = place
+        self.image = place.path("disk")
+        place.run("qemu-img", "create", "-q", "-f", "qcow2", *options, self.image, "64M")
+
+    def start(self):
+        if os.path.exists(self.place.path("nbd")):
+            os.unlink(self.place.path("nbd"))
+        return self.place.start("--intent-log", self.place.path("intent.log"), "--export",
+                                f"nbd,socket={self.place.path('nbd')}", self.image)
+
+    def start_ready(self):
+        child = self.start()
+        self.place.wait_ready(child, self.place.path("nbd"))
+        return child
+
+    def write_and_die(self):
+        """Acknowledged, not flushed."""
+        child = self.start_ready()
+
+        async def write():
+            client = await nbdclient.NbdClient.connect(self.place.path("nbd"))
+            await asyncio.gather(*(client.write(n * CLUSTER + 512, bytes([n + 1]) * 1024) for n in range(COUNT)))
+            child.kill()
+            await client.abandon()
+        asyncio.run(write())
+        child.wait()
+        imagelocks.wait_unlocked(self.image, Deadline(harness.WAIT_S))
+
+    def count_written(self):
+        """Clusters that hold what was written, by who takes over."""
+        child = self.start_ready()
+
+        async def read():
+            client = await nbdclient.NbdClient.connect(self.place.path("nbd"))
+            got = [await client.read(n * CLUSTER, 2048) for n in range(COUNT)]
+            await client.close()
+            return got
+        got = asyncio.run(read())
+        child.terminate()
+        expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+        self.place.run("qemu-img", "check", "-q", "-f", "qcow2", self.image)
+        return sum(data == bytes(512) + bytes([n + 1]) * 1024 + bytes(512) for n, data in enumerate(got))
+
+    def refused(self, words):
+        child = self.start()
+        expect_equal(child.wait(harness.WAIT_S), 1, "exit status of a start that must be refused")
+        expect(words in self.place.output(), f"\"{words}\" is not in: {self.place.output()[-400:]}")
+
+
+def test_replayed(place):
+    """What was acknowledged is there after a kill; a second successor finds nothing to do."""
+    served = Served(place)
+    served.write_and_die()
+    expect_equal(served.count_written(), COUNT, "clusters after the takeover")
+    expect_equal(served.count_written(), COUNT, "clusters after a clean stop")
+
+
+def test_extended_l2(place):
+    """The same with subclusters."""
+    served = Served(place, "-o", "extended_l2=on,cluster_size=128k")
+    served.write_and_die()
+    expect_equal(served.count_written(), COUNT, "clusters after the takeover")
+
+
+def test_version_2(place):
+    """Without a mark in the header nothing is acknowledged early, so nothing is lost."""
+    served = Served(place, "-o", "compat=0.10")
+    served.write_and_die()
+    expect_equal(served.count_written(), COUNT, "clusters after the takeover")
+
+
+def test_other_writer(place):
+    """Another program wrote the image meanwhile: refused, no byte changes, again and again."""
+    served = Served(place)
+    served.write_and_die()
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 4k", served.image)
+    with open(served.image, "rb") as image:
+        before = image.read()
+    for _ in range(2):
+        served.refused("another program wrote this image")
+    with open(served.image, "rb") as image:
+        expect(image.read() == before, "the image was changed")
+
+
+def test_other_image(place):
+    """The log of another chain: refused."""
+    served = Served(place)
+    served.write_and_die()
+    os.rename(served.image, place.path("first"))
+    served = Served(place)
+    served.refused("an image that is not in this chain")
+
+
+def test_other_boot(place):
+    """A log that has survived a boot is worth nothing: what was not flushed may be lost, and is not made up."""
+    served = Served(place)
+    served.write_and_die()
+    with open(place.path("intent.log"), "r+b") as log:
+        log.seek(BOOT_ID_AT)
+        log.write(b"0000")
+    expect_equal(served.count_written(), 0, "clusters of a log of another boot")
+    expect("earlier boot" in place.output(), "nothing was said about it")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("takeover", sys.modules["__main__"]))
