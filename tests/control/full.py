@@ -254,5 +254,35 @@ def test_discard_when_full(place):
         full.stop()
 
 
+def test_snapshot_when_full(place):
+    """A snapshot to a new image takes what waits for space along; the full one is sealed and forgotten."""
+    async def run(full):
+        client = await connect(place)
+        tasks = start_writes(client, 60)
+        await wait_for(lambda: full.status()["metadata"]["full"], "status says full")
+        qmp = Qmp(place.path("qmp"))
+        for command, words in (("blockdev-add", {"node-name": "over", "driver": "qcow2",
+                                                 "file": {"driver": "file", "filename": place.path("over")}}),
+                               ("blockdev-snapshot", {"node": os.path.basename(full.volume.path), "overlay": "over"})):
+            expect_equal(qmp.command(command, **words), {"return": {}}, f"answer to {command}")
+        await asyncio.wait_for(asyncio.gather(*tasks), harness.WAIT_S)
+        await wait_for(lambda: states(qmp) == ["active", "sealed"], "the full volume is sealed")
+        # timers run in the order of their time: one that the volume had left has run before these entries are written
+        commits = full.status()["metadata"]["commits"]
+        await client.write(100 * CLUSTER, b"o" * CLUSTER)
+        await wait_for(lambda: full.status()["metadata"]["commits"] > commits, "a commit by time")
+        for n in range(60):
+            expect_equal(await client.read(n * CLUSTER, CLUSTER), bytes([n + 1]) * CLUSTER, f"cluster {n}")
+        await client.close()
+
+    def states(qmp):
+        return [node["state"] for node in qmp.command("query-named-block-nodes")["return"]]
+
+    with Full(place, 1 << 20, prepare=lambda path: place.run(
+            "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", path, place.path("over"), "64M")) as full:
+        asyncio.run(run(full))
+        full.stop()
+
+
 if __name__ == "__main__":
     sys.exit(harness.main("full", sys.modules["__main__"]))

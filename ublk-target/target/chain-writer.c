@@ -123,7 +123,8 @@ void writer_start(struct writer *w, u16 id)
 
 bool writer_idle(const struct writer *w)
 {
-	if (w->nr_ops || w->scan)
+	/* the timer of a full volume looks at the writer, once more after its last wait */
+	if (w->nr_ops || w->scan || w->full_timer.deadline_ns)
 		return false;
 	if (!w->meta)
 		return true;
