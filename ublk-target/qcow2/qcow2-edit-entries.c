@@ -90,7 +90,7 @@ static int own_table(struct editor *ed, u32 index)
 
 	if (l1 & QCOW2_OFFSET_MASK && l1 & QCOW2_COPIED)
 		return 0;
-	ret = editor_alloc(ed, 1, &host);
+	ret = editor_alloc_table(ed, &host);
 	return ret ? ret : add_table(ed, index, host);
 }
 

@@ -76,6 +76,20 @@ static int alloc_some(struct editor *ed, u32 want, u64 *host, u32 *got)
 	return ret ? io_failed(ed, "allocating clusters", ret) : 0;
 }
 
+int editor_alloc_table(struct editor *ed, u64 *host)
+{
+	int ret;
+
+	do {
+		struct step step = { .wait.fn = step_waited };
+
+		ret = refcounts_alloc_table(ed->rc, &step.wait, host);
+		if (ret == -EAGAIN)
+			run_until(ed, &step);
+	} while (ret == -EAGAIN);
+	return ret ? io_failed(ed, "allocating a table", ret) : 0;
+}
+
 int editor_release(struct editor *ed, u64 host, u64 bytes)
 {
 	int ret;
