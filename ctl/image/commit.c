@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl commit: merge overlays down into a backing layer, nobody serving them. */
 #include "merge-run.h"
+#include "restore-points.h"
 #include "standing.h"
 
 #include <errno.h>
@@ -27,12 +28,14 @@
 #define OPTION_BASE 'b'
 #define OPTION_UNSHARED 'S'
 #define OPTION_SPEED 'r'
+#define OPTION_DROP 'd'
 
 struct commit {
 	struct offline_options offline;
 	const char *top_name;
 	const char *base_name;
 	bool assume_unshared;
+	bool drop_snapshots;
 	u64 speed;
 	/* found in the chain; paths are malloc'ed */
 	u32 top;
@@ -45,6 +48,8 @@ struct commit {
 	u64 top_bytes;
 	u64 base_bytes;
 	u64 above_bytes; /* of the layer above top; 0: top is active */
+	char **spoilt; /* the layers from below top to the base: no restore points any more */
+	u32 nr_spoilt;
 };
 
 static int find_range(struct commit *c, const struct chain *chain, struct qc_err *err)
@@ -87,6 +92,27 @@ static int take_paths(struct commit *c, const struct chain *chain, struct qc_err
 	return c->header_name ? 0 : err->code;
 }
 
+static int take_spoilt(struct commit *c, const struct chain *chain, struct qc_err *err)
+{
+	c->spoilt = calloc(c->base - c->top, sizeof(*c->spoilt));
+	for (u32 i = c->top + 1; c->spoilt && i <= c->base; i++) {
+		c->spoilt[c->nr_spoilt] = strdup(chain->layers[i].img->dev->path);
+		if (!c->spoilt[c->nr_spoilt])
+			break;
+		c->nr_spoilt++;
+	}
+	return c->nr_spoilt == c->base - c->top ? 0 : qc_err_set(err, -ENOMEM, "out of memory");
+}
+
+/* Those that a record calls snapshots are lost: that has to be meant. */
+static int check_restore_points(const struct commit *c, struct qc_err *err)
+{
+	if (c->drop_snapshots)
+		return 0;
+	return restore_points_check(c->spoilt, c->nr_spoilt, "stream keeps it, or say "
+				    "--drop-snapshots", err);
+}
+
 static int survey(struct commit *c, const char *name, struct qc_err *err)
 {
 	struct chain *chain;
@@ -97,6 +123,10 @@ static int survey(struct commit *c, const char *name, struct qc_err *err)
 	ret = find_range(c, chain, err);
 	if (!ret)
 		ret = take_paths(c, chain, err);
+	if (!ret)
+		ret = take_spoilt(c, chain, err);
+	if (!ret)
+		ret = check_restore_points(c, err);
 	if (!ret && !c->assume_unshared)
 		ret = standing_check(chain, c->top + 1, c->base, err);
 	if (!ret && offline_allow_chain(&c->offline, chain))
@@ -153,6 +183,8 @@ static int commit_steps(struct commit *c, struct image *changed, struct merge *m
 	if (!ret)
 		ret = image_resize_grow(c->base_path, &c->offline, c->base_format, c->top_bytes,
 					err);
+	if (!ret && c->drop_snapshots)
+		ret = restore_points_drop(c->spoilt, c->nr_spoilt, err);
 	if (!ret)
 		ret = move_data(c, merge, err);
 	if (!ret && c->header_name)
@@ -200,6 +232,9 @@ static int commit_image(const char *name, struct commit *c)
 	}
 	if (!ret)
 		print_committed(c, &merge);
+	while (c->nr_spoilt)
+		free(c->spoilt[--c->nr_spoilt]);
+	free(c->spoilt);
 	free(c->top_path);
 	free(c->base_path);
 	free(c->changed_path);
@@ -221,6 +256,9 @@ static void take_option(void *arg, int option, struct qc_err *err)
 	case OPTION_UNSHARED:
 		c->assume_unshared = true;
 		break;
+	case OPTION_DROP:
+		c->drop_snapshots = true;
+		break;
 	case OPTION_SPEED:
 		parse_size("--speed", optarg, &c->speed, err);
 		break;
@@ -234,6 +272,7 @@ static int run_commit(const struct verb *verb, int argc, char **argv)
 		{ "top", required_argument, NULL, OPTION_TOP },
 		{ "base", required_argument, NULL, OPTION_BASE },
 		{ "assume-unshared", no_argument, NULL, OPTION_UNSHARED },
+		{ "drop-snapshots", no_argument, NULL, OPTION_DROP },
 		{ "speed", required_argument, NULL, OPTION_SPEED },
 		{ "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING },
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
@@ -259,6 +298,7 @@ const struct verb verb_commit = {
 	"  --speed SIZE           bytes a second at most\n"
 	"  --assume-unshared      nothing else stands on the layers from base to below top\n"
 	"                         although not every image around could be looked at\n"
+	"  --drop-snapshots       forget the snapshots of a device that these layers hold\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP

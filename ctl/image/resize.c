@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl resize: another virtual size for an image that nobody serves. */
 #include "merge-run.h"
+#include "restore-points.h"
 
 #include <errno.h>
 #include <qchain/edit.h>
@@ -302,6 +303,9 @@ static int resize_image(const char *name, const char *size, const struct offline
 		ret = qc_err_set(&err, -EINVAL, "%s: %llu bytes are fewer than it has (%llu), what "
 				 "lies beyond would be lost; --shrink does it", name,
 				 (unsigned long long)r.to, (unsigned long long)r.from);
+	if (!ret)
+		ret = restore_points_check((char *[]){ object.path }, 1, "resize the top of the "
+					   "chain instead", &err);
 	if (!ret && r.to != r.from)
 		ret = resize_run(&r, &err);
 	if (ret)

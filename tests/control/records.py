@@ -132,6 +132,24 @@ def test_overlay_from_outside(place):
     nothing_left(place)
 
 
+def test_snapshots_outlive_offline_verbs(place):
+    """What a record calls a snapshot is not changed unawares: not by commit, not by resize."""
+    place.make_chain()
+    write_record(place, "seven", "top.qcow2", [("monday", "base.qcow2")])
+    place.run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", place.path("top.qcow2"))
+    with open(place.path("base.qcow2"), "rb") as image:
+        before = image.read()
+    refuse(place, ["commit", "./top.qcow2"], "holds snapshot monday of device seven", "--drop-snapshots")
+    refuse(place, ["resize", "./base.qcow2", "32M"], "holds snapshot monday of device seven")
+    with open(place.path("base.qcow2"), "rb") as image:
+        expect(image.read() == before, "the snapshot was changed")
+    place.ctl("resize", "./top.qcow2", "32M")
+    expect_equal(len(record_of(place)["snapshots"]), 1, "snapshots")
+    place.ctl("commit", "./top.qcow2", "--drop-snapshots")
+    expect_equal(record_of(place)["snapshots"], [], "snapshots after the commit")
+    expect_equal(record_of(place)["top"], "top.qcow2", "top")
+
+
 def test_renamed(place):
     """An image that is gone is named, and what to do."""
     place.make_chain()
