@@ -18,6 +18,7 @@ from qemutools import Deadline
 CLUSTER = 65536
 COUNT = 40
 BOOT_ID_AT = 16  # in the file
+INCOMPATIBLE_AT = 72  # in a header; bit 0: dirty
 
 
 class Served:
@@ -93,6 +94,20 @@ def test_version_2(place):
     served = Served(place, "-o", "compat=0.10")
     served.write_and_die()
     expect_equal(served.count_written(), COUNT, "clusters after the takeover")
+
+
+def test_below_a_dirty_overlay(place):
+    """Death just after a snapshot: the overlay's refcounts are repaired after the log of the layer below was replayed."""
+    served = Served(place)
+    served.write_and_die()
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "-F", "qcow2", "-b", "disk",
+              place.path("over"))
+    with open(place.path("over"), "r+b") as image:
+        image.seek(INCOMPATIBLE_AT)
+        image.write((1).to_bytes(8, "big"))
+    served.image = place.path("over")
+    expect_equal(served.count_written(), COUNT, "clusters after the takeover")
+    place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path("disk"))
 
 
 def test_other_writer(place):

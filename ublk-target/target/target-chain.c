@@ -154,7 +154,7 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 
 /* ---- opening ---------------------------------------------------------------------- */
 
-/* Dirty or corrupt: the active layer's refcounts are made exact first (rules A3, B7). */
+/* Dirty: the active layer's refcounts are made exact first (rule A3). */
 static int repair_top(const char *top, struct qc_err *err)
 {
 	struct image *img;
@@ -166,6 +166,23 @@ static int repair_top(const char *top, struct qc_err *err)
 	return ret;
 }
 
+/* Before that, what the log has for other layers (promise P25): the top has nothing there. */
+static int replay_and_repair(struct chain_target *ct, const char *top, const struct chain_words *w,
+			     struct qc_err *err)
+{
+	struct chain_open_options look = w->open;
+	int ret = 0;
+
+	look.read_only = true;
+	if (ct->log)
+		ret = chain_open(top, &look, &ct->chain, err);
+	if (ct->log && !ret)
+		ret = chain_replay(ct, top, &look, err);
+	chain_close(ct->chain);
+	ct->chain = NULL;
+	return ret ? ret : repair_top(top, err);
+}
+
 static int open_chain(struct chain_target *ct, const char *top, struct chain_words *w,
 		      struct qc_err *err)
 {
@@ -173,10 +190,8 @@ static int open_chain(struct chain_target *ct, const char *top, struct chain_wor
 	int ret = chain_open(top, &w->open, &ct->chain, &first);
 
 	if (ret == -EUCLEAN && !w->open.read_only && w->open.top_format == IMAGE_QCOW2) {
-		ret = repair_top(top, err);
-		if (!ret)
-			ret = chain_open(top, &w->open, &ct->chain, err);
-		return ret;
+		ret = replay_and_repair(ct, top, w, err);
+		return ret ? ret : chain_open(top, &w->open, &ct->chain, err);
 	}
 	if (ret)
 		*err = first;
