@@ -42,6 +42,7 @@ struct copier {
 	u64 rate_ns; /* until here what was copied is paid for */
 	u32 active;
 	int error;
+	bool started;
 	bool filling;
 	bool starved; /* next() said -EAGAIN */
 	bool over; /* next() said 0, or stopped */
@@ -272,6 +273,7 @@ static void copier_fill(struct copier *c)
 
 void copier_start(struct copier *c)
 {
+	c->started = true;
 	copier_fill(c);
 }
 
@@ -309,7 +311,8 @@ void copier_set_speed(struct copier *c, u64 speed)
 	c->options.speed = speed;
 	c->rate_ns = 0;
 	loop_timer_cancel(&c->timer);
-	copier_fill(c);
+	if (c->started)
+		copier_fill(c);
 }
 
 int copier_create(struct loop *loop, const struct copier_options *options,
