@@ -201,6 +201,16 @@ def test_up_failures(place):
     nothing_left(place)
 
 
+def test_tree_sizes(place):
+    """Of a file, tree shows what it takes on disk, as du does: holes do not count."""
+    place.make_chain()
+    place.run("truncate", "-s", "64M", place.path("top.qcow2"))
+    up(place)
+    for layer in place.ctl_json("tree", "seven")["layers"]:
+        expect_equal(layer["actual-size"], os.stat(layer["file"]).st_blocks * 512, layer["file"])
+    place.ctl("down", "seven")
+
+
 def test_paths(place):
     """Relative names count from where the command stands; odd characters are kept."""
     place.make_chain()

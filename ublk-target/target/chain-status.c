@@ -2,6 +2,8 @@
 /* What `status` and the QMP queries show of a chain. */
 #include "chain-private.h"
 
+#include <sys/stat.h>
+
 /*
  * Keys of the result: "nodes" (query-named-block-nodes); our own: "metadata"
  * (counters), "grace", "queues" (those whose writes wait for space), "leak-scan".
@@ -17,6 +19,16 @@ static json_object *num(u64 n)
 	return json_object_new_int64(n);
 }
 
+/* A volume's size; of a file what it takes on its file system, holes left out. */
+static u64 space_taken(const struct io_dev *dev)
+{
+	struct stat st;
+
+	if (dev->blockdev || fstat(dev->fd, &st))
+		return __atomic_load_n(&dev->size_bytes, __ATOMIC_RELAXED);
+	return (u64)st.st_blocks * 512;
+}
+
 static json_object *image_json(const struct chain_layer *l)
 {
 	json_object *o = json_object_new_object();
@@ -24,8 +36,7 @@ static json_object *image_json(const struct chain_layer *l)
 	json_object_object_add(o, "filename", str(l->path));
 	json_object_object_add(o, "format", str(image_format_name(l->img->format)));
 	json_object_object_add(o, "virtual-size", num(l->img->virtual_size));
-	json_object_object_add(o, "actual-size",
-			       num(__atomic_load_n(&l->img->dev->size_bytes, __ATOMIC_RELAXED)));
+	json_object_object_add(o, "actual-size", num(space_taken(l->img->dev)));
 	if (l->img->format == IMAGE_QCOW2)
 		json_object_object_add(o, "cluster-size", num(image_cluster_bytes(l->img)));
 	json_object_object_add(o, "dirty-flag", json_object_new_boolean(false));
