@@ -34,7 +34,8 @@ struct intent {
 /*
  * intent_log_create - an empty log at @path, whatever was there, for a new life
  * intent_log_open - the log that is at @path, with what it holds
- * -ESTALE: it is of another life, or of another boot; -EUCLEAN: no log; -ENOENT.
+ * -ESTALE: it is of another life, or of another boot; -EUCLEAN: no log; -ENOENT;
+ * -EBUSY: somebody has it open, and it stays as it is.
  */
 int intent_log_create(const char *path, u64 nonce, struct intent_log **result,
 		      struct qc_err *err);

@@ -254,6 +254,22 @@ static void test_numbers_go_on(void)
 	intent_log_close(ilog);
 }
 
+/* One process at a time: another's start must not cut the file off under a mapping. */
+static void test_in_use(void)
+{
+	struct intent_log *other;
+	struct qc_err err = { 0 };
+
+	create(7);
+	add(1, 0x10000);
+	CU_ASSERT(intent_log_create(path, 8, &other, &err) == -EBUSY);
+	CU_ASSERT(intent_log_open(path, 7, &other, &err) == -EBUSY);
+	add(2, 0x20000);
+	CU_ASSERT_FATAL(reopen(7) == 0);
+	CU_ASSERT(nr_left("file:1") == 2);
+	intent_log_close(ilog);
+}
+
 static void test_foreign(void)
 {
 	create(7);
@@ -281,6 +297,7 @@ static const struct unit_test tests[] = {
 	{ "full, by whichever layer", test_full },
 	{ "layers come and go", test_layers },
 	{ "numbers go on after a takeover", test_numbers_go_on },
+	{ "in use by another process", test_in_use },
 	{ "another life, another boot, no log", test_foreign },
 	{ NULL },
 };

@@ -6,6 +6,7 @@
 #include <qchain/intent-log.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -25,6 +26,9 @@
 #define INTENT_MAGIC 0x71696e74656e7431ull /* "qintent1" */
 #define INTENT_ENTRIES 65536u
 #define BOOT_ID_BYTES 36u
+/* Who dies lets go of the log a moment after its device. */
+#define LOCK_TRIES 50u
+#define LOCK_PAUSE_US 10000u
 
 struct disk_layer {
 	u64 first; /* entries below it are dropped */
@@ -274,22 +278,6 @@ static int map_file(struct intent_log *log, const char *path, struct qc_err *err
 	return 0;
 }
 
-static int open_file(const char *path, int flags, struct intent_log **result, struct qc_err *err)
-{
-	struct intent_log *log = calloc(1, sizeof(*log));
-
-	if (!log)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
-	log->next = 1;
-	log->fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
-	if (log->fd < 0) {
-		free(log);
-		return qc_err_set(err, -errno, "%s: intent log not opened (%m)", path);
-	}
-	*result = log;
-	return 0;
-}
-
 void intent_log_close(struct intent_log *log)
 {
 	if (!log)
@@ -300,6 +288,44 @@ void intent_log_close(struct intent_log *log)
 	free(log);
 }
 
+/* Nobody else appends to it, nor has it cut off under its feet. */
+static int lock_file(int fd)
+{
+	u32 i;
+
+	for (i = 0; i < LOCK_TRIES; i++) {
+		if (!flock(fd, LOCK_EX | LOCK_NB))
+			return 0;
+		if (errno != EWOULDBLOCK)
+			return -errno;
+		usleep(LOCK_PAUSE_US);
+	}
+	return -EBUSY;
+}
+
+static int open_file(const char *path, int flags, struct intent_log **result, struct qc_err *err)
+{
+	struct intent_log *log = calloc(1, sizeof(*log));
+	int ret;
+
+	if (!log)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
+	log->next = 1;
+	log->fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+	if (log->fd < 0) {
+		free(log);
+		return qc_err_set(err, -errno, "%s: intent log not opened (%m)", path);
+	}
+	ret = lock_file(log->fd);
+	if (ret) {
+		intent_log_close(log);
+		return qc_err_set(err, ret, "%s: the intent log is in use by another process, each "
+				  "needs a file of its own", path);
+	}
+	*result = log;
+	return 0;
+}
+
 int intent_log_create(const char *path, u64 nonce, struct intent_log **result,
 		      struct qc_err *err)
 {
@@ -308,10 +334,12 @@ int intent_log_create(const char *path, u64 nonce, struct intent_log **result,
 	int ret = read_boot_id(boot_id, err);
 
 	if (!ret)
-		ret = open_file(path, O_CREAT | O_TRUNC, &log, err);
+		ret = open_file(path, O_CREAT, &log, err);
 	if (ret)
 		return ret;
-	ret = posix_fallocate(log->fd, 0, FILE_BYTES); /* no store may find it full */
+	ret = ftruncate(log->fd, 0) ? errno : 0;
+	if (!ret)
+		ret = posix_fallocate(log->fd, 0, FILE_BYTES); /* no store may find it full */
 	if (ret)
 		ret = qc_err_set(err, -ret, "%s: no room for an intent log of %zu bytes (%s)",
 				 path, (size_t)FILE_BYTES, strerror(ret));
