@@ -358,6 +358,8 @@ int snapshot_publish(struct snapshot *s, u64 deadline_ns, struct qc_err *err)
 				  "writes are held (%d ms); try again", s->name, HOLD_MS);
 	arguments = one_argument("node", json_object_new_string(s->old_node));
 	json_object_object_add(arguments, "overlay", json_object_new_string(s->node));
+	if (s->held)
+		json_object_object_add(arguments, "qchain-held", json_object_new_boolean(true));
 	ret = client_command(s->served.client, "blockdev-snapshot", arguments, false, NULL, err);
 	s->publish_ns = now_ns() - start;
 	s->published = ret == 0;

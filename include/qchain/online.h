@@ -15,6 +15,7 @@
  * @overlay: formatted, empty, of the chain's size, open for writing, its backing
  *           is the active layer; taken over when this returns 0
  * @path, @node_name: of the overlay, as the chain's other layers have them
+ * @held: only if writes are still held (chain_hold()) at that instant; else -ETIMEDOUT
  *
  * Control thread; waits for no I/O but that of the overlay's own header. When it
  * returns, requests that come in write to the overlay. The old active layer is
@@ -22,7 +23,7 @@
  * durable, and its header says that it was closed.
  */
 int chain_snapshot(struct target *ti, const char *node, struct image *overlay, const char *path,
-		   const char *node_name, struct qc_err *err);
+		   const char *node_name, bool held, struct qc_err *err);
 
 /*
  * chain_hold - start no write, zero or discard until chain_release(), or until

@@ -370,6 +370,29 @@ def test_transaction(place):
     qmp.close()
 
 
+def test_only_while_held(place):
+    """A snapshot of a group comes while writes are held, or not at all: the hold may have ended on the way."""
+    place.make_chain()
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", place.path("over.qcow2"))
+    added = qmp.command("blockdev-add", **{"driver": "qcow2", "node-name": "over.qcow2", "file": {
+        "driver": "file", "filename": place.path("over.qcow2")}})
+    expect_equal(added, {"return": {}}, "blockdev-add")
+
+    def take():
+        return qmp.command("blockdev-snapshot", **{"node": "top.qcow2", "overlay": "over.qcow2", "qchain-held": True})
+    expect("not held" in take()["error"]["desc"], "taken without a hold")
+    expect_equal(qmp.command("qchain-hold", milliseconds=1), {"return": {}}, "a short hold")
+    guest_io(place, "nbd", "write -P 1 0 64k")  # ends when the hold has ended
+    expect("not held" in take()["error"]["desc"], "taken after the hold")
+    expect_equal(len(qmp.command("query-named-block-nodes")["return"]), 2, "layers")
+    expect_equal(qmp.command("qchain-hold", milliseconds=5000), {"return": {}}, "hold")
+    expect_equal(take(), {"return": {}}, "answer while writes are held")
+    expect_equal(qmp.command("qchain-release"), {"return": {}}, "release")
+    qmp.close()
+
+
 # ---- leftovers ---------------------------------------------------------------------------------
 
 

@@ -52,6 +52,7 @@ const struct qmp_param qmp_blockdev_del_params[] = {
 const struct qmp_param qmp_blockdev_snapshot_params[] = {
 	{ "node", json_type_string, true },
 	{ "overlay", json_type_string, true },
+	{ "qchain-held", json_type_boolean, false }, /* only while qchain-hold lasts */
 	{ NULL },
 };
 
@@ -257,6 +258,7 @@ static int take_snapshot(struct qmp_call *call, json_object *arguments, struct q
 	const char *node = text_of(arguments, "node");
 	const char *overlay = text_of(arguments, "overlay");
 	struct qmp_blockdev **at, *added;
+	json_object *held;
 	int ret;
 
 	if (!node || !overlay)
@@ -273,7 +275,9 @@ static int take_snapshot(struct qmp_call *call, json_object *arguments, struct q
 	if (!added || !added->img)
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  overlay);
-	ret = chain_snapshot(call->daemon->target, node, added->img, added->path, added->name, err);
+	json_object_object_get_ex(arguments, "qchain-held", &held);
+	ret = chain_snapshot(call->daemon->target, node, added->img, added->path, added->name,
+			     json_object_get_boolean(held), err);
 	if (ret)
 		return ret;
 	*at = added->next;

@@ -135,6 +135,7 @@ static void settled(struct grace_waiter *waiter)
 struct snapshot {
 	struct chain_target *ct;
 	const char *node;
+	bool held;
 	struct layer *layer;
 	struct writer *writer;
 	struct qc_err *err;
@@ -218,6 +219,10 @@ static int check_switch(const struct snapshot *s)
 	if (ct->map.table->read_only || ct->stopping)
 		return qc_err_set(s->err, -EROFS, "%s: the device is read-only or going down, must "
 				  "be writable", top->path);
+	if (s->held && !ct->hold)
+		return qc_err_set(s->err, -ETIMEDOUT, "%s: writes are not held any more, a "
+				  "snapshot now would not be of the group's instant; try again",
+				  top->path);
 	for (i = 0; i < ct->chain->nr_layers; i++)
 		if (!strcmp(ct->chain->layers[i].node_name, s->layer->node_name))
 			return qc_err_set(s->err, -EEXIST, "%s: a layer has this node name (%s), "
@@ -358,9 +363,9 @@ static int check_overlay(const struct chain_target *ct, const struct image *img,
 }
 
 int chain_snapshot(struct target *ti, const char *node, struct image *overlay, const char *path,
-		   const char *node_name, struct qc_err *err)
+		   const char *node_name, bool held, struct qc_err *err)
 {
-	struct snapshot s = { .ct = ti->private, .node = node, .err = err };
+	struct snapshot s = { .ct = ti->private, .node = node, .held = held, .err = err };
 
 	if (ti->type != &target_chain)
 		return qc_err_set(err, -EINVAL, "%s: not a chain, nothing can stand on it",
