@@ -73,6 +73,12 @@ struct io_dev_ops {
 int io_dev_open(const char *path, u32 flags, struct io_dev **result, struct qc_err *err);
 void io_dev_close(struct io_dev *dev);
 /*
+ * io_dev_begin_writing - @dev was opened read-only, with locks, and is to be written
+ * from now on: the same door, claim and locks as for IO_DEV_WRITE. I/O may be under
+ * way. Control thread; nothing has changed when it fails.
+ */
+int io_dev_begin_writing(struct io_dev *dev, struct qc_err *err);
+/*
  * io_dev_end_writing - @dev was opened for writing and is only read from now on:
  * readers of other programs may lock it, too. The claim of a block device stays.
  * Any thread; nobody writes any more.

@@ -347,6 +347,17 @@ void io_dev_close(struct io_dev *dev)
 		dev->ops->close(dev);
 }
 
+int io_dev_begin_writing(struct io_dev *dev, struct qc_err *err)
+{
+	struct io_door door = { .path = dev->path, .fd = dev->fd,
+				.flags = IO_DEV_WRITE | (dev->direct ? 0 : IO_DEV_BUFFERED) };
+	int ret = dev->fd < 0 ? 0 : io_door_begin_writing(&door, err);
+
+	if (!ret)
+		dev->writable = true;
+	return ret;
+}
+
 void io_dev_end_writing(struct io_dev *dev)
 {
 	dev->writable = false;

@@ -311,6 +311,43 @@ static int door_try(struct io_door *door, struct qc_err *err)
 	return ret;
 }
 
+/* ---- from reading to writing -------------------------------------------- */
+
+/*
+ * The new descriptor takes the place of the old one in one step: what was issued on
+ * that goes on there, all I/O to come has the claim and the locks of a writer.
+ */
+static int replace_fd(struct io_door *door, struct qc_err *err)
+{
+	struct io_door writer = { .path = door->path, .flags = door->flags, .fd = -1,
+				  .st = door->st };
+	int ret = open_found(&writer, door->fd, err);
+
+	if (!ret)
+		ret = io_lock_repeat(&writer, err);
+	if (!ret && dup3(writer.fd, door->fd, O_CLOEXEC) < 0)
+		ret = open_failed(door, errno, err);
+	if (writer.fd >= 0)
+		close(writer.fd);
+	return ret;
+}
+
+int io_door_begin_writing(struct io_door *door, struct qc_err *err)
+{
+	int ret = fstat(door->fd, &door->st) ? open_failed(door, errno, err) :
+					       check_users(door, err);
+
+	if (!ret)
+		ret = check_loop(door, err);
+	if (!ret)
+		ret = io_lock_begin_writing(door, err);
+	if (!ret)
+		ret = replace_fd(door, err);
+	if (ret)
+		io_lock_end_writing(door->fd);
+	return ret;
+}
+
 /* ---- waiting ----------------------------------------------------------- */
 
 static void (*tell_wait)(const char *why);

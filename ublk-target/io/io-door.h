@@ -33,8 +33,20 @@ struct io_door {
  */
 int io_door_enter(struct io_door *door, const char *path, u32 flags, struct qc_err *err);
 
+/*
+ * io_door_begin_writing - @door->fd, open for reading through the door, becomes one
+ * for writing: of the same image, under the same number
+ */
+int io_door_begin_writing(struct io_door *door, struct qc_err *err);
+
 /* The image locks of @door, as QEMU takes them; -EAGAIN: somebody is in the way. */
 int io_lock_take(struct io_door *door, struct qc_err *err);
+/*
+ * What a writer has beyond a reader, on the descriptor of a reader, which keeps the
+ * others away meanwhile; then all of a writer's bytes on a new one, untested.
+ */
+int io_lock_begin_writing(struct io_door *door, struct qc_err *err);
+int io_lock_repeat(struct io_door *door, struct qc_err *err);
 /* Let go of what a writer has beyond a reader. */
 void io_lock_end_writing(int fd);
 

@@ -94,6 +94,33 @@ int io_lock_take(struct io_door *door, struct qc_err *err)
 	return ret;
 }
 
+int io_lock_begin_writing(struct io_door *door, struct qc_err *err)
+{
+	u32 more = writer_uses & ~reader_uses;
+	int ret = 0;
+
+	for (u32 i = 0; !ret && i < NR_PERMS; i++)
+		if (more & BIT(i))
+			ret = lock_byte(door, USE_BYTE(i), err);
+	for (u32 i = 0; !ret && i < NR_PERMS; i++)
+		if (more & BIT(i))
+			ret = test_byte(door, DENY_BYTE(i), "denied", i, err);
+	return ret;
+}
+
+int io_lock_repeat(struct io_door *door, struct qc_err *err)
+{
+	int ret = 0;
+
+	for (u32 i = 0; !ret && i < NR_PERMS; i++)
+		if (writer_uses & BIT(i))
+			ret = lock_byte(door, USE_BYTE(i), err);
+	for (u32 i = 0; !ret && i < NR_PERMS; i++)
+		if (both_deny & BIT(i))
+			ret = lock_byte(door, DENY_BYTE(i), err);
+	return ret;
+}
+
 void io_lock_end_writing(int fd)
 {
 	u32 drop = writer_uses & ~reader_uses;
