@@ -49,6 +49,12 @@ struct backing_patch {
 int image_plan_backing(struct image *img, const char *name, const char *format,
 		       struct backing_patch *patch, struct qc_err *err);
 
+/*
+ * image_write_backing - write @patch, when nobody else writes @img's metadata
+ * Synchronous, any thread; changes nothing in @img. 0 or -errno.
+ */
+int image_write_backing(struct image *img, const struct backing_patch *patch);
+
 /* Step 0 of growing: an L1 table for @virtual_size; the size stays as it is. */
 int image_grow_l1(struct image *img, u64 virtual_size, struct qc_err *err);
 

@@ -345,3 +345,36 @@ int image_plan_backing(struct image *img, const char *name, const char *format,
 	layout_exit(&le);
 	return ret;
 }
+
+static int write_first_sector(struct image *img, const struct backing_patch *patch)
+{
+	u32 unit = min(max(SECTOR_SIZE, img->dev->block_bytes), 4096u);
+	u8 *sector = io_alloc(4096);
+	int ret;
+
+	if (!sector)
+		return -ENOMEM;
+	ret = io_dev_pread(img->dev, sector, unit, 0);
+	if (ret >= 0) {
+		memcpy(sector + patch->fields_at, patch->fields, sizeof(patch->fields));
+		if (patch->format_at)
+			memcpy(sector + patch->format_at, patch->format, sizeof(patch->format));
+		ret = io_dev_pwrite(img->dev, sector, unit, 0);
+	}
+	free(sector);
+	return ret < 0 ? ret : 0;
+}
+
+int image_write_backing(struct image *img, const struct backing_patch *patch)
+{
+	int ret = 0;
+
+	if (patch->name_bytes) {
+		ret = io_dev_pwrite(img->dev, patch->name, patch->name_bytes, patch->name_at);
+		if (ret >= 0)
+			ret = io_dev_flush(img->dev);
+	}
+	if (ret >= 0)
+		ret = write_first_sector(img, patch);
+	return ret ? ret : io_dev_flush(img->dev);
+}
