@@ -76,6 +76,7 @@ struct layer {
 	char node_name[QC_MAX_NODE_NAME + 1];
 	char *path;
 	bool corrupt; /* metadata thread: reported already */
+	bool merging; /* metadata thread: a commit writes, or gives up, what it is */
 };
 
 static inline struct io_dev *layer_dev(const struct layer *layer)

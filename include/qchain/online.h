@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
-/* Changes of a chain that is being served. Room target/, chain-switch.c, chain-merge.c. */
+/* Changes of a chain that is being served. Room target/: chain-switch.c, -merge.c, -commit.c. */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
 
@@ -63,6 +63,36 @@ struct chain_stream_options {
  * before it is concluded. -ENOSPC: the name has no room in the header (rule B5).
  */
 int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream_options *options,
+		 const struct job_options *job_options, struct job **result, struct qc_err *err);
+
+/*
+ * struct chain_commit_options - as the arguments of QMP's block-commit
+ * @node: node name of the active layer
+ * @top, @top_node: the last layer that goes, below the active one
+ * @base, @base_node: the layer that receives; none: the lowest one
+ * @backing_name: how the header of the layer above top will name the base; NULL: as
+ *	in struct chain_stream_options
+ */
+struct chain_commit_options {
+	const char *node;
+	const char *top;
+	const char *top_node;
+	const char *base;
+	const char *base_node;
+	const char *backing_name;
+};
+
+/*
+ * chain_commit - a job that merges the layers from top down to above base into base
+ * In the end the layer above top stands on base, and the merged images are closed.
+ * From its first byte on, base and the merged layers are no restore points any more
+ * (rule D2); the device shows the same all the time, whatever becomes of the job.
+ * The caller has made sure that nothing else stands on them (rule D3).
+ *
+ * As chain_stream(). -EBUSY: in use elsewhere, or a snapshot is being sealed; -EFBIG: the
+ * base is shorter than top.
+ */
+int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);
 
 #endif

@@ -234,6 +234,142 @@ def test_read_error(place):
     expect_equal(chain_of(place), ["top.qcow2", "mid.qcow2", "base.qcow2"], "the chain")
 
 
+
+# ---- commit ------------------------------------------------------------------------------
+
+
+SNAPS = ("base", "sn1", "sn2", "sn3", "top")
+# Layers that go (the first and the last one), and who receives: the six cases of a chain.
+CASES = (("sn1", "sn3", "base"), ("sn1", "sn2", "base"), ("sn1", "sn1", "base"), ("sn2", "sn2", "sn1"),
+         ("sn3", "sn3", "sn2"), ("sn2", "sn3", "sn1"))
+
+
+def make_snaps(place, raw=False):
+    """base <- sn1 <- sn2 <- sn3 <- top, each with data of its own, on and beside the others'."""
+    for index, name in enumerate(SNAPS):
+        below = SNAPS[index - 1] + ".qcow2" if index else None
+        options = "cluster_size=" + ("64k", "4k", "64k,extended_l2=on", "16k", "64k")[index]
+        if raw and index == 0:
+            with open(place.path("base.raw"), "wb") as base:
+                base.write(b"r" * (8 * MIB))
+            continue
+        words = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options]
+        if below:
+            below, form = ("base.raw", "raw") if raw and index == 1 else (below, "qcow2")
+            words += ["-b", below, "-F", form]
+        place.run(*words, place.path(name + ".qcow2"), "8M")
+        write(place, name + ".qcow2", f"write -P {index + 1} {index * 700}k 1500k",
+              f"write -z {5 + index % 2}M {300 + index}k", f"write -P {index + 11} {7000 + index * 9}k 5k")
+    if not raw:
+        write(place, "base.qcow2", "write -c -P 33 6M 192k")
+    return {name: content(place, name + ".qcow2") for name in SNAPS[1:]}
+
+
+def commit(qmp, top, base, **words):
+    words = {key.replace("_", "-"): value for key, value in words.items()}
+    return qmp.command("block-commit", **{"job-id": "c", "device": "top.qcow2", "top-node": top,
+                                          "base-node": base, **words})
+
+
+def judge_commit(place, first, last, base, shows, base_file):
+    """The chain lacks what was merged, all that is above shows the same, the base what last showed."""
+    left = [name for name in SNAPS if not SNAPS.index(first) <= SNAPS.index(name) <= SNAPS.index(last)]
+    files = [base_file if name == "base" else name + ".qcow2" for name in left]
+    expect_equal(chain_of(place), files[::-1], "the chain")
+    for name, file in zip(left, files):
+        if SNAPS.index(name) > SNAPS.index(last):
+            expect(content(place, file) == shows[name], f"{name} shows something else than before")
+        if file.endswith(".qcow2"):
+            place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(file))
+    if base_file.endswith(".raw") and base == "base":
+        with open(place.path(base_file), "rb") as raw:
+            found = raw.read()
+    else:
+        found = content(place, base + ".qcow2")
+    expect(found == shows[last], f"{base} shows something else than {last} did")
+
+
+def test_commit_cases(place):
+    """The six cases of a chain; the device shows the same, the base what the top showed."""
+    for first, last, base in CASES:
+        for name in os.listdir(place.folder):
+            if name.endswith(".qcow2"):
+                os.unlink(place.path(name))
+        shows = make_snaps(place)
+        child = place.start_chain()
+        qmp = Qmp(place.path("qmp"))
+        expect_equal(commit(qmp, last + ".qcow2", base + ".qcow2"), {"return": {}}, "answer")
+        wait_until(lambda: row(qmp) is None, "the job is gone")
+        expect_equal(said(qmp)[-3:], ["BLOCK_JOB_COMPLETED", "concluded", "null"], "what is said")
+        child.terminate()
+        expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+        judge_commit(place, first, last, base, shows, "base.qcow2")
+
+
+def test_commit_raw(place):
+    """Into a raw base."""
+    shows = make_snaps(place, raw=True)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(commit(qmp, "sn2.qcow2", "base.raw"), {"return": {}}, "answer")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    judge_commit(place, "sn1", "sn2", "base", shows, "base.raw")
+
+
+def test_commit_cancel(place):
+    """Given up in the middle: what is above the base shows the same, and it can be done again."""
+    shows = make_snaps(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(commit(qmp, "sn2.qcow2", "base.qcow2", speed=MIB), {"return": {}}, "answer")
+    states = [node["state"] for node in qmp.command("query-named-block-nodes")["return"]]
+    expect_equal(states, ["active", "sealed", "merging", "merging", "merging"], "states")
+    locked = place.run("qemu-io", "-f", "qcow2", "-c", "write 0 512", place.path("base.qcow2"), status=None)
+    expect("lock" in locked.stderr + locked.stdout, f"the base is not locked: {locked.stderr}")
+    qmp.command("job-cancel", id="c")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    expect_equal(len(names(qmp)), 5, "nodes")
+    wait_until(lambda: "merging" not in
+               [node["state"] for node in qmp.command("query-named-block-nodes")["return"]] and
+               "return" in commit(qmp, "sn2.qcow2", "base.qcow2"), "a second one begins")
+    wait_until(lambda: row(qmp) is None, "the second one is gone")
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    judge_commit(place, "sn1", "sn2", "base", shows, "base.qcow2")
+
+
+COMMIT_REFUSED = (
+    ({"device": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
+    ({"top_node": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
+    ({"base_node": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
+    ({"top": "sn1.qcow2"}, "'top-node' and 'top' are mutually exclusive"),
+    ({"base": "sn1.qcow2"}, "'base-node' and 'base' are mutually exclusive"),
+    ({"top_node": "sn1.qcow2", "base_node": "sn1.qcow2"}, "cannot commit an image into itself"),
+    ({"top_node": "sn1.qcow2", "base_node": "sn2.qcow2"}, "is not below"),
+    ({"top_node": "top.qcow2"}, "is the active layer, which is committed only while nobody serves"),
+)
+
+
+def test_commit_refused(place):
+    """Wrong arguments; and a base that somebody else has open."""
+    make_snaps(place)
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    for words, text in COMMIT_REFUSED:
+        given = {"device": "top.qcow2", "top_node": "sn2.qcow2", "base_node": "base.qcow2", **words}
+        given = {key.replace("_", "-"): value for key, value in given.items()}
+        answer = qmp.command("block-commit", **{"job-id": "c", **given})
+        expect(text in answer.get("error", {}).get("desc", ""), f"{given}: {answer}")
+    reader = place.start("--read-only", "--qmp", place.path("qmp2"), "--export",
+                         f"nbd,socket={place.path('nbd2')}", place.path("sn1.qcow2"))
+    place.wait_ready(reader, place.path("nbd2"))
+    answer = commit(qmp, "sn2.qcow2", "base.qcow2")
+    expect("in use" in answer.get("error", {}).get("desc", ""), f"a base that is exposed: {answer}")
+    expect_equal(row(qmp), None, "jobs")
+
+
 REFUSED = (
     ({"device": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
     ({"base_node": "nope"}, "Cannot find device='' nor node-name='nope'"),

@@ -31,7 +31,7 @@ from qemutools import ToolError
 
 SECTOR = 512
 LONGEST = 200000
-REFUSALS = ("has no free room", "internal snapshots", "served read-only", "cannot be served")
+REFUSALS = ("is shorter", "has no free room", "internal snapshots", "served read-only", "cannot be served")
 
 
 class ChainCase(offline.Case):
@@ -41,6 +41,7 @@ class ChainCase(offline.Case):
         super().__init__(seed, settings, folder)
         self.child = None
         self.running = True
+        self.committed = None
 
     def place(self, name):
         return os.path.join(self.folder, name)
@@ -106,16 +107,31 @@ class ChainCase(offline.Case):
         wait_until(lambda: row()["status"] == "concluded", "the job has ended")
         expect("error" not in row(), f"{command}: {row()}")
 
+    def stream(self, qmp, names):
+        base = self.rng.choice((None, self.rng.randrange(0, self.top())))
+        words = {} if base is None else {"base-node": names[base]}
+        self.run_job(qmp, "block-stream", device=names[-1], **words)
+        self.above, self.base, self.untouched_below = self.top(), base, self.top()
+        return ([] if base is None else names[:base + 1]) + names[-1:]
+
+    def commit(self, qmp, names):
+        top = self.rng.randrange(1, self.top())
+        base = self.rng.randrange(0, top)
+        self.run_job(qmp, "block-commit", device=names[-1],
+                     **{"top-node": names[top], "base-node": names[base]})
+        self.above, self.base, self.untouched_below = top + 1, base, base
+        self.steady = base - 1
+        self.committed = top
+        return names[:base + 1] + names[top + 1:]
+
     def merge(self):
         """On a thread of its own; ends the guest."""
         try:
             qmp = Qmp(self.place("qmp"))
             names = self.nodes(qmp)[::-1]
-            self.base = self.rng.choice((None, self.rng.randrange(0, self.top())))
-            words = {} if self.base is None else {"base-node": names[self.base]}
-            self.run_job(qmp, "block-stream", device=names[-1], **words)
-            keep = [] if self.base is None else names[:self.base + 1]
-            expect(self.nodes(qmp)[::-1] == keep + names[-1:], f"nodes {self.nodes(qmp)}")
+            verb = self.stream if self.top() < 2 or self.rng.random() < 0.4 else self.commit
+            left = verb(qmp, names)
+            expect(self.nodes(qmp)[::-1] == left, f"nodes {self.nodes(qmp)}, expected {left}")
             qmp.close()
         finally:
             self.running = False
@@ -139,8 +155,13 @@ class ChainCase(offline.Case):
         expect(self.child.wait(60) == 0, "the daemon failed at its end: " + self.last_line())
         self.check_all(False)
         self.same(self.top(), self.device, "the device")
-        self.untouched(range(0, self.top()))
-        self.stands_on(self.top(), self.base)
+        self.untouched(range(0, self.untouched_below))
+        self.stands_on(self.above, self.base)
+        if self.committed is not None:
+            for index in range(self.committed, self.top()):
+                self.same(index, self.contents[index], f"layer {index} after the commit")
+            self.same(self.base, self.contents[self.committed], "the base after the commit",
+                      len(self.contents[self.committed]))
 
 
 def run_case(seed, settings):

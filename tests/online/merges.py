@@ -72,8 +72,32 @@ class MergeCase(Case):
         self.check_tree(qmp)
         return None
 
+    def commit(self, qmp):
+        """Layers below the active one; what they were, and what stands on them, is gone at once."""
+        self.wait_sealed(qmp)
+        top = self.random.randrange(1, len(self.layers) - 1)
+        base = self.random.randrange(0, top)
+        self.next_layers = self.layers[:base + 1] + self.layers[top + 1:]
+        lost = self.layers[base:top]
+        self.snapshots = [snapshot for snapshot in self.snapshots
+                          if snapshot[0] in self.layers and snapshot[0] not in lost]
+        top, base = self.layers[top], self.layers[base]
+        name = self.start_job(qmp, "block-commit", device=self.layers[-1],
+                              **{"top-node": top, "base-node": base})
+        if self.kill and self.random.random() < 0.3:
+            return LAST
+        if self.wait_job(qmp, name):
+            self.layers = self.next_layers
+            self.snapshots += [(base, *ticks) for layer, *ticks in self.snapshots if layer == top]
+        self.next_layers = None
+        self.check_tree(qmp)
+        return None
+
     def act(self, qmp):
-        if len(self.layers) > 1 and self.random.random() < 0.5:
+        fate = self.random.random()
+        if len(self.layers) > 2 and fate < 0.5:
+            return self.commit(qmp)
+        if len(self.layers) > 1 and fate > 0.8:
             return self.stream(qmp)
         return super().act(qmp)
 

@@ -136,7 +136,9 @@ int qmp_qchain_release(struct qmp_call *call, struct qc_err *err);
 /* ---- qmp-merge.c -------------------------------------------------------------------- */
 
 extern const struct qmp_param qmp_block_stream_params[];
+extern const struct qmp_param qmp_block_commit_params[];
 int qmp_block_stream(struct qmp_call *call, struct qc_err *err);
+int qmp_block_commit(struct qmp_call *call, struct qc_err *err);
 /* -EBUSY while a job changes the chain; @what begins the message. */
 int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_err *err);
 

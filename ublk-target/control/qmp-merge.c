@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* QMP block-stream: merges of the chain as jobs. */
+/* QMP block-stream, block-commit: merges of the chain as jobs. */
 #include "control-private.h"
 
 #include <errno.h>
@@ -13,6 +13,21 @@ const struct qmp_param qmp_block_stream_params[] = {
 	{ "base", json_type_string, false },
 	{ "base-node", json_type_string, false },
 	{ "bottom", json_type_string, false },
+	{ "backing-file", json_type_string, false },
+	{ "speed", json_type_int, false },
+	{ "on-error", json_type_string, false },
+	{ "auto-finalize", json_type_boolean, false },
+	{ "auto-dismiss", json_type_boolean, false },
+	{ NULL },
+};
+
+const struct qmp_param qmp_block_commit_params[] = {
+	{ "device", json_type_string, true },
+	{ "job-id", json_type_string, false },
+	{ "base", json_type_string, false },
+	{ "base-node", json_type_string, false },
+	{ "top", json_type_string, false },
+	{ "top-node", json_type_string, false },
 	{ "backing-file", json_type_string, false },
 	{ "speed", json_type_int, false },
 	{ "on-error", json_type_string, false },
@@ -105,6 +120,18 @@ static int check_base(const struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
+/* What all merges ask first. */
+static int read_merge(const struct qmp_call *call, struct job_options *result, struct qc_err *err)
+{
+	int ret = read_job_options(call, result, err);
+
+	if (!ret)
+		ret = qmp_check_no_merge(call->daemon, text_of(call, "device"), err);
+	if (!ret && !result->id)
+		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
+	return ret;
+}
+
 int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
 {
 	struct chain_stream_options options = {
@@ -119,13 +146,42 @@ int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
 	int ret = check_base(call, err);
 
 	if (!ret)
-		ret = read_job_options(call, &job_options, err);
-	if (!ret)
-		ret = qmp_check_no_merge(call->daemon, options.node, err);
-	if (!ret && !job_options.id)
-		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
+		ret = read_merge(call, &job_options, err);
 	if (!ret)
 		ret = chain_stream(call->daemon->target, call->daemon->jobs, &options,
+				   &job_options, &job, err);
+	if (!ret)
+		job_start(job);
+	return ret;
+}
+
+static int check_range(const struct qmp_call *call, struct qc_err *err)
+{
+	if (text_of(call, "top") && text_of(call, "top-node"))
+		return qc_err_set(err, -EINVAL, "'top-node' and 'top' are mutually exclusive");
+	if (text_of(call, "base") && text_of(call, "base-node"))
+		return qc_err_set(err, -EINVAL, "'base-node' and 'base' are mutually exclusive");
+	return 0;
+}
+
+int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
+{
+	struct chain_commit_options options = {
+		.node = text_of(call, "device"),
+		.top = text_of(call, "top"),
+		.top_node = text_of(call, "top-node"),
+		.base = text_of(call, "base"),
+		.base_node = text_of(call, "base-node"),
+		.backing_name = text_of(call, "backing-file"),
+	};
+	struct job_options job_options;
+	struct job *job;
+	int ret = check_range(call, err);
+
+	if (!ret)
+		ret = read_merge(call, &job_options, err);
+	if (!ret)
+		ret = chain_commit(call->daemon->target, call->daemon->jobs, &options,
 				   &job_options, &job, err);
 	if (!ret)
 		job_start(job);

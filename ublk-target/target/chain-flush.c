@@ -26,7 +26,7 @@ struct chain_flush {
 	int error;
 	u32 pending; /* commits under way, and one while they are started */
 	u32 nr_images; /* that commit */
-	struct image_flush images[QC_MAX_FLUSH];
+	struct image_flush images[QC_MAX_FLUSH + 1]; /* and a base being closed */
 	const struct layer_table *table;
 	u32 next; /* in its list of images */
 	u32 epoch; /* keeps @table */
@@ -86,7 +86,7 @@ static void commit_image(struct chain_flush *f, struct writer *w)
 
 	if (!w->meta || meta_clean(w->meta))
 		return;
-	assert(f->nr_images < QC_MAX_FLUSH);
+	assert(f->nr_images < ARRAY_SIZE(f->images));
 	i = &f->images[f->nr_images++];
 	i->flush = f;
 	i->dev = w->img->dev;

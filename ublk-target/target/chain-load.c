@@ -190,13 +190,15 @@ static void fold_parts(struct window_load *load, struct load_fold *f, struct fol
 /* Cached blocks of images that are written, as many as a window can touch. */
 static u32 max_blocks(const struct window_load *load)
 {
-	const struct chain_target *ct = load->ct;
-	const struct writer *w = ct->active;
-	u32 blocks = w && w->meta ? load->len / writer_block_coverage(w) + 2 : 0;
+	const struct layer_table *table = load->ct->map.table;
+	u32 depth, blocks = 0;
 
-	cds_list_for_each_entry(w, &ct->closing, node)
-		if (w->meta)
+	for (depth = 0; depth < table->nr; depth++) {
+		const struct writer *w = table->by_id[table->order[depth]]->writer;
+
+		if (w && w->meta)
 			blocks += load->len / writer_block_coverage(w) + 2;
+	}
 	return blocks;
 }
 

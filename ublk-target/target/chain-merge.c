@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Online stream: backing layers are merged up into the active layer while guests use it. */
-#include "chain-private.h"
+/* Online merges: stream up into the active layer, and the last step that commit shares. */
+#include "chain-merge.h"
 #include "target-private.h"
 
 #include <errno.h>
-#include <qchain/edit.h>
 #include <qchain/log.h>
 #include <qchain/online.h>
-#include <qchain/transfer.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,36 +29,17 @@
  * Until the header, giving up leaves everything as it was.
  */
 
-/* Of one error: so much is copied again. */
-#define REGION_BYTES (4u * 1024u * 1024u)
-
-struct merge {
-	/* set once */
-	struct chain_target *ct;
-	struct target target; /* what the job writes to */
-	u32 nr; /* layers that go, from depth 1 on */
-	char *name; /* new backing of the active layer; NULL: none */
-	char *format;
-	/* the last step: metadata loop */
-	struct job *job;
-	struct chain_work work;
-	struct backing_patch patch;
-	struct qc_err err;
-	struct meta_wait wait;
-	struct meta_flush flush;
-	u32 named_bytes;
-	struct grace_waiter grace;
-	struct layer_table *table; /* to be published; then the old one */
-	struct chain_layer *layers; /* of the chain, likewise */
-};
-
 /* ---- where the job writes to ---------------------------------------------------------- */
 
 static enum target_map_result merge_map(struct target *ti, struct request *req)
 {
+	struct merge *m = container_of(ti, struct merge, target);
+
+	if (m->base)
+		return commit_map(m, req);
 	if (req->op == REQ_FLUSH)
 		return chain_map(ti, req);
-	chain_fill(ti->private, req);
+	chain_fill(m->ct, req);
 	return TARGET_SUBMITTED;
 }
 
@@ -80,7 +59,7 @@ static void close_layers(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 	u32 i;
 
-	for (i = 1; i <= m->nr; i++)
+	for (i = m->first; i < m->first + m->nr; i++)
 		image_close(m->layers[i].img);
 }
 
@@ -89,9 +68,9 @@ static void layers_closed(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 	u32 i;
 
-	for (i = 1; i <= m->nr; i++) {
+	for (i = m->first; i < m->first + m->nr; i++) {
 		log_info("%s: its data is in %s now, closed", m->layers[i].path,
-			 m->layers[0].path);
+			 m->base ? m->base->layer->path : m->layers[0].path);
 		layer_free(m->table->by_id[m->table->order[i]]);
 		free(m->layers[i].path);
 	}
@@ -111,7 +90,7 @@ static void nobody_reads(struct grace_waiter *waiter)
 
 static void use_new_header(struct merge *m)
 {
-	struct image *img = m->ct->active->img;
+	struct image *img = m->above->img;
 
 	free(img->backing_name);
 	free(img->backing_format);
@@ -119,10 +98,11 @@ static void use_new_header(struct merge *m)
 	img->backing_format = m->format;
 	img->backing_name_offset = m->name ? m->patch.name_at : 0;
 	m->name = m->format = NULL;
-	m->ct->active->below = img->backing_name != NULL;
+	if (!m->base)
+		m->ct->active->below = img->backing_name != NULL;
 }
 
-/* Extents of the layers that go can only be zeroes now; who needs them folds anew. */
+/* Who needs an extent that is in a layer that goes folds anew. */
 static int forget_extents(struct merge *m)
 {
 	const struct layer_table *t = m->ct->map.table;
@@ -131,7 +111,7 @@ static int forget_extents(struct merge *m)
 
 	if (!gone)
 		return -ENOMEM;
-	for (i = 1; i <= m->nr; i++)
+	for (i = m->first; i < m->first + m->nr; i++)
 		gone[t->order[i]] = true;
 	map_forget(&m->ct->map, gone);
 	free(gone);
@@ -168,7 +148,7 @@ static void publish(struct merge *m)
 static void header_failed(struct merge *m, int error)
 {
 	qc_err_set(&m->err, error, "%s: the header could not be written (%s)",
-		   m->ct->active->layer->path, strerror(-error));
+		   m->above->path, strerror(-error));
 	last_step_over(m, error);
 }
 
@@ -246,11 +226,19 @@ static void put_name(struct meta_wait *wait)
 	meta_flush(meta, &m->flush);
 }
 
+/* The header of a sealed layer is nobody else's: it is written here, too. */
 static void plan_header(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
+	int ret;
 
-	image_plan_backing(m->ct->active->img, m->name, m->format, &m->patch, &m->err);
+	if (image_plan_backing(m->above->img, m->name, m->format, &m->patch, &m->err) ||
+	    m->first == 1)
+		return;
+	ret = image_write_backing(m->above->img, &m->patch);
+	if (ret)
+		qc_err_set(&m->err, ret, "%s: the header could not be written (%s)",
+			   m->above->path, strerror(-ret));
 }
 
 static void header_planned(struct chain_work *work)
@@ -259,6 +247,10 @@ static void header_planned(struct chain_work *work)
 
 	if (m->err.code) {
 		last_step_over(m, m->err.code);
+		return;
+	}
+	if (m->first > 1) {
+		publish(m);
 		return;
 	}
 	m->wait.fn = put_name;
@@ -271,12 +263,13 @@ static int make_next(struct merge *m)
 	const struct chain *chain = m->ct->chain;
 	u32 left = chain->nr_layers - m->nr;
 
-	m->table = layer_table_drop(m->ct->map.table, 1, m->nr);
+	m->table = layer_table_drop(m->ct->map.table, m->first, m->nr);
 	m->layers = calloc(left, sizeof(*m->layers));
 	if (!m->table || !m->layers)
 		return qc_err_set(&m->err, -ENOMEM, "%s: out of memory", chain->layers[0].path);
-	m->layers[0] = chain->layers[0];
-	memcpy(m->layers + 1, chain->layers + 1 + m->nr, (left - 1) * sizeof(*m->layers));
+	memcpy(m->layers, chain->layers, m->first * sizeof(*m->layers));
+	memcpy(m->layers + m->first, chain->layers + m->first + m->nr,
+	       (left - m->first) * sizeof(*m->layers));
 	return 0;
 }
 
@@ -308,6 +301,8 @@ static void merge_clean(void *arg)
 {
 	struct merge *m = arg;
 
+	if (m->base)
+		commit_end(m);
 	layer_table_free(m->table);
 	free(m->layers);
 	free(m->name);
@@ -315,7 +310,7 @@ static void merge_clean(void *arg)
 	free(m);
 }
 
-static const struct transfer_ops merge_ops = {
+const struct transfer_ops merge_ops = {
 	.ready = merge_ready,
 	.prepare = merge_prepare,
 	.clean = merge_clean,
@@ -323,13 +318,13 @@ static const struct transfer_ops merge_ops = {
 
 /* ---- what is to be merged ---------------------------------------------------------------- */
 
-static int no_node(const char *name, struct qc_err *err)
+int merge_no_node(const char *name, struct qc_err *err)
 {
 	return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'", name,
 			  name);
 }
 
-static bool find_node(const struct chain *chain, const char *name, u32 *depth)
+bool merge_find_node(const struct chain *chain, const char *name, u32 *depth)
 {
 	for (*depth = 0; *depth < chain->nr_layers; (*depth)++)
 		if (!strcmp(chain->layers[*depth].node_name, name))
@@ -338,7 +333,7 @@ static bool find_node(const struct chain *chain, const char *name, u32 *depth)
 }
 
 /* A file name as a header has it, or the path. */
-static bool find_file(const struct chain *chain, const char *name, u32 *depth)
+bool merge_find_file(const struct chain *chain, const char *name, u32 *depth)
 {
 	for (*depth = 1; *depth < chain->nr_layers; (*depth)++)
 		if (!strcmp(chain->layers[*depth].path, name) ||
@@ -353,10 +348,10 @@ static int find_base(const struct chain *chain, const struct chain_stream_option
 	const char *node = o->base_node ? o->base_node : o->bottom;
 
 	*base = chain->nr_layers;
-	if (o->base && !find_file(chain, o->base, base))
+	if (o->base && !merge_find_file(chain, o->base, base))
 		return qc_err_set(err, -ENOENT, "Can't find '%.200s' in the backing chain",
 				  o->base);
-	if (node && !find_node(chain, node, base))
+	if (node && !merge_find_node(chain, node, base))
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  node);
 	if (node && !*base)
@@ -371,8 +366,8 @@ static int check_top(const struct chain_target *ct, const char *node, struct qc_
 	const struct chain_layer *top = &ct->chain->layers[0];
 	u32 depth;
 
-	if (!find_node(ct->chain, node, &depth))
-		return no_node(node, err);
+	if (!merge_find_node(ct->chain, node, &depth))
+		return merge_no_node(node, err);
 	if (depth)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: is not the active layer (%s), stream into "
 				  "a layer below it works only while nobody serves the chain", node,
@@ -388,49 +383,44 @@ static int check_top(const struct chain_target *ct, const char *node, struct qc_
 }
 
 /* The base as the header will name it: relative where it is beside or below. */
-static const char *name_of_base(const struct chain_layer *top, const struct chain_layer *base)
+static const char *name_of_base(const struct chain_layer *above, const struct chain_layer *base)
 {
-	const char *slash = strrchr(top->path, '/');
-	size_t dir = slash ? slash - top->path + 1 : 0;
+	const char *slash = strrchr(above->path, '/');
+	size_t dir = slash ? slash - above->path + 1 : 0;
 
-	return strncmp(top->path, base->path, dir) ? base->path : base->path + dir;
+	return strncmp(above->path, base->path, dir) ? base->path : base->path + dir;
 }
 
-static int set_backing(struct merge *m, u32 base, const char *name, struct qc_err *err)
+static int set_backing(struct merge *m, const char *name, struct qc_err *err)
 {
 	const struct chain *chain = m->ct->chain;
-	const struct chain_layer *top = &chain->layers[0];
+	const struct chain_layer *base = &chain->layers[m->first + m->nr];
 	struct backing_patch patch;
 
-	if (base < chain->nr_layers) {
-		m->name = strdup(name ? name : name_of_base(top, &chain->layers[base]));
-		m->format = strdup(image_format_name(chain->layers[base].img->format));
+	if (m->first + m->nr < chain->nr_layers) {
+		m->name = strdup(name ? name : name_of_base(m->above, base));
+		m->format = strdup(image_format_name(base->img->format));
 		if (!m->name || !m->format)
-			return qc_err_set(err, -ENOMEM, "%s: out of memory", top->path);
+			return qc_err_set(err, -ENOMEM, "%s: out of memory", m->above->path);
 	}
-	return m->nr ? image_plan_backing(top->img, m->name, m->format, &patch, err) : 0;
+	return m->nr ? image_plan_backing(m->above->img, m->name, m->format, &patch, err) : 0;
 }
 
-static int merge_create(struct target *ti, const struct chain_stream_options *o,
-			struct merge **result, struct qc_err *err)
+int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct merge **result,
+		 struct qc_err *err)
 {
-	struct chain_target *ct = ti->private;
-	struct merge *m;
-	u32 base;
-	int ret = check_top(ct, o->node, err);
+	struct merge *m = calloc(1, sizeof(*m));
+	int ret;
 
-	if (!ret)
-		ret = find_base(ct->chain, o, &base, err);
-	if (ret)
-		return ret;
-	m = calloc(1, sizeof(*m));
 	if (!m)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory", o->node);
-	m->ct = ct;
-	m->nr = base - 1;
-	m->target = (struct target){ .type = &merge_type, .private = ct,
+		return qc_err_set(err, -ENOMEM, "out of memory");
+	m->ct = ti->private;
+	m->first = first;
+	m->nr = nr;
+	m->above = &m->ct->chain->layers[first - 1];
+	m->target = (struct target){ .type = &merge_type, .private = m->ct,
 				     .size_bytes = ti->size_bytes, .limits = ti->limits };
-	ret = set_backing(m, base, o->backing_name, err);
+	ret = set_backing(m, name, err);
 	if (ret)
 		merge_clean(m);
 	else
@@ -444,17 +434,22 @@ int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream
 	struct job_options job = *job_options;
 	struct transfer_options transfer;
 	struct merge *m = NULL;
+	u32 base;
 	int ret;
 
 	if (ti->type != &target_chain)
-		return no_node(options->node, err);
-	ret = merge_create(ti, options, &m, err);
+		return merge_no_node(options->node, err);
+	ret = check_top(ti->private, options->node, err);
+	if (!ret)
+		ret = find_base(((struct chain_target *)ti->private)->chain, options, &base, err);
+	if (!ret)
+		ret = merge_create(ti, 1, base - 1, options->backing_name, &m, err);
 	if (ret)
 		return ret;
 	transfer = (struct transfer_options){
 		.source = ti, .target = &m->target, .first_depth = 2, .last_depth = m->nr + 1,
 		.skip_zero = !m->name, .align = 1u << m->ct->chain->layers[0].img->subcluster_bits,
-		.region_bytes = REGION_BYTES, .ops = &merge_ops, .arg = m,
+		.region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops, .arg = m,
 	};
 	job.loop = m->ct->loop;
 	return transfer_create(jobs, "stream", &job, &transfer, result, err);

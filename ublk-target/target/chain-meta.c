@@ -115,7 +115,7 @@ void chain_retire(struct chain_target *ct)
 	CDS_INIT_LIST_HEAD(&r->pieces);
 	CDS_INIT_LIST_HEAD(&r->windows);
 	map_take_retired(&ct->map, &r->pieces, &r->windows);
-	grace_wait(&ct->grace, &r->waiter);
+	grace_wait(ct->of ? &ct->of->grace : &ct->grace, &r->waiter);
 }
 
 /* ---- workers ----------------------------------------------------------------------- */
@@ -185,7 +185,14 @@ void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem)
 static void make_read_only(struct writer *w)
 {
 	w->failed = true;
+	if (w->hidden) /* only the job that writes there fails */
+		return;
 	__atomic_store_n(&w->ct->map.table->read_only, true, __ATOMIC_RELEASE);
+}
+
+static const char *consequence(const struct writer *w)
+{
+	return w->hidden ? "the merge into it fails" : "the device is read-only now";
 }
 
 void writer_failed(void *arg, int error)
@@ -193,9 +200,8 @@ void writer_failed(void *arg, int error)
 	struct writer *w = arg;
 	json_object *data = json_object_new_object();
 
-	log_error("%s: metadata could not be written (error %d): the device is read-only now; "
-		  "check the volume below, then take the device down and up again",
-		  w->layer->path, -error);
+	log_error("%s: metadata could not be written (error %d): %s; check the volume below, then "
+		  "take the device down and up again", w->layer->path, -error, consequence(w));
 	json_object_object_add(data, "node-name", json_object_new_string(w->layer->node_name));
 	json_object_object_add(data, "operation", json_object_new_string("write"));
 	json_object_object_add(data, "action", json_object_new_string("report"));
@@ -245,10 +251,10 @@ void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, cons
 
 	if (l->corrupt)
 		return;
-	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s; "
+	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s%s; "
 		  "run qchainctl check on it",
 		  l->path, (unsigned long long)guest, (unsigned long long)host, what,
-		  l->writer ? ", the device is read-only now" : "");
+		  l->writer ? ", " : "", l->writer ? consequence(l->writer) : "");
 	corrupt(ct, l, host, what);
 }
 
@@ -256,8 +262,8 @@ void writer_corrupt(struct writer *w, u64 host, const char *what)
 {
 	if (w->layer->corrupt)
 		return;
-	log_error("%s: corrupt at host offset %llu: %s; the device is read-only now; take it down "
-		  "and run qchainctl check --repair on it",
-		  w->layer->path, (unsigned long long)host, what);
+	log_error("%s: corrupt at host offset %llu: %s; %s; take the device down and run "
+		  "qchainctl check --repair on it", w->layer->path, (unsigned long long)host,
+		  what, consequence(w));
 	corrupt(w->ct, w->layer, host, what);
 }

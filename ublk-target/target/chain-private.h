@@ -39,6 +39,7 @@ struct chain_target {
 	struct map map;
 
 	struct grace grace;
+	struct chain_target *of; /* a view of layers of that one, on its loops; NULL: none */
 	struct cds_list_head loads; /* struct window_load */
 	struct cds_list_head load_queue; /* beyond CHAIN_MAX_LOADS */
 	struct cds_list_head queues; /* struct request_queue: that have parked requests */
@@ -95,6 +96,8 @@ struct writer {
 	struct meta *meta; /* NULL, and all below: a raw image */
 	struct refcounts *rc;
 	bool below; /* something lies below the layer */
+	bool hidden; /* a base that a commit writes: what is above hides it, see chain-commit.c */
+	bool holds; /* gives nothing back: the map may still show it */
 	bool early; /* acknowledged before step 3, see chain-publish.c */
 	char log_name[INTENT_NAME_BYTES];
 
@@ -110,6 +113,7 @@ struct writer {
 	struct cds_list_head parked; /* struct write_op: the device is full */
 	struct loop_timer full_timer;
 	u32 nr_reclaims; /* unmapped, not yet released */
+	struct cds_list_head held; /* struct reclaim: as long as it holds */
 	u32 nr_ops;
 	bool failed; /* metadata could not be written: nothing goes there any more */
 	bool full;
@@ -215,6 +219,8 @@ bool writer_idle(const struct writer *w);
 void writer_mark_closed(struct writer *w);
 /* The loops have stopped. @w may be NULL. */
 void writer_destroy(struct writer *w);
+/* Where its layer ends, as its operations have it. */
+u64 writer_size(const struct writer *w);
 /* Guest bytes that one cached block of L2 entries maps. */
 u64 writer_block_coverage(const struct writer *w);
 
@@ -239,6 +245,8 @@ void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
 
 /* Has everything that was issued before @w's writer became active ended? */
 bool writer_may_read_below(const struct writer *w);
+/* @w begins nothing any more: seal its layer after grace. */
+void writer_seal(struct writer *w);
 /* Closing writers that are not sealed; a chain with one is not idle. */
 bool chain_is_sealing(const struct chain_target *ct);
 
@@ -320,6 +328,7 @@ struct slow_request {
 	struct chain_target *ct;
 	struct request *req;
 	bool fill; /* a merge's: goes only where the layer maps nothing */
+	struct writer *into; /* of a commit's base; NULL: the active one */
 	u64 pos;
 	u64 end;
 	struct cds_list_head redo; /* struct write_op: their range is cut again */
@@ -380,6 +389,13 @@ void chain_write(struct chain_target *ct, struct request *req);
  * read so without it; nothing waits for space: -ENOSPC.
  */
 void chain_fill(struct chain_target *ct, struct request *req);
+/* The same, for what a commit brings into the layer of @w: whole granules, always. */
+void chain_write_into(struct writer *w, struct request *req);
+/* Whom @s's operations belong to, as long as there is no snapshot. */
+static inline struct writer *slow_request_writer(const struct slow_request *s)
+{
+	return s->into ? s->into : s->ct->active;
+}
 /* One of @s's operations is over (and freed). */
 void slow_request_op_done(struct slow_request *s, int error);
 /* -ESTALE: @op's range is cut again: for the active writer now, or finer for a fill. */
@@ -443,6 +459,8 @@ int chain_replay(struct chain_target *ct, const char *top,
 int writer_unmap(struct writer *w, u64 host, u64 bytes);
 /* Never named on disk: give it back at once. */
 void writer_release_now(struct writer *w, u64 host, u64 bytes);
+/* Nothing shows the places that @w holds any more: give them back after grace. */
+void writer_release_held(struct writer *w);
 void writer_park(struct write_op *op);
 void writer_unpark(struct writer *w);
 void writer_full_timer(struct loop *loop, struct loop_timer *timer);

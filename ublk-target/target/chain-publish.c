@@ -70,7 +70,8 @@ static void publish(struct writer *w)
 	CDS_INIT_LIST_HEAD(&w->linked);
 	ct->nr_updates = 0;
 	cds_list_for_each_entry(op, &linked, node)
-		add_updates(op);
+		if (!w->hidden)
+			add_updates(op);
 	if (ct->nr_updates)
 		qsort(ct->updates, ct->nr_updates, sizeof(*ct->updates), update_cmp);
 	map_apply(&ct->map, ct->updates, ct->nr_updates);
@@ -97,7 +98,7 @@ static bool is_stuck(const struct chain_target *ct)
 	const struct writer *w;
 
 	cds_list_for_each_entry(w, &ct->closing, node)
-		if (w->failed)
+		if (w->failed && !w->hidden)
 			return true;
 	return ct->active->failed;
 }

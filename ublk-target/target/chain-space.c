@@ -50,6 +50,10 @@ static void reclaim_durable(struct meta_unmap *unmap, int error)
 {
 	struct reclaim *r = container_of(unmap, struct reclaim, unmap);
 
+	if (!error && r->writer->holds) {
+		cds_list_add_tail(&r->unmap.node, &r->writer->held);
+		return;
+	}
 	if (!error) {
 		grace_wait(&r->writer->ct->grace, &r->grace);
 		return;
@@ -88,6 +92,19 @@ int writer_unmap(struct writer *w, u64 host, u64 bytes)
 	else
 		meta_txn_unmap(w->meta, &r->unmap);
 	return 0;
+}
+
+void writer_release_held(struct writer *w)
+{
+	struct meta_unmap *unmap, *tmp;
+	struct reclaim *r;
+
+	w->holds = false;
+	cds_list_for_each_entry_safe(unmap, tmp, &w->held, node) {
+		r = container_of(unmap, struct reclaim, unmap);
+		cds_list_del(&unmap->node);
+		grace_wait(&w->ct->grace, &r->grace);
+	}
 }
 
 void writer_release_now(struct writer *w, u64 host, u64 bytes)

@@ -31,7 +31,7 @@ void slow_request_redo(struct write_op *op_owned)
 /* Version 2 has no zero flag: zeroes are written, unless dropping the place does. */
 static bool must_write_zeroes(const struct slow_request *s)
 {
-	const struct writer *w = s->ct->active;
+	const struct writer *w = slow_request_writer(s);
 
 	return s->req->op == REQ_WRITE_ZEROES && w->img->version < 3 &&
 	       (w->below || s->req->flags & REQ_NOUNMAP);
@@ -41,7 +41,9 @@ static u8 split_type(const struct slow_request *s)
 {
 	if (s->req->op == REQ_WRITE || must_write_zeroes(s))
 		return OP_WRITE;
-	return s->req->op == REQ_DISCARD || s->ct->active->img->version < 3 ? OP_DISCARD : OP_ZERO;
+	if (s->req->op == REQ_DISCARD || slow_request_writer(s)->img->version < 3)
+		return OP_DISCARD;
+	return OP_ZERO;
 }
 
 /*
@@ -51,11 +53,11 @@ static u8 split_type(const struct slow_request *s)
  */
 static u64 next_piece(const struct slow_request *s, u64 pos, u64 limit, u8 *type)
 {
-	const struct image *img = s->ct->active->img;
-	u64 window = writer_block_coverage(s->ct->active);
+	const struct image *img = slow_request_writer(s)->img;
+	u64 window = writer_block_coverage(slow_request_writer(s));
 	u64 granule = 1ull << img->subcluster_bits;
 	u64 cluster = image_cluster_bytes(img);
-	u64 size = s->ct->map.size_bytes;
+	u64 size = writer_size(slow_request_writer(s));
 	u64 end = min(limit, ALIGN_DOWN(pos, window) + window);
 
 	*type = split_type(s);
@@ -111,6 +113,11 @@ static void split_end(struct slow_request *s)
 	chain_flush(s->ct, request_flushed, s);
 }
 
+static u64 fill_granule(const struct slow_request *s)
+{
+	return 1ull << slow_request_writer(s)->img->subcluster_bits;
+}
+
 /* What is to be done next: first what has to be done again. */
 static bool cut_piece(struct slow_request *s, u64 *start, u64 *end, u8 *type)
 {
@@ -128,7 +135,7 @@ static bool cut_piece(struct slow_request *s, u64 *start, u64 *end, u8 *type)
 	*start = redo->start;
 	*end = next_piece(s, *start, redo->start + redo->len, type);
 	if (s->fill) /* one granule is mapped or not, as a whole */
-		*end = min(*end, ALIGN_UP(*start + 1, 1ull << s->ct->active->img->subcluster_bits));
+		*end = min(*end, ALIGN_UP(*start + 1, fill_granule(s)));
 	redo->start = *end;
 	redo->len -= *end - *start;
 	if (!redo->len) {
@@ -164,7 +171,7 @@ static void split_run(struct slow_request *s)
 		split_end(s);
 }
 
-static void write_or_fill(struct chain_target *ct, struct request *req, bool fill)
+static void cut(struct chain_target *ct, struct request *req, struct writer *into, bool fill)
 {
 	struct slow_request *s;
 
@@ -180,10 +187,11 @@ static void write_or_fill(struct chain_target *ct, struct request *req, bool fil
 	s->ct = ct;
 	s->req = req;
 	s->fill = fill;
+	s->into = into;
 	s->pos = req->offset;
 	s->end = req->offset + req->len;
 	CDS_INIT_LIST_HEAD(&s->redo);
-	if (ct->active->meta)
+	if (slow_request_writer(s)->meta)
 		split_run(s);
 	else
 		raw_write(s);
@@ -191,12 +199,17 @@ static void write_or_fill(struct chain_target *ct, struct request *req, bool fil
 
 void chain_write(struct chain_target *ct, struct request *req)
 {
-	write_or_fill(ct, req, false);
+	cut(ct, req, NULL, false);
 }
 
 void chain_fill(struct chain_target *ct, struct request *req)
 {
-	write_or_fill(ct, req, true);
+	cut(ct, req, NULL, true);
+}
+
+void chain_write_into(struct writer *w, struct request *req)
+{
+	cut(w->ct, req, w, false);
 }
 
 /* ---- a raw active layer: what the fast path could not do -------------------------- */
@@ -210,7 +223,7 @@ static void raw_written(struct io_op *io, int error)
 	s->mem = NULL;
 	if (error)
 		s->error = error;
-	if (s->ct->active->meta) /* a snapshot was taken meanwhile */
+	if (slow_request_writer(s)->meta) /* a snapshot was taken meanwhile */
 		split_run(s);
 	else
 		raw_write(s);
@@ -245,7 +258,7 @@ static void raw_write(struct slow_request *s)
 		split_end(s);
 		return;
 	}
-	s->io = (struct io_op){ .dev = s->ct->active->img->dev, .type = IO_WRITE,
+	s->io = (struct io_op){ .dev = slow_request_writer(s)->img->dev, .type = IO_WRITE,
 				.offset = s->pos, .len = len, .base = s->mem,
 				.done = raw_written };
 	s->pos += len;

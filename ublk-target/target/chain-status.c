@@ -49,8 +49,11 @@ static json_object *image_json(const struct chain_layer *l)
 
 static const char *layer_state(const struct chain_target *ct, const struct image *img, u32 depth)
 {
+	const struct layer_table *t = ct->map.table;
 	const struct writer *w;
 
+	if (t->by_id[t->order[depth]]->merging)
+		return "merging";
 	cds_list_for_each_entry(w, &ct->closing, node)
 		if (w->img == img)
 			return "sealing";

@@ -130,6 +130,14 @@ static void settled(struct grace_waiter *waiter)
 	seal_drain(w->ct->loop, &w->seal_timer);
 }
 
+void writer_seal(struct writer *w)
+{
+	cds_list_add_tail(&w->node, &w->ct->closing);
+	w->seal_timer.fn = seal_drain;
+	w->grace.drained = settled;
+	grace_wait(&w->ct->grace, &w->grace);
+}
+
 /* ---- the switch ----------------------------------------------------------------------- */
 
 struct snapshot {
@@ -200,10 +208,7 @@ static void switch_active(struct snapshot *s, struct layer_table *table,
 	__atomic_store_n(&ct->map.table, table, __ATOMIC_RELEASE);
 	ct->active = s->writer;
 	ct->generation++;
-	cds_list_add_tail(&old->node, &ct->closing);
-	old->seal_timer.fn = seal_drain;
-	old->grace.drained = settled;
-	grace_wait(&ct->grace, &old->grace);
+	writer_seal(old);
 	move_waiting(ct, old);
 }
 

@@ -176,7 +176,7 @@ static int write_plan(struct write_op *op)
 		ret = write_op_allocate(op);
 	if (ret == -EAGAIN)
 		return STAGE_WAIT;
-	if (ret == -ENOSPC && op->parent->fill)
+	if (ret == -ENOSPC && (op->parent->fill || op->writer->hidden))
 		return ret;
 	if (ret == -ENOSPC && op->writer != op->writer->ct->active)
 		return -ESTALE; /* the active layer may have room */
@@ -246,7 +246,7 @@ static const struct request_ops fill_ops = { .end_io = fill_end_io };
 /* Read [pos, end) of the chain's present content; what lies beyond its end is zero. */
 static bool fill_range(struct write_op *op, u64 end)
 {
-	u64 size = op->writer->ct->map.size_bytes;
+	u64 size = writer_size(op->writer);
 	u64 pos = op->fill_pos;
 	void *to = (u8 *)op->bounce + (pos - valid_start(op));
 
@@ -276,7 +276,7 @@ static bool needs_bounce(const struct write_op *op)
 static bool reads_below(const struct write_op *op)
 {
 	return valid_start(op) < op->start ||
-	       min(valid_end(op), op->writer->ct->map.size_bytes) > op_end(op);
+	       min(valid_end(op), writer_size(op->writer)) > op_end(op);
 }
 
 static int write_fill(struct write_op *op)
@@ -539,7 +539,7 @@ void write_op_done(struct write_op *op, int error)
 
 struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 type)
 {
-	struct writer *w = s->ct->active;
+	struct writer *w = slow_request_writer(s);
 	const struct image *img = w->img;
 	struct write_op *op = calloc(1, sizeof(*op));
 

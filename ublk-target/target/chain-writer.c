@@ -51,6 +51,7 @@ static struct writer *writer_alloc(struct chain_target *ct, struct layer *layer,
 	CDS_INIT_LIST_HEAD(&w->new_tables);
 	CDS_INIT_LIST_HEAD(&w->linked);
 	CDS_INIT_LIST_HEAD(&w->parked);
+	CDS_INIT_LIST_HEAD(&w->held);
 	CDS_INIT_LIST_HEAD(&w->node);
 	w->full_timer.fn = writer_full_timer;
 	return w;
@@ -95,7 +96,6 @@ int writer_open(struct chain_target *ct, struct layer *layer, bool below,
 		writer_destroy(w);
 		return ret;
 	}
-	w->layer->writer = w;
 	*result = w;
 	return 0;
 }
@@ -111,6 +111,7 @@ static void pin_header(struct meta_wait *wait)
 void writer_start(struct writer *w, u16 id)
 {
 	w->id = id;
+	w->layer->writer = w;
 	w->logged = w->early && w->ct->log &&
 		    !intent_log_attach(w->ct->log, w->log_name, &w->log_layer);
 	w->early = w->logged || (w->early && !w->ct->log);
@@ -119,6 +120,11 @@ void writer_start(struct writer *w, u16 id)
 		pin_header(&w->header_wait);
 	if (w->unclean) /* what is to be replayed has been by now: it names clusters */
 		writer_scan_start(w);
+}
+
+u64 writer_size(const struct writer *w)
+{
+	return w->hidden ? w->img->virtual_size : w->ct->map.size_bytes;
 }
 
 bool writer_idle(const struct writer *w)

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Online commit of layers below the active one into the layer below them. */
+#include "chain-merge.h"
+#include "target-private.h"
+
+#include <errno.h>
+#include <qchain/online.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * What is read is a view of the chain from the top of the merged layers on, which
+ * shares layers, loop and writers with the chain and has a map of its own. What
+ * the merged layers map is rounded out to granules of the base, read through the
+ * view, and written into the base, whose writer is hidden: whatever it writes reads
+ * the same through the layers above, so the map is not told.
+ *
+ * Where it moves something of the base (compressed, shared), the old place is held
+ * until the end: maps may still show it, and what they find there is right. In the
+ * end, well or not, windows that show the base are dropped, the places given back
+ * after grace, and the base is sealed as the old top of a snapshot is.
+ */
+
+#define VIEW_CACHE_BYTES (8u * 1024u * 1024u)
+
+static enum target_map_result view_map(struct target *ti, struct request *req)
+{
+	return chain_map(ti, req);
+}
+
+static const struct target_type view_type = { .name = "view", .map = view_map };
+
+/* ---- writing the base -------------------------------------------------------------- */
+
+static void base_flushed(struct io_op *op, int error)
+{
+	struct merge *m = container_of(op, struct merge, flush_io);
+
+	chain_finish(m->flush_req, error);
+}
+
+static void base_committed(struct meta_flush *flush, int error)
+{
+	struct merge *m = container_of(flush, struct merge, flush);
+
+	if (error) {
+		chain_finish(m->flush_req, error);
+		return;
+	}
+	m->flush_io = (struct io_op){ .dev = m->base->img->dev, .type = IO_FLUSH,
+				      .done = base_flushed };
+	io_submit(m->ct->loop, &m->flush_io);
+}
+
+enum target_map_result commit_map(struct merge *m, struct request *req)
+{
+	if (req->op != REQ_FLUSH) {
+		chain_write_into(m->base, req);
+		return TARGET_SUBMITTED;
+	}
+	m->flush_req = req;
+	m->flush.fn = base_committed;
+	if (m->base->meta)
+		meta_flush(m->base->meta, &m->flush);
+	else
+		base_committed(&m->flush, 0);
+	return TARGET_SUBMITTED;
+}
+
+/* ---- the view ---------------------------------------------------------------------- */
+
+static void init_lists(struct chain_target *view)
+{
+	CDS_INIT_LIST_HEAD(&view->loads);
+	CDS_INIT_LIST_HEAD(&view->load_queue);
+	CDS_INIT_LIST_HEAD(&view->queues);
+	CDS_INIT_LIST_HEAD(&view->closing);
+	CDS_INIT_LIST_HEAD(&view->fill_waiters);
+	CDS_INIT_LIST_HEAD(&view->bounce_waiters);
+}
+
+static void view_destroy(struct chain_target *view)
+{
+	if (!view)
+		return;
+	layer_table_free(view->map.table);
+	map_exit(&view->map);
+	free(view);
+}
+
+/* The device's layers from m->first on; as long as the base. */
+static int view_create(struct merge *m)
+{
+	struct chain_target *ct = m->ct, *view = calloc(1, sizeof(*view));
+	struct layer_table *table = layer_table_drop(ct->map.table, 0, m->first);
+	int ret = -ENOMEM;
+
+	if (view && table)
+		ret = map_init(&view->map, m->target.size_bytes, ct->map.window_bits,
+			       VIEW_CACHE_BYTES, table);
+	if (ret) {
+		layer_table_free(table);
+		free(view);
+		return ret;
+	}
+	table->read_only = true;
+	view->of = ct;
+	view->ti = &m->source;
+	view->loop = ct->loop;
+	memcpy(view->workers, ct->workers, sizeof(view->workers));
+	init_lists(view);
+	m->source = (struct target){ .type = &view_type, .private = view,
+				     .size_bytes = m->target.size_bytes,
+				     .limits = m->target.limits };
+	m->view = view;
+	return 0;
+}
+
+/* ---- begin and end ------------------------------------------------------------------- */
+
+static void mark_merging(const struct merge *m, bool merging)
+{
+	const struct layer_table *t = m->ct->map.table;
+	u32 i;
+
+	for (i = 0; i < t->nr; i++)
+		t->by_id[t->order[i]]->merging = merging && i >= m->first &&
+						 i <= m->first + m->nr;
+}
+
+struct commit_call {
+	struct merge *m;
+	struct writer *base;
+	u16 id; /* of its layer */
+	int ret;
+};
+
+/* The base's layer, if nobody writes it or one of those above it. */
+static void find_layer(struct loop *loop, void *arg)
+{
+	struct commit_call *call = arg;
+	const struct layer_table *t = call->m->ct->map.table;
+	u32 depth, base = call->m->first + call->m->nr;
+
+	for (depth = 1; depth <= base; depth++)
+		if (t->by_id[t->order[depth]]->writer)
+			call->ret = -EBUSY;
+	call->id = t->order[base];
+}
+
+static void begin_run(struct loop *loop, void *arg)
+{
+	struct commit_call *call = arg;
+	struct merge *m = call->m;
+
+	call->ret = view_create(m);
+	if (call->ret)
+		return;
+	call->base->hidden = call->base->holds = true;
+	call->base->early = false; /* what the job has written is on the disk */
+	writer_start(call->base, call->id);
+	m->base = call->base;
+	m->ct->generation++;
+	mark_merging(m, true);
+}
+
+static void forget_base(struct merge *m)
+{
+	bool *layers = calloc(m->ct->map.table->nr_ids, sizeof(*layers));
+
+	if (!layers)
+		abort(); /* places must not be given back while they are shown */
+	layers[m->base->id] = true;
+	map_forget(&m->ct->map, layers);
+	chain_retire(m->ct);
+	free(layers);
+}
+
+static void end_run(struct loop *loop, void *arg)
+{
+	struct merge *m = arg;
+
+	mark_merging(m, false);
+	view_destroy(m->view);
+	if (!cds_list_empty(&m->base->held))
+		forget_base(m);
+	m->ct->generation++;
+	writer_release_held(m->base);
+	writer_seal(m->base);
+	if (m->first > 1)
+		io_dev_end_writing(m->above->img->dev);
+	m->base = NULL;
+}
+
+void commit_end(struct merge *m)
+{
+	if (loop_is_current(m->ct->loop))
+		end_run(m->ct->loop, m);
+	else
+		loop_call(m->ct->loop, end_run, m);
+}
+
+/* ---- what may be committed -------------------------------------------------------------- */
+
+static const struct chain_layer *base_layer(const struct merge *m)
+{
+	return &m->ct->chain->layers[m->first + m->nr];
+}
+
+static int check_base(const struct merge *m, struct qc_err *err)
+{
+	const struct chain_layer *base = base_layer(m), *top = &m->ct->chain->layers[m->first];
+	const struct image *img = base->img;
+
+	if (img->virtual_size < top->img->virtual_size)
+		return qc_err_set(err, -EFBIG, "%s: is shorter (%llu bytes) than %s (%llu), which "
+				  "it shall hold; take the device down and grow it with qchainctl "
+				  "resize", base->path, (unsigned long long)img->virtual_size,
+				  top->path, (unsigned long long)top->img->virtual_size);
+	if (img->data_dev)
+		return qc_err_set(err, -EROFS, "%s: has an external data file, cannot be written",
+				  base->path);
+	if (img->incompatible & (QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DIRTY) ||
+	    img->autoclear & ~(QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_QCHAIN_OPEN))
+		return qc_err_set(err, -EROFS, "%s: is marked as corrupt, dirty or of unknown "
+				  "features; run qchainctl check --repair on it first", base->path);
+	if (img->format != IMAGE_RAW &&
+	    1ull << img->subcluster_bits < m->target.limits.logical_block)
+		return qc_err_set(err, -EROFS, "%s: (sub)clusters of %u bytes, must be at least "
+				  "the logical block of %u to be written", base->path,
+				  1u << img->subcluster_bits, m->target.limits.logical_block);
+	return 0;
+}
+
+/* Both through the door of rule A2: the base, and what will stand on it. */
+static int open_for_writing(struct merge *m, struct qc_err *err)
+{
+	struct io_dev *base = base_layer(m)->img->dev;
+	int ret = io_dev_begin_writing(base, err);
+
+	if (ret || m->first == 1)
+		return ret;
+	ret = io_dev_begin_writing(m->above->img->dev, err);
+	if (ret)
+		io_dev_end_writing(base);
+	return ret;
+}
+
+static void close_for_writing(struct merge *m)
+{
+	io_dev_end_writing(base_layer(m)->img->dev);
+	if (m->first > 1)
+		io_dev_end_writing(m->above->img->dev);
+}
+
+static int start_writer(struct merge *m, struct commit_call *call, struct qc_err *err)
+{
+	struct chain_target *ct = m->ct;
+	struct layer *layer = ct->map.table->by_id[call->id];
+	bool below = m->first + m->nr + 1 < ct->chain->nr_layers;
+	int ret = writer_open(ct, layer, below, &call->base, err);
+
+	if (ret)
+		return ret;
+	loop_call(ct->loop, begin_run, call);
+	if (!call->ret)
+		return 0;
+	writer_mark_closed(call->base);
+	writer_destroy(call->base);
+	return qc_err_set(err, call->ret, "%s: out of memory", layer->path);
+}
+
+static int commit_begin(struct merge *m, struct qc_err *err)
+{
+	struct commit_call call = { .m = m };
+	int ret = check_base(m, err);
+
+	if (ret)
+		return ret;
+	m->target.size_bytes = ALIGN_DOWN(base_layer(m)->img->virtual_size,
+					  m->target.limits.logical_block);
+	loop_call(m->ct->loop, find_layer, &call);
+	if (call.ret)
+		return qc_err_set(err, call.ret, "%s: a layer above it is still being sealed, must "
+				  "be sealed; try again", base_layer(m)->path);
+	ret = open_for_writing(m, err);
+	if (ret)
+		return ret;
+	ret = start_writer(m, &call, err);
+	if (ret)
+		close_for_writing(m);
+	return ret;
+}
+
+static int find_range(const struct chain *chain, const struct chain_commit_options *o, u32 *top,
+		      u32 *base, struct qc_err *err)
+{
+	u32 depth;
+
+	if (!merge_find_node(chain, o->node, &depth) || depth)
+		return merge_no_node(o->node, err);
+	*top = 0;
+	*base = chain->nr_layers - 1;
+	if (o->top_node && !merge_find_node(chain, o->top_node, top))
+		return merge_no_node(o->top_node, err);
+	if (o->top && !merge_find_file(chain, o->top, top))
+		return qc_err_set(err, -ENOENT, "Top image file %.200s not found", o->top);
+	if (o->base_node && !merge_find_node(chain, o->base_node, base))
+		return merge_no_node(o->base_node, err);
+	if (o->base && !merge_find_file(chain, o->base, base))
+		return qc_err_set(err, -ENOENT, "Can't find '%.200s' in the backing chain",
+				  o->base);
+	if (*top == *base)
+		return qc_err_set(err, -EINVAL, "cannot commit an image into itself");
+	if (*top > *base)
+		return qc_err_set(err, -EINVAL, "%s: is not below %s, must be to receive its data",
+				  chain->layers[*base].path, chain->layers[*top].path);
+	if (!*top)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: is the active layer, which is committed "
+				  "only while nobody serves the chain; name a top below it",
+				  chain->layers[0].path);
+	return 0;
+}
+
+static u32 granule_of(const struct merge *m)
+{
+	const struct image *img = base_layer(m)->img;
+
+	return img->format == IMAGE_RAW ? m->target.limits.logical_block :
+					  1u << img->subcluster_bits;
+}
+
+int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
+		 const struct job_options *job_options, struct job **result, struct qc_err *err)
+{
+	struct chain_target *ct = ti->private;
+	struct job_options job = *job_options;
+	struct transfer_options transfer;
+	struct merge *m = NULL;
+	u32 top, base;
+	int ret;
+
+	if (ti->type != &target_chain)
+		return merge_no_node(options->node, err);
+	ret = find_range(ct->chain, options, &top, &base, err);
+	if (!ret && ti->limits.read_only)
+		ret = qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
+				 ct->chain->layers[0].path);
+	if (!ret)
+		ret = merge_create(ti, top, base - top, options->backing_name, &m, err);
+	if (ret)
+		return ret;
+	ret = commit_begin(m, err);
+	if (ret) {
+		merge_ops.clean(m);
+		return ret;
+	}
+	transfer = (struct transfer_options){
+		.source = &m->source, .target = &m->target, .first_depth = 1, .last_depth = m->nr,
+		.align = granule_of(m), .region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops,
+		.arg = m,
+	};
+	job.loop = ct->loop;
+	return transfer_create(jobs, "commit", &job, &transfer, result, err);
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Online merges: what stream and commit share. Private to target/. */
+#ifndef CHAIN_MERGE_H
+#define CHAIN_MERGE_H
+
+#include "chain-private.h"
+
+#include <qchain/edit.h>
+#include <qchain/transfer.h>
+
+/* Of one error: so much is copied again. */
+#define MERGE_REGION_BYTES (4u * 1024u * 1024u)
+
+/*
+ * struct merge - one job: layers @first to @first + @nr - 1, by depth, go; what they
+ * hold comes into the active layer (stream: @first is 1) or into the layer below
+ * them (commit)
+ */
+struct merge {
+	/* set once */
+	struct chain_target *ct;
+	struct target target; /* what the job writes to */
+	u32 first;
+	u32 nr;
+	const struct chain_layer *above; /* whose header will name what is below them */
+	char *name; /* new backing of that; NULL: none */
+	char *format;
+	/* commit */
+	struct writer *base; /* NULL: stream */
+	struct chain_target *view; /* of the chain from @first on: what is copied */
+	struct target source; /* that view */
+	struct request *flush_req; /* under way */
+	struct io_op flush_io;
+	/* the last step: metadata loop */
+	struct job *job;
+	struct chain_work work;
+	struct backing_patch patch;
+	struct qc_err err;
+	struct meta_wait wait;
+	struct meta_flush flush;
+	u32 named_bytes;
+	struct grace_waiter grace;
+	struct layer_table *table; /* to be published; then the old one */
+	struct chain_layer *layers; /* of the chain, likewise */
+};
+
+/* ---- chain-merge.c ------------------------------------------------------------- */
+
+extern const struct transfer_ops merge_ops;
+
+/* Control thread. The header of the layer above must have room for @name. */
+int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct merge **result,
+		 struct qc_err *err);
+/* By node name; by path, or as the layer above names it. */
+bool merge_find_node(const struct chain *chain, const char *name, u32 *depth);
+bool merge_find_file(const struct chain *chain, const char *name, u32 *depth);
+int merge_no_node(const char *name, struct qc_err *err);
+
+/* ---- chain-commit.c ------------------------------------------------------------- */
+
+/* A request of the job to the base. */
+enum target_map_result commit_map(struct merge *m, struct request *req);
+/* The job is over: the base is sealed again. Metadata loop, or the control thread. */
+void commit_end(struct merge *m);
+
+#endif
