@@ -108,7 +108,7 @@ static void uring_queue(struct uring *u, struct io_op *op)
 /* What the CQE would have: bytes or -errno. */
 static int uring_copy(const struct io_op *op)
 {
-	char *mem = (char *)op->base + op->done_bytes;
+	char *mem = op->base ? (char *)op->base + op->done_bytes : NULL; /* a flush has none */
 	u32 len = op->len - op->done_bytes;
 	u64 offset = op->offset + op->done_bytes;
 	ssize_t n;
