@@ -148,6 +148,8 @@ void writer_destroy(struct writer *w)
 		intent_log_detach(w->ct->log, w->log_layer);
 	w->layer->writer = NULL;
 	layer_table_free(w->old_table);
+	overlap_free(w->img->overlap);
+	w->img->overlap = NULL;
 	refcounts_close(w->rc);
 	meta_destroy(w->meta);
 	free(w->cells);
