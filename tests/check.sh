@@ -210,6 +210,10 @@ sanitizers() {
 		"$build"/tsan/{qchaind,tests/{loop,grace,map}-test}
 	run asan-broken 400 tests/images/broken.py --qchaind "$build/asan/qchaind"
 	run asan-nbd 400 tests/nbd/protocol.py --qchaind "$build/asan/qchaind"
+	run asan-merges 400 tests/online/merges.py --build "$build/asan" --count $((san_count / 4)) \
+		--seed $((seed + 800000))
+	run tsan-merges 400 tests/online/merges.py --build "$build/tsan" --count $((san_count / 6)) \
+		--seed $((seed + 900000))
 	for t in loop grace map; do
 		run "tsan-$t" 200 "$build/tsan/tests/$t-test"
 	done
