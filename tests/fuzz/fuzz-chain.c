@@ -131,6 +131,17 @@ int loop_create(const char *name, struct io_engine *io_owned, struct loop **resu
 	return ret;
 }
 
+void loop_destroy(struct loop *loop)
+{
+	u32 i, n = 0;
+
+	for (i = 0; i < nr_loops; i++)
+		if (loops[i] != loop)
+			loops[n++] = loops[i];
+	nr_loops = n;
+	real_loop_destroy(loop);
+}
+
 int loop_start(struct loop *loop, int cpu)
 {
 	return 0;
