@@ -350,6 +350,37 @@ def test_hold(place):
     qmp.close()
 
 
+def test_reads_while_sealing(place):
+    """Tables of the old top are read for the first time all the while it is sealed."""
+    windows, step, tables = 256, 1 << 18, 8
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", place.path("top.qcow2"),
+              windows * step)
+    place.run("qemu-io", "-f", "qcow2", *[word for n in range(windows * tables) for word in (
+        "-c", f"write -q -P {n % 255 + 1} {n * step // tables} 512")], place.path("top.qcow2"))
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", place.path("over.qcow2"))
+    added = qmp.command("blockdev-add", **{"driver": "qcow2", "node-name": "over.qcow2", "file": {
+        "driver": "file", "filename": place.path("over.qcow2")}})
+    expect_equal(added, {"return": {}}, "blockdev-add")
+
+    async def read(client, first):
+        for n in range(first, windows, 4):
+            data = await client.read(n * step, 512)
+            expect(data == bytes([n * tables % 255 + 1]) * 512, f"content of window {n}")
+
+    async def read_all():
+        client = await NbdClient.connect(place.path("nbd"))
+        snapshot = asyncio.to_thread(qmp.command, "blockdev-snapshot", node="top.qcow2", overlay="over.qcow2")
+        taken, *_ = await asyncio.gather(snapshot, *(read(client, n) for n in range(4)))
+        expect_equal(taken, {"return": {}}, "blockdev-snapshot")
+        await client.close()
+    asyncio.run(read_all())
+    wait_until(lambda: [node["state"] for node in qmp.command("query-named-block-nodes")["return"]] == [
+        "active", "sealed"], "the old top is sealed")
+    qmp.close()
+
+
 def test_transaction(place):
     """QMP's word for it, with the one action that there can be."""
     place.make_chain()

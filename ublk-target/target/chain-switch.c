@@ -64,16 +64,33 @@ static void seal_failed(struct writer *w, int error)
 	writer_failed(w, error);
 }
 
+static void seal_forget(struct loop *loop, struct loop_timer *timer)
+{
+	struct writer *w = container_of(timer, struct writer, seal_timer);
+
+	if (w->meta && !meta_idle(w->meta)) {
+		loop_timer_set(loop, timer, SEAL_POLL_NS);
+		return;
+	}
+	cds_list_del(&w->node);
+	log_info("%s: sealed", w->layer->path);
+	writer_destroy(w);
+}
+
+/*
+ * A fold may be reading a table through the writer's cache. It starts over, from
+ * the image, and so does every later one.
+ */
 static void sealed(struct chain_work *work)
 {
 	struct writer *w = container_of(work, struct writer, seal_work);
 	struct chain_target *ct = w->ct;
 
 	layer_table_drop_flush(ct->map.table, w->img->dev);
-	cds_list_del(&w->node);
+	w->layer->writer = NULL;
 	ct->generation++;
-	log_info("%s: sealed", w->layer->path);
-	writer_destroy(w);
+	w->seal_timer.fn = seal_forget;
+	seal_forget(ct->loop, &w->seal_timer);
 }
 
 /* A regular file has grown since it was opened; what lies beyond its end is zero. */
