@@ -135,13 +135,15 @@ struct commit_call {
 	int ret;
 };
 
-/* The base's layer, if nobody writes it or one of those above it. */
+/* The base's layer, if nobody writes it or one of those above it, nor is done with it yet. */
 static void find_layer(struct loop *loop, void *arg)
 {
 	struct commit_call *call = arg;
 	const struct layer_table *t = call->m->ct->map.table;
 	u32 depth, base = call->m->first + call->m->nr;
 
+	if (chain_is_sealing(call->m->ct))
+		call->ret = -EBUSY;
 	for (depth = 1; depth <= base; depth++)
 		if (t->by_id[t->order[depth]]->writer)
 			call->ret = -EBUSY;
