@@ -9,6 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 import harness
+from full import Volume
 from harness import Qmp, expect, expect_equal, wait_until
 
 MIB = 1 << 20
@@ -24,6 +25,11 @@ def create(place, name, backing=None, size="8M", options=""):
     if options:
         words += ["-o", options]
     place.run(*words, place.path(name), size)
+
+
+def volume_image(place, volume):
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", volume.path, "8M")
+    return volume.path
 
 
 def write(place, name, *commands):
@@ -338,6 +344,35 @@ def test_commit_cancel(place):
     child.terminate()
     expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
     judge_commit(place, "sn1", "sn2", "base", shows, "base.qcow2")
+
+
+def test_commit_base_lost(place):
+    """The base cannot be written any more: the job fails, and after it nothing else, flushes least of all."""
+    def guest(*commands):
+        words = [word for command in commands for word in ("-c", command)]
+        return place.run("qemu-io", "-f", "raw", *words, f"nbd+unix:///?socket={place.path('nbd')}", status=None).stdout
+
+    volume = Volume(place, "volume", 16 * MIB)
+    try:
+        create(place, "sn1.qcow2", volume_image(place, volume))
+        create(place, "top.qcow2", "sn1.qcow2")
+        write(place, "sn1.qcow2", "write -P 1 0 4M")
+        place.start_chain("--allow-backing", "/dev")
+        guest("read 6M 64k")  # what is above the base is in the map now
+        qmp = Qmp(place.path("qmp"))
+        started = commit(qmp, "sn1.qcow2", os.path.basename(volume.path), speed=MIB,
+                         on_error="report")
+        expect_equal(started, {"return": {}}, "answer")
+        wait_until(lambda: row(qmp)["current-progress"] > 0, "something is copied")
+        volume.grow(512)
+        wait_until(lambda: row(qmp) is None, "the job is gone")
+        wait_until(lambda: "metadata could not be written" in place.output(), "the base is given up")
+        expect("failed" not in guest("write -P 7 6M 64k", "flush"), "write or flush")
+    finally:
+        for child in place.children:
+            child.kill()
+            child.wait()
+        volume.remove()
 
 
 COMMIT_REFUSED = (

@@ -10,7 +10,8 @@
  * Queues come here only when an image has uncommitted mappings. Those images
  * commit, all at once, and are flushed by their own step 4, which they share with
  * whoever else flushes. Then the others that take, or took, writes (promise P21)
- * are flushed one after the other.
+ * are flushed one after the other. The base of a merge is flushed by its job: what
+ * is there counts only when that has ended well.
  */
 
 struct image_flush {
@@ -26,7 +27,7 @@ struct chain_flush {
 	int error;
 	u32 pending; /* commits under way, and one while they are started */
 	u32 nr_images; /* that commit */
-	struct image_flush images[QC_MAX_FLUSH + 1]; /* and a base being closed */
+	struct image_flush images[QC_MAX_FLUSH];
 	const struct layer_table *table;
 	u32 next; /* in its list of images */
 	u32 epoch; /* keeps @table */
@@ -84,7 +85,7 @@ static void commit_image(struct chain_flush *f, struct writer *w)
 {
 	struct image_flush *i;
 
-	if (!w->meta || meta_clean(w->meta))
+	if (!w->meta || w->hidden || meta_clean(w->meta))
 		return;
 	assert(f->nr_images < ARRAY_SIZE(f->images));
 	i = &f->images[f->nr_images++];
