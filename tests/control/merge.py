@@ -324,6 +324,26 @@ def test_commit_raw(place):
     judge_commit(place, "sn1", "sn2", "base", shows, "base.raw")
 
 
+def test_commit_fill(place):
+    """The rest of a compressed cluster of the base is the base's own, not what the active layer has there."""
+    create(place, "base.qcow2", options="extended_l2=on,cluster_size=128k")
+    create(place, "mid.qcow2", "base.qcow2", options="cluster_size=4k")
+    create(place, "top.qcow2", "mid.qcow2")
+    write(place, "base.qcow2", "write -c -P 33 1M 128k", "write -c -P 34 2M 128k")
+    write(place, "mid.qcow2", "write -P 2 1M 4k", "write -P 3 2080k 8k")
+    write(place, "top.qcow2", "write -P 9 1024k 64k", "write -z 2048k 64k")
+    middle, shows = content(place, "mid.qcow2"), content(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(commit(qmp, "mid.qcow2", "base.qcow2"), {"return": {}}, "answer")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    expect(content(place, "base.qcow2") == middle, "the base does not show what the merged layer showed")
+    expect(content(place, "mid.qcow2") == middle, "the merged layer shows something else than before")
+    expect(content(place) == shows, "the device shows something else than before")
+
+
 def test_commit_cancel(place):
     """Given up in the middle: what is above the base shows the same, and it can be done again."""
     shows = make_snaps(place)

@@ -15,6 +15,9 @@
  * view, and written into the base, whose writer is hidden: whatever it writes reads
  * the same through the layers above, so the map is not told.
  *
+ * What it has to read for that, the rest of a compressed cluster for instance, is
+ * what the view shows: what the layers above it hold is none of the base's business.
+ *
  * Where it moves something of the base (compressed, shared), the old place is held
  * until the end: maps may still show it, and what they find there is right. In the
  * end, well or not, windows that show the base are dropped, the places given back
@@ -159,6 +162,7 @@ static void begin_run(struct loop *loop, void *arg)
 	if (call->ret)
 		return;
 	call->base->hidden = call->base->holds = true;
+	call->base->shows = &m->source;
 	call->base->early = false; /* what the job has written is on the disk */
 	writer_start(call->base, call->id);
 	m->base = call->base;

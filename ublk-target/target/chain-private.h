@@ -95,6 +95,7 @@ struct writer {
 	struct image *img;
 	struct meta *meta; /* NULL, and all below: a raw image */
 	struct refcounts *rc;
+	struct target *shows; /* where fills are read: the chain, or the view of a commit */
 	bool below; /* something lies below the layer */
 	bool hidden; /* a base that a commit writes: what is above hides it, see chain-commit.c */
 	bool holds; /* gives nothing back: the map may still show it */

@@ -243,7 +243,7 @@ static void fill_end_io(struct request *req, int error)
 
 static const struct request_ops fill_ops = { .end_io = fill_end_io };
 
-/* Read [pos, end) of the chain's present content; what lies beyond its end is zero. */
+/* Read [pos, end) of the present content; what lies beyond its end is zero. */
 static bool fill_range(struct write_op *op, u64 end)
 {
 	u64 size = writer_size(op->writer);
@@ -257,10 +257,10 @@ static bool fill_range(struct write_op *op, u64 end)
 	}
 	end = min(min(end, size), pos + QC_MAX_REQUEST_BYTES);
 	op->fill = (struct request){ .ops = &fill_ops, .loop = op->writer->ct->loop,
-				     .target = op->writer->ct->ti, .op = REQ_READ, .offset = pos,
+				     .target = op->writer->shows, .op = REQ_READ, .offset = pos,
 				     .len = end - pos, .base = to };
 	op->fill_pos = end;
-	if (chain_map(op->writer->ct->ti, &op->fill) == TARGET_SUBMITTED)
+	if (chain_map(op->writer->shows, &op->fill) == TARGET_SUBMITTED)
 		return true;
 	op->error = op->fill.error; /* the driver sees it after this stage */
 	return false;

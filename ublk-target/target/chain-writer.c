@@ -47,6 +47,7 @@ static struct writer *writer_alloc(struct chain_target *ct, struct layer *layer,
 	w->ct = ct;
 	w->layer = layer;
 	w->img = w->layer->img;
+	w->shows = ct->ti;
 	w->below = below;
 	CDS_INIT_LIST_HEAD(&w->new_tables);
 	CDS_INIT_LIST_HEAD(&w->linked);
