@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* qchainctl stream of a served chain: a job of its daemon is started and followed. */
+/* qchainctl stream and commit of a served chain: a job of its daemon is started and followed. */
 #include "merge.h"
 
 #include "follow.h"
-#include "image/offline.h"
+#include "image/restore-points.h"
+#include "image/standing.h"
+#include "served.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct served_stream {
+struct served_job {
 	const struct served_merge *o;
 	struct served served;
 	json_object *nodes; /* as query-named-block-nodes: the active layer first */
 	u32 nr_nodes;
+	u32 top; /* depth; stream: 0, what receives */
 	u32 base; /* depth; nr_nodes: none */
 	char job[QC_MAX_JOB_ID + 1];
 	json_object *row; /* of the job, at its end */
 };
 
-static const char *node_text(const struct served_stream *s, u32 depth, const char *key)
+static const char *node_text(const struct served_job *s, u32 depth, const char *key)
 {
 	return json_text(json_object_array_get_idx(s->nodes, depth), key);
 }
@@ -27,7 +30,7 @@ static const char *node_text(const struct served_stream *s, u32 depth, const cha
 /* ---- which layer is meant --------------------------------------------------------- */
 
 /* The file of snapshot @name in the record; NULL: there is none. */
-static const char *file_of_snapshot(const struct served_stream *s, const char *name)
+static const char *file_of_snapshot(const struct served_job *s, const char *name)
 {
 	u32 nr = 0;
 	json_object *list = json_list(s->served.record, "snapshots", &nr);
@@ -42,7 +45,7 @@ static const char *file_of_snapshot(const struct served_stream *s, const char *n
 	return NULL;
 }
 
-static bool is_layer(const struct served_stream *s, u32 depth, const char *name,
+static bool is_layer(const struct served_job *s, u32 depth, const char *name,
 		     const char *file)
 {
 	const char *path = node_text(s, depth, "file");
@@ -54,27 +57,33 @@ static bool is_layer(const struct served_stream *s, u32 depth, const char *name,
 	return path && (!strcmp(path, name) || !strcmp(path, lv) || (file && !strcmp(path, file)));
 }
 
-static int find_base(struct served_stream *s, struct qc_err *err)
+static int find_layer(const struct served_job *s, const char *name, u32 *depth,
+		      struct qc_err *err)
 {
-	const char *name = s->o->base, *file;
+	const char *file = file_of_snapshot(s, name);
 
-	s->base = s->nr_nodes;
-	if (!name)
-		return 0;
-	file = file_of_snapshot(s, name);
-	for (s->base = 0; s->base < s->nr_nodes; s->base++)
-		if (is_layer(s, s->base, name, file))
-			break;
-	if (s->base == s->nr_nodes)
-		return qc_err_set(err, -ENOENT, "%s: no layer of %s; they are listed by qchainctl "
-				  "tree %s", name, s->o->name, s->o->name);
-	if (!s->base)
-		return qc_err_set(err, -EINVAL, "%s: is the active layer, must be below it to stay "
-				  "as its backing", name);
-	return 0;
+	for (*depth = 0; *depth < s->nr_nodes; ++*depth)
+		if (is_layer(s, *depth, name, file))
+			return 0;
+	return qc_err_set(err, -ENOENT, "%s: no layer of %s; they are listed by qchainctl tree %s",
+			  name, s->o->name, s->o->name);
 }
 
-static int look(struct served_stream *s, struct qc_err *err)
+static int find_base(struct served_job *s, struct qc_err *err)
+{
+	int ret;
+
+	s->base = s->nr_nodes;
+	if (!s->o->base)
+		return 0;
+	ret = find_layer(s, s->o->base, &s->base, err);
+	if (!ret && !s->base)
+		ret = qc_err_set(err, -EINVAL, "%s: is the active layer, must be below it to stay "
+				 "as its backing", s->o->base);
+	return ret;
+}
+
+static int look(struct served_job *s, struct qc_err *err)
 {
 	int ret = client_command(s->served.client, "query-named-block-nodes", NULL, false,
 				 &s->nodes, err);
@@ -84,18 +93,18 @@ static int look(struct served_stream *s, struct qc_err *err)
 	s->nr_nodes = json_object_array_length(s->nodes);
 	if (!s->nr_nodes)
 		return qc_err_set(err, -EINVAL, "%s: has no layers to merge", s->o->name);
-	return find_base(s, err);
+	return 0;
 }
 
 /* ---- the job ------------------------------------------------------------------------ */
 
-static int choose_id(struct served_stream *s, struct qc_err *err)
+static int choose_id(struct served_job *s, const char *kind, struct qc_err *err)
 {
 	json_object *row;
 	int ret;
 
 	for (u32 i = 0;; i++) {
-		snprintf(s->job, sizeof(s->job), "stream%u", i);
+		snprintf(s->job, sizeof(s->job), "%s%u", kind, i);
 		ret = job_ask(s->served.client, s->job, &row, err);
 		if (ret || !row)
 			return ret;
@@ -103,13 +112,16 @@ static int choose_id(struct served_stream *s, struct qc_err *err)
 	}
 }
 
-static int add_base(const struct served_stream *s, json_object *arguments, struct qc_err *err)
+/* @above: the layer whose header will name the base */
+static int add_base(const struct served_job *s, u32 above, json_object *arguments,
+		    struct qc_err *err)
 {
 	char *name;
 
 	if (s->base == s->nr_nodes)
 		return 0;
-	name = backing_header_name(node_text(s, 0, "file"), node_text(s, s->base, "file"), err);
+	name = backing_header_name(node_text(s, above, "file"), node_text(s, s->base, "file"),
+				   err);
 	if (!name)
 		return err->code;
 	json_add_string(arguments, "base-node", node_text(s, s->base, "node-name"));
@@ -118,36 +130,54 @@ static int add_base(const struct served_stream *s, json_object *arguments, struc
 	return 0;
 }
 
-/* A job that failed is kept until somebody has read why. */
-static int start_job(struct served_stream *s, struct qc_err *err)
+/* "block-stream" or "block-commit". A job that failed is kept until somebody has read why. */
+static int start_job(struct served_job *s, const char *command, struct qc_err *err)
 {
 	json_object *arguments = json_object_new_object();
-	int ret = choose_id(s, err);
+	int ret = choose_id(s, command + strlen("block-"), err);
 
 	if (!ret)
-		ret = add_base(s, arguments, err);
+		ret = add_base(s, s->top ? s->top - 1 : 0, arguments, err);
 	if (ret) {
 		json_object_put(arguments);
 		return ret;
 	}
 	json_add_string(arguments, "job-id", s->job);
 	json_add_string(arguments, "device", node_text(s, 0, "node-name"));
+	if (s->top)
+		json_add_string(arguments, "top-node", node_text(s, s->top, "node-name"));
 	json_add_bool(arguments, "auto-dismiss", false);
 	if (s->o->speed)
 		json_add_u64(arguments, "speed", s->o->speed);
-	return client_command(s->served.client, "block-stream", arguments, true, NULL, err);
+	return client_command(s->served.client, command, arguments, true, NULL, err);
 }
 
-static int wait_for_job(struct served_stream *s, struct qc_err *err)
+static int wait_for_job(struct served_job *s, struct qc_err *err)
 {
 	int ret = job_follow(s->served.client, s->job, &s->row, err);
 
 	return ret ? ret : job_simple_command(s->served.client, "job-dismiss", "id", s->job, err);
 }
 
-/* ---- the verb --------------------------------------------------------------------------- */
+static void finish(struct served_job *s)
+{
+	json_object_put(s->nodes);
+	json_object_put(s->row);
+	served_exit(&s->served);
+}
 
-static void print_result(const struct served_stream *s)
+static int find_chain(struct served_job *s, struct qc_err *err)
+{
+	int ret = served_find(s->o->name, &s->served, err);
+
+	if (ret)
+		return ret;
+	return s->served.client ? look(s, err) : served_not_live(&s->served, err);
+}
+
+/* ---- stream ----------------------------------------------------------------------------- */
+
+static void print_streamed(const struct served_job *s)
 {
 	const char *base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
 	const char *top = node_text(s, 0, "file");
@@ -176,32 +206,163 @@ static void print_result(const struct served_stream *s)
 	}
 }
 
-static int stream(struct served_stream *s, struct qc_err *err)
+int merge_stream_served(const struct served_merge *merge)
 {
-	int ret = served_find(s->o->name, &s->served, err);
+	struct served_job s = { .o = merge };
+	struct qc_err err = { 0 };
+	int ret = find_chain(&s, &err);
 
+	if (!ret)
+		ret = find_base(&s, &err);
+	if (!ret)
+		ret = start_job(&s, "block-stream", &err);
+	if (!ret && !merge->detach)
+		ret = wait_for_job(&s, &err);
+	if (!ret)
+		print_streamed(&s);
+	finish(&s);
+	return ret ? print_error(&err) : CTL_DONE;
+}
+
+/* ---- commit ------------------------------------------------------------------------------ */
+
+static int find_range(struct served_job *s, struct qc_err *err)
+{
+	int ret = 0;
+
+	if (s->o->top)
+		ret = find_layer(s, s->o->top, &s->top, err);
+	if (!ret && !s->top)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: its active layer cannot be committed "
+				  "while it is served, expected --top, a layer below it; or take "
+				  "a snapshot first, or commit it after qchainctl down %s",
+				  s->o->name, s->o->name);
+	s->base = s->top + 1;
+	if (!ret && s->o->base)
+		ret = find_layer(s, s->o->base, &s->base, err);
 	if (ret)
 		return ret;
-	if (!s->served.client)
-		return served_not_live(&s->served, err);
-	ret = look(s, err);
-	if (!ret)
-		ret = start_job(s, err);
-	if (!ret && !s->o->detach)
-		ret = wait_for_job(s, err);
+	if (s->base >= s->nr_nodes || s->base <= s->top)
+		return qc_err_set(err, -EINVAL, "%s: no layer below it receives its data, expected "
+				  "--base, one that is below; qchainctl tree %s lists them",
+				  node_text(s, s->top, "file"), s->o->name);
+	return 0;
+}
+
+/* No image outside the chain stands on what is going to change (rule D3). */
+static int check_standing(const struct served_job *s, struct qc_err *err)
+{
+	struct offline_options look = *s->o->offline;
+	struct chain *chain;
+	int ret;
+
+	if (s->o->assume_unshared)
+		return 0;
+	look.force_share = true;
+	ret = offline_open_chain(node_text(s, 0, "file"), &look, &chain, err);
+	if (ret)
+		return ret;
+	ret = standing_check(chain, s->top + 1, s->base, err);
+	chain_close(chain);
 	return ret;
 }
 
-int merge_stream_served(const struct served_merge *merge)
+/* The run record shows what the device records say. */
+static int forget_in_run_record(struct served_job *s, struct rundir *dir, struct qc_err *err)
 {
-	struct served_stream s = { .o = merge };
-	struct qc_err err = { 0 };
-	int ret = stream(&s, &err);
+	json_object *kept = json_object_new_array();
+	u32 nr = 0;
+	json_object *list = json_list(s->served.record, "snapshots", &nr);
+
+	for (u32 i = 0; i < nr; i++) {
+		json_object *one = json_object_array_get_idx(list, i);
+		bool gone = false;
+
+		for (u32 depth = s->top + 1; depth <= s->base; depth++)
+			gone |= !strcmp(json_text(one, "file"), node_text(s, depth, "file"));
+		if (!gone)
+			json_object_array_add(kept, json_object_get(one));
+	}
+	json_object_object_add(s->served.record, "snapshots", kept);
+	return rundir_save(dir, s->served.record, err);
+}
+
+/* Snapshots that these layers hold are lost: kept from it, or forgotten before (rule D2). */
+static int settle_snapshots(struct served_job *s, struct rundir *dir, struct qc_err *err)
+{
+	u32 nr = s->base - s->top;
+	char **files = calloc(nr, sizeof(*files));
+	int ret = 0;
+
+	if (!files)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", s->o->name);
+	for (u32 i = 0; i < nr; i++)
+		files[i] = (char *)node_text(s, s->top + 1 + i, "file");
+	if (!s->o->drop_snapshots)
+		ret = restore_points_check(files, nr, "stream keeps it, or say --drop-snapshots",
+					   err);
+	else
+		ret = restore_points_drop(files, nr, err);
+	if (!ret && s->o->drop_snapshots && s->served.record)
+		ret = forget_in_run_record(s, dir, err);
+	free(files);
+	return ret;
+}
+
+static int start_commit(struct served_job *s, struct qc_err *err)
+{
+	struct rundir dir = { .lock_fd = -1 };
+	int ret = rundir_lock(s->o->name, false, &dir, err);
 
 	if (!ret)
-		print_result(&s);
-	json_object_put(s.nodes);
-	json_object_put(s.row);
-	served_exit(&s.served);
+		ret = find_chain(s, err);
+	if (!ret)
+		ret = find_range(s, err);
+	if (!ret)
+		ret = check_standing(s, err);
+	if (!ret)
+		ret = settle_snapshots(s, &dir, err);
+	if (!ret)
+		ret = start_job(s, "block-commit", err);
+	rundir_unlock(&dir);
+	return ret;
+}
+
+static void print_committed(const struct served_job *s)
+{
+	json_object *object;
+	char moved[32];
+
+	if (s->o->json) {
+		object = json_object_new_object();
+		json_add_string(object, "name", s->o->name);
+		json_add_string(object, "job", s->job);
+		json_add_string(object, "base", node_text(s, s->base, "file"));
+		json_add_string(object, "top", node_text(s, s->top, "file"));
+		json_add_u64(object, "layers", s->base - s->top);
+		if (s->row)
+			json_add_u64(object, "moved", json_number(s->row, "current-progress", 0));
+		print_json(object);
+	} else if (s->o->detach) {
+		printf("%s\n", s->job);
+	} else {
+		printf("%s: %s has the data of %u layer%s up to %s now (%s moved)\n", s->o->name,
+		       node_text(s, s->base, "file"), s->base - s->top,
+		       s->base - s->top == 1 ? "" : "s", node_text(s, s->top, "file"),
+		       print_size(json_number(s->row, "current-progress", 0), moved));
+	}
+}
+
+int merge_commit_served(const struct served_merge *merge)
+{
+	struct served_job s = { .o = merge };
+	struct qc_err err = { 0 };
+	int ret = start_commit(&s, &err);
+
+	if (!ret && !merge->detach)
+		ret = wait_for_job(&s, &err);
+	if (!ret)
+		print_committed(&s);
+	finish(&s);
 	return ret ? print_error(&err) : CTL_DONE;
 }

@@ -3,24 +3,33 @@
 #ifndef CTL_MERGE_H
 #define CTL_MERGE_H
 
-#include "ctl.h"
+#include "image/offline.h"
 
 /*
- * struct served_merge - what `stream` is asked for
+ * struct served_merge - what `stream` or `commit` is asked for
  * @name: of the chain
- * @base: the layer that stays below: node name, path, VG/LV, or name of a snapshot;
- *	NULL: none stays
+ * @top: commit: the last layer that goes down
+ * @base: the layer that stays below, and with commit receives. Layers are named by
+ *	node name, path, VG/LV, or name of a snapshot. NULL: stream: none stays;
+ *	commit: the one below top
  * @detach: do not wait
+ * @drop_snapshots, @assume_unshared: as in the offline form of commit
+ * @offline: how the images around are looked at
  */
 struct served_merge {
 	const char *name;
+	const char *top;
 	const char *base;
 	u64 speed;
 	bool detach;
 	bool json;
+	bool drop_snapshots;
+	bool assume_unshared;
+	const struct offline_options *offline;
 };
 
-/* Returns the exit status. */
+/* Both return the exit status. */
 int merge_stream_served(const struct served_merge *merge);
+int merge_commit_served(const struct served_merge *merge);
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* qchainctl commit: merge overlays down into a backing layer, nobody serving them. */
+/* qchainctl commit: merge overlays down into a backing layer, served (../merge.c) or not. */
+#include "../merge.h"
 #include "merge-run.h"
 #include "restore-points.h"
 #include "standing.h"
@@ -29,6 +30,7 @@
 #define OPTION_UNSHARED 'S'
 #define OPTION_SPEED 'r'
 #define OPTION_DROP 'd'
+#define OPTION_DETACH 'D'
 
 struct commit {
 	struct offline_options offline;
@@ -36,6 +38,7 @@ struct commit {
 	const char *base_name;
 	bool assume_unshared;
 	bool drop_snapshots;
+	bool detach;
 	u64 speed;
 	/* found in the chain; paths are malloc'ed */
 	u32 top;
@@ -259,10 +262,33 @@ static void take_option(void *arg, int option, struct qc_err *err)
 	case OPTION_DROP:
 		c->drop_snapshots = true;
 		break;
+	case OPTION_DETACH:
+		c->detach = true;
+		break;
 	case OPTION_SPEED:
 		parse_size("--speed", optarg, &c->speed, err);
 		break;
 	}
+}
+
+static int commit_object(const struct verb *verb, const char *name, struct commit *c)
+{
+	struct served_merge merge = { .name = name, .top = c->top_name, .base = c->base_name,
+				      .speed = c->speed, .detach = c->detach,
+				      .json = c->offline.json,
+				      .drop_snapshots = c->drop_snapshots,
+				      .assume_unshared = c->assume_unshared,
+				      .offline = &c->offline };
+	struct object_name object;
+	struct qc_err err = {};
+
+	if (name_parse(name, &object, &err))
+		return print_error(&err);
+	if (object.kind == NAME_CHAIN)
+		return merge_commit_served(&merge);
+	if (c->detach)
+		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
+	return commit_image(name, c);
 }
 
 static int run_commit(const struct verb *verb, int argc, char **argv)
@@ -274,6 +300,7 @@ static int run_commit(const struct verb *verb, int argc, char **argv)
 		{ "assume-unshared", no_argument, NULL, OPTION_UNSHARED },
 		{ "drop-snapshots", no_argument, NULL, OPTION_DROP },
 		{ "speed", required_argument, NULL, OPTION_SPEED },
+		{ "detach", no_argument, NULL, OPTION_DETACH },
 		{ "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING },
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
@@ -283,7 +310,7 @@ static int run_commit(const struct verb *verb, int argc, char **argv)
 	int ret = offline_options_read(verb, argc, argv, &syntax, &commit.offline, &commit);
 
 	if (!ret)
-		ret = commit_image(argv[optind], &commit);
+		ret = commit_object(verb, argv[optind], &commit);
 	offline_options_exit(&commit.offline);
 	return ret;
 }
@@ -291,21 +318,25 @@ static int run_commit(const struct verb *verb, int argc, char **argv)
 const struct verb verb_commit = {
 	.name = "commit",
 	.summary = "merge overlays down into a backing layer",
-	.usage = "[OPTION]... IMAGE",
+	.usage = "[OPTION]... NAME|IMAGE",
 	.options =
-	"  --top LAYER            the last layer that goes down; default: IMAGE\n"
+	"  --top LAYER            the last layer that goes down; IMAGE: default itself\n"
 	"  --base LAYER           the layer that receives; default: the one below top\n"
 	"  --speed SIZE           bytes a second at most\n"
+	"  --detach               NAME: do not wait; prints the id of the job\n"
 	"  --assume-unshared      nothing else stands on the layers from base to below top\n"
 	"                         although not every image around could be looked at\n"
 	"  --drop-snapshots       forget the snapshots of a device that these layers hold\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP
+	"NAME is a served chain, in use or not: layers below the active one are merged.\n"
 	"IMAGE is the active layer of a chain that nobody serves. A layer is named by its\n"
-	"path, VG/LV or file name. The base is grown first if it is shorter. IMAGE itself,\n"
-	"committed, stays as an empty overlay. A commit cannot be undone.\n",
-	.examples = "  qchainctl commit vg0/vm-1.qcow2\n"
+	"path, VG/LV, file name or, in a served chain, snapshot. The base of an IMAGE is\n"
+	"grown first if it is shorter. IMAGE itself, committed, stays as an empty overlay.\n"
+	"A commit cannot be undone.\n",
+	.examples = "  qchainctl commit vm7 --top tuesday --base monday --drop-snapshots\n"
+		    "  qchainctl commit vg0/vm-1.qcow2\n"
 		    "  qchainctl commit ./top.qcow2 --base base.qcow2\n"
 		    "  qchainctl commit ./top.qcow2 --top sn2.qcow2 --base base.qcow2\n",
 	.run = run_commit,

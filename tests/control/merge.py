@@ -487,5 +487,44 @@ def test_verb(place):
     expect(content(place) == shows, "the device shows something else than before")
 
 
+def test_commit_verb(place):
+    """qchainctl commit NAME: layers below the active one; snapshots that it spoils have to be named."""
+    shows = make_snaps(place)
+    place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "nbd")
+    for words, text in ((["seven"], "expected --top"), (["seven", "--top", "top.qcow2"], "expected --top"),
+                        (["seven", "--top", "nope"], "nope: no layer of seven"),
+                        (["seven", "--top", "base.qcow2"], "no layer below it"),
+                        (["seven", "--top", "sn1.qcow2", "--base", "sn2.qcow2"], "no layer below it")):
+        wrong = place.ctl("commit", *words, status=1)
+        expect(text in wrong.stderr and wrong.stderr.count("\n") == 1, f"{words}: {wrong.stderr}")
+    wrong = place.ctl("commit", "./top.qcow2", "--detach", status=2)
+    expect("not a served chain" in wrong.stderr, wrong.stderr)
+    create(place, "other.qcow2", "sn1.qcow2")
+    wrong = place.ctl("commit", "seven", "--top", "sn2.qcow2", status=1)
+    expect("other.qcow2" in wrong.stderr, f"another image stands on the base: {wrong.stderr}")
+    os.unlink(place.path("other.qcow2"))
+    done = place.ctl("commit", "seven", "--top", "sn2.qcow2")
+    expect("has the data of 1 layer up to" in done.stdout, done.stdout)
+    expect_equal(chain_of(place), ["top.qcow2", "sn3.qcow2", "sn1.qcow2", "base.qcow2"], "the chain")
+    place.ctl("snapshot", "seven", "now")
+    wrong = place.ctl("commit", "seven", "--top", "top.1.qcow2", "--base", "now", status=1)
+    expect("expected --top" in wrong.stderr, wrong.stderr)
+    place.ctl("snapshot", "seven", "later")
+    wrong = place.ctl("commit", "seven", "--top", "later", "--base", "now", status=1)
+    expect("holds snapshot now of device seven" in wrong.stderr, wrong.stderr)
+    place.ctl("commit", "seven", "--top", "later", "--base", "now", "--drop-snapshots")
+    held = {layer["snapshot"] for layer in place.ctl_json("tree", "seven")["layers"]}
+    expect("now" not in held, f"snapshots of the tree: {held}")
+    with open(place.path("seven.qchain"), encoding="utf-8") as record:
+        expect_equal([one["name"] for one in json.load(record)["snapshots"]], ["later"], "snapshots of the record")
+    os.unlink(place.path("sn2.qcow2"))  # merged; it still stands on sn1
+    found = place.ctl_json("commit", "seven", "--top", "sn3.qcow2", "--base", "base.qcow2")
+    expect_equal((found["name"], found["layers"]), ("seven", 2), "report")
+    place.ctl("down", "seven")
+    expect(content(place, "top.2.qcow2") == shows["top"], "the device shows something else than before")
+    for name in ("base.qcow2", "top.qcow2", "top.2.qcow2"):
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name))
+
+
 if __name__ == "__main__":
     sys.exit(harness.main("merge", sys.modules["__main__"]))
