@@ -86,6 +86,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", required=True, help="nbd,socket=PATH")
     parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--intent-log", help="not needed: every write goes to the image at once")
     parser.add_argument("top")
     return parser.parse_args()
 
