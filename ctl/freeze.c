@@ -233,13 +233,12 @@ static void thaw(const struct survey *s, u32 nr)
 		ioctl(s->mounts[nr].fd, FITHAW, 0);
 }
 
-/* What is dirty is written before, so that freezing takes an instant. */
 static struct word freeze_all(const struct survey *s)
 {
 	struct word word = { .error = 0 };
 
-	for (u32 i = 0; i < s->nr_mounts; i++)
-		syncfs(s->mounts[i].fd);
+	if (mlockall(MCL_CURRENT | MCL_FUTURE))
+		return (struct word){ .error = -errno, .mount = -1 };
 	for (u32 i = 0; i < s->nr_mounts; i++) {
 		if (ioctl(s->mounts[i].fd, FIFREEZE, 0) == 0)
 			continue;
@@ -250,20 +249,90 @@ static struct word freeze_all(const struct survey *s)
 	return word;
 }
 
+/* To thaw one may wait for another, too. */
+static void thaw_side_by_side(const struct survey *s)
+{
+	for (u32 i = 0; i < s->nr_mounts; i++) {
+		if (fork() != 0)
+			continue;
+		ioctl(s->mounts[i].fd, FITHAW, 0);
+		_exit(0);
+	}
+}
+
+/* Nobody waits for it any more: then all thaws again. */
+static void freezer_run(const struct survey *s, int to_guard)
+{
+	struct word word = freeze_all(s);
+
+	if (write(to_guard, &word, sizeof(word)) != sizeof(word) && !word.error)
+		thaw(s, s->nr_mounts);
+	_exit(0);
+}
+
+static u64 now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ull + ts.tv_nsec / 1000000;
+}
+
+static int left_ms(u64 end_ms)
+{
+	u64 now = now_ms();
+
+	return end_ms > now ? end_ms - now : 0;
+}
+
+/*
+ * To freeze one may wait for another that is frozen already: it lies in a file
+ * there. So another process does it, which need not be waited for.
+ */
+static struct word freeze_in_time(const struct survey *s, u64 end_ms)
+{
+	struct word word = { .error = -EAGAIN };
+	struct pollfd wait = { .events = POLLIN };
+	pid_t freezer;
+	int fds[2];
+
+	if (pipe2(fds, O_CLOEXEC))
+		return word;
+	freezer = fork();
+	if (freezer == 0) {
+		close(fds[0]);
+		freezer_run(s, fds[1]);
+	}
+	close(fds[1]);
+	wait.fd = fds[0];
+	if (freezer > 0 && (poll(&wait, 1, left_ms(end_ms)) <= 0 ||
+			    read(fds[0], &word, sizeof(word)) != sizeof(word)))
+		word.error = -ETIMEDOUT;
+	close(fds[0]); /* before the thaw: what it freezes later, it thaws */
+	if (word.error == -ETIMEDOUT)
+		thaw_side_by_side(s);
+	return word;
+}
+
+/* What is dirty is written before, so that freezing takes an instant. */
 static void child_run(const struct survey *s, int from_parent, int to_parent)
 {
 	struct pollfd wait = { .fd = from_parent, .events = POLLIN };
-	struct word word;
+	struct word word = { .error = 0 };
 	sigset_t all;
+	u64 end_ms;
 
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, NULL);
+	for (u32 i = 0; i < s->nr_mounts; i++)
+		syncfs(s->mounts[i].fd);
+	end_ms = now_ms() + FREEZE_MS;
 	if (mlockall(MCL_CURRENT | MCL_FUTURE))
 		word = (struct word){ .error = -errno, .mount = -1 };
 	else
-		word = freeze_all(s);
+		word = freeze_in_time(s, end_ms);
 	if (write(to_parent, &word, sizeof(word)) == sizeof(word) && !word.error)
-		word.error = poll(&wait, 1, FREEZE_MS) > 0 ? 0 : -ETIMEDOUT;
+		word.error = poll(&wait, 1, left_ms(end_ms)) > 0 ? 0 : -ETIMEDOUT;
 	if (!word.error || word.error == -ETIMEDOUT)
 		thaw(s, s->nr_mounts);
 	if (write(to_parent, &word, sizeof(word)) < 0)
@@ -333,6 +402,9 @@ static int wait_frozen(const struct survey *s, struct freeze *freeze, struct qc_
 	reap(freeze);
 	if (ret == -EPIPE)
 		return qc_err_set(err, ret, "--freeze: the process that freezes has died");
+	if (ret == -ETIMEDOUT)
+		return qc_err_set(err, ret, "--freeze: file systems did not freeze within %d ms, "
+				  "all go on; none may lie in a file on another", FREEZE_MS);
 	if (word.mount < 0)
 		return qc_err_set(err, ret, "--freeze: memory not locked (%s), must be allowed; "
 				  "run as root", strerror(-ret));

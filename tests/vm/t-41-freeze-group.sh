@@ -73,6 +73,19 @@ step "qchainctl dies while they are frozen: they thaw"
 QCHAIN_CRASH_POINT=snapshot.frozen qchainctl snapshot a three --freeze && fail "not killed"
 timeout 10 touch /mnt/a/thawed || fail "still frozen"
 qchainctl snapshot a three || fail "snapshot after that"
+
+step "one file system lies in a file on the other: given up in time, both go on"
+qchainctl create /mnt/a/inner.qcow2 --size 40M || fail "create"
+chain_up inner /mnt/a/inner.qcow2
+mkfs.ext4 -q -F "$dev"
+mkdir /mnt/inner
+mount "$dev" /mnt/inner
+timeout 60 qchainctl snapshot --group a inner four --freeze 2> refused && fail "frozen, one in the other"
+grep -q "did not freeze within" refused || { cat refused; fail "no word of why"; }
+timeout 20 touch /mnt/inner/alive /mnt/a/alive || fail "still frozen"
+umount /mnt/inner
+chain_down inner
+
 touch a.stop b.stop
 wait
 umount /mnt/a /mnt/b
