@@ -74,51 +74,73 @@ static int test_byte(struct io_door *door, u64 byte, const char *what, enum imag
 			  what, who, door->flags & IO_DEV_WRITE ? "for writing" : "read-only");
 }
 
-int io_lock_take(struct io_door *door, struct qc_err *err)
+/* All permissions in @perms: that they are used, or that they are denied to others. */
+static int lock_uses(struct io_door *door, u32 perms, struct qc_err *err)
 {
-	u32 uses = door->flags & IO_DEV_WRITE ? writer_uses : reader_uses;
 	int ret = 0;
 
 	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (uses & BIT(i))
+		if (perms & BIT(i))
 			ret = lock_byte(door, USE_BYTE(i), err);
+	return ret;
+}
+
+static int lock_denials(struct io_door *door, u32 perms, struct qc_err *err)
+{
+	int ret = 0;
+
 	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (both_deny & BIT(i))
+		if (perms & BIT(i))
 			ret = lock_byte(door, DENY_BYTE(i), err);
+	return ret;
+}
+
+/* Does anybody deny what is used, or use what is denied? */
+static int test_denials(struct io_door *door, u32 perms, struct qc_err *err)
+{
+	int ret = 0;
+
 	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (uses & BIT(i))
+		if (perms & BIT(i))
 			ret = test_byte(door, DENY_BYTE(i), "denied", i, err);
+	return ret;
+}
+
+static int test_uses(struct io_door *door, u32 perms, struct qc_err *err)
+{
+	int ret = 0;
+
 	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (both_deny & BIT(i))
+		if (perms & BIT(i))
 			ret = test_byte(door, USE_BYTE(i), "taken", i, err);
 	return ret;
+}
+
+int io_lock_take(struct io_door *door, struct qc_err *err)
+{
+	u32 uses = door->flags & IO_DEV_WRITE ? writer_uses : reader_uses;
+	int ret = lock_uses(door, uses, err);
+
+	if (!ret)
+		ret = lock_denials(door, both_deny, err);
+	if (!ret)
+		ret = test_denials(door, uses, err);
+	return ret ? ret : test_uses(door, both_deny, err);
 }
 
 int io_lock_begin_writing(struct io_door *door, struct qc_err *err)
 {
 	u32 more = writer_uses & ~reader_uses;
-	int ret = 0;
+	int ret = lock_uses(door, more, err);
 
-	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (more & BIT(i))
-			ret = lock_byte(door, USE_BYTE(i), err);
-	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (more & BIT(i))
-			ret = test_byte(door, DENY_BYTE(i), "denied", i, err);
-	return ret;
+	return ret ? ret : test_denials(door, more, err);
 }
 
 int io_lock_repeat(struct io_door *door, struct qc_err *err)
 {
-	int ret = 0;
+	int ret = lock_uses(door, writer_uses, err);
 
-	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (writer_uses & BIT(i))
-			ret = lock_byte(door, USE_BYTE(i), err);
-	for (u32 i = 0; !ret && i < NR_PERMS; i++)
-		if (both_deny & BIT(i))
-			ret = lock_byte(door, DENY_BYTE(i), err);
-	return ret;
+	return ret ? ret : lock_denials(door, both_deny, err);
 }
 
 void io_lock_end_writing(int fd)
