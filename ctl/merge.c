@@ -175,6 +175,30 @@ static int find_chain(struct served_job *s, struct qc_err *err)
 	return s->served.client ? look(s, err) : served_not_live(&s->served, err);
 }
 
+/* ---- reports --------------------------------------------------------------------------- */
+
+static u64 moved_bytes(const struct served_job *s)
+{
+	return json_number(s->row, "current-progress", 0);
+}
+
+/* @key: what the layer @top is to this job; @base may be NULL. "moved" when it has ended. */
+static void print_job_json(const struct served_job *s, const char *key, const char *top,
+			   const char *base, u32 layers)
+{
+	json_object *object = json_object_new_object();
+
+	json_add_string(object, "name", s->o->name);
+	json_add_string(object, "job", s->job);
+	json_add_string(object, key, top);
+	if (base)
+		json_add_string(object, "base", base);
+	json_add_u64(object, "layers", layers);
+	if (s->row)
+		json_add_u64(object, "moved", moved_bytes(s));
+	print_json(object);
+}
+
 /* ---- stream ----------------------------------------------------------------------------- */
 
 static void print_streamed(const struct served_job *s)
@@ -182,28 +206,16 @@ static void print_streamed(const struct served_job *s)
 	const char *base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
 	const char *top = node_text(s, 0, "file");
 	u32 layers = s->base - 1;
-	json_object *object;
 	char moved[32];
 
-	if (s->o->json) {
-		object = json_object_new_object();
-		json_add_string(object, "name", s->o->name);
-		json_add_string(object, "job", s->job);
-		json_add_string(object, "into", top);
-		if (base)
-			json_add_string(object, "base", base);
-		json_add_u64(object, "layers", layers);
-		if (s->row)
-			json_add_u64(object, "moved", json_number(s->row, "current-progress", 0));
-		print_json(object);
-	} else if (s->o->detach) {
+	if (s->o->json)
+		print_job_json(s, "into", top, base, layers);
+	else if (s->o->detach)
 		printf("%s\n", s->job);
-	} else {
+	else
 		printf("%s: %s has the data of %u layer%s below it (%s moved), and stands on %s "
 		       "now\n", s->o->name, top, layers, layers == 1 ? "" : "s",
-		       print_size(json_number(s->row, "current-progress", 0), moved),
-		       base ? base : "nothing");
-	}
+		       print_size(moved_bytes(s), moved), base ? base : "nothing");
 }
 
 int merge_stream_served(const struct served_merge *merge)
@@ -330,27 +342,18 @@ static int start_commit(struct served_job *s, struct qc_err *err)
 
 static void print_committed(const struct served_job *s)
 {
-	json_object *object;
+	const char *base = node_text(s, s->base, "file"), *top = node_text(s, s->top, "file");
+	u32 layers = s->base - s->top;
 	char moved[32];
 
-	if (s->o->json) {
-		object = json_object_new_object();
-		json_add_string(object, "name", s->o->name);
-		json_add_string(object, "job", s->job);
-		json_add_string(object, "base", node_text(s, s->base, "file"));
-		json_add_string(object, "top", node_text(s, s->top, "file"));
-		json_add_u64(object, "layers", s->base - s->top);
-		if (s->row)
-			json_add_u64(object, "moved", json_number(s->row, "current-progress", 0));
-		print_json(object);
-	} else if (s->o->detach) {
+	if (s->o->json)
+		print_job_json(s, "top", top, base, layers);
+	else if (s->o->detach)
 		printf("%s\n", s->job);
-	} else {
+	else
 		printf("%s: %s has the data of %u layer%s up to %s now (%s moved)\n", s->o->name,
-		       node_text(s, s->base, "file"), s->base - s->top,
-		       s->base - s->top == 1 ? "" : "s", node_text(s, s->top, "file"),
-		       print_size(json_number(s->row, "current-progress", 0), moved));
-	}
+		       base, layers, layers == 1 ? "" : "s", top,
+		       print_size(moved_bytes(s), moved));
 }
 
 int merge_commit_served(const struct served_merge *merge)
