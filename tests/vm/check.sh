@@ -27,45 +27,56 @@ done
 log=$(mktemp -d "${TMPDIR:-/tmp}/qchain-check.XXXXXX")
 trap 'rm -rf "$log"' EXIT
 
-# is_done LOG TEST: it passed or was skipped.
-is_done() { grep -qE "^vm-[^ ]*: (pass|skip) $(basename "$2" .sh) " "$1"; }
+# is_done KERNEL TEST: it passed or was skipped.
+is_done() { grep -qE "^(pass|skip) $(basename "$2" .sh) " "$log/$1.results"; }
 
 kernel_crash() { grep -m1 -oE '(BUG: (kernel|unable)|Oops: |Kernel panic)[^]]*' "$1"; }
+
+# boot_once KERNEL TEST...: the console to the terminal and a log; the results, which the console's
+# lines could cut in two, to a file of their own.
+boot_once() {
+	local kernel=$1
+	shift
+	QCHAIN_RESULTS=$log/$kernel.results "$here/run-vm.sh" --kernel "$kernel" "$@" 2>&1 | tee "$log/$kernel"
+}
 
 # boot KERNEL TEST...: one boot. What has not passed when the kernel has crashed gets another boot,
 # once, and that is said: a rare bug of the kernel is not ours, a test that brings it down each time fails.
 boot() {
 	local kernel=$1 crash test rest=()
 	shift
-	"$here/run-vm.sh" --kernel "$kernel" "$@" 2>&1 | tee "$log/$kernel" && return
+	: > "$log/$kernel.results"
+	boot_once "$kernel" "$@" && return
 	crash=$(kernel_crash "$log/$kernel") || return
-	for test in "$@"; do is_done "$log/$kernel" "$test" || rest+=("$test"); done
+	for test in "$@"; do is_done "$kernel" "$test" || rest+=("$test"); done
 	((${#rest[@]})) || return
-	grep -vE "^vm-$kernel: (FAIL|[0-9]+ passed)" "$log/$kernel" > "$log/first"
-	echo "vm-$kernel: the kernel crashed ($crash): another boot for ${#rest[@]} tests that have not passed" |
-		tee -a "$log/first"
-	"$here/run-vm.sh" --kernel "$kernel" "${rest[@]}" 2>&1 | tee "$log/second"
-	cat "$log/first" "$log/second" > "$log/$kernel"
+	sed -i '/^FAIL/d' "$log/$kernel.results"
+	echo "vm-$kernel: the kernel crashed ($crash): another boot for ${#rest[@]} tests that have not passed"
+	boot_once "$kernel" "${rest[@]}"
 }
 
-# sum KERNEL: the closing line of all its boots.
+# failures KERNEL: a line for what failed, also beside the tests (the kernel's log at boot), and for each test without a result.
+failures() {
+	local test
+	sed -n "s/^FAIL/vm-$1: &/p" "$log/$1.results"
+	for test in "${tests[@]}"; do
+		grep -qE "^(pass|skip|FAIL) $(basename "$test" .sh) " "$log/$1.results" ||
+			echo "vm-$1: FAIL $(basename "$test" .sh): no result"
+	done
+}
+
+# sum KERNEL: the failures, and the closing line of all its boots.
 sum() {
-	local file=$log/$1 passed failed skipped
-	grep -qE "^vm-$1: [0-9]+ passed, " "$file" || { echo "vm-$1: 0 passed, 1 failed, 0 skipped" && return; }
-	passed=$(grep -cE "^vm-$1: pass " "$file")
-	skipped=$(grep -cE "^vm-$1: skip " "$file")
-	failed=$((${#tests[@]} - passed - skipped))
-	# also what failed beside the tests: the kernel's log at boot, for instance
-	((failed)) || failed=$(grep -cE "^vm-$1: FAIL" "$file")
-	echo "vm-$1: $passed passed, $failed failed, $skipped skipped"
+	local failures passed skipped
+	failures=$(failures "$1")
+	[[ -z $failures ]] || echo "$failures"
+	passed=$(grep -c '^pass ' "$log/$1.results")
+	skipped=$(grep -c '^skip ' "$log/$1.results")
+	echo "vm-$1: $passed passed, $(grep -c . <<< "$failures") failed, $skipped skipped"
+	[[ -z $failures ]]
 }
 
 for kernel in "${kernels[@]}"; do boot "$kernel" "${tests[@]}"; done
 echo
-for kernel in "${kernels[@]}"; do
-	grep -E "^vm-$kernel: (FAIL|the kernel crashed)" "$log/$kernel"
-	line=$(sum "$kernel")
-	echo "$line"
-	[[ $line == *" 0 failed,"* ]] || failed=1
-done
+for kernel in "${kernels[@]}"; do sum "$kernel" || failed=1; done
 exit $failed

@@ -20,6 +20,8 @@ usage() {
 		QCHAIN_BUILD    build directory, first in PATH in the VM (CHECKOUT/build)
 		QCHAIN_CACHE    where kernels and QEMU are kept ($QCHAIN_CACHE)
 		QCHAIN_REFRESH  1: look for newer kernels now, not once a day
+		QCHAIN_RESULTS  file to which the lines of results are appended too, alone:
+		                on the output they stand between those of the console
 	EOF
 }
 
@@ -145,7 +147,10 @@ start_vm() {
 	qemu=$!
 }
 
-say() { printf 'vm-%s: %s\n' "$kernel" "$*"; }
+say() {
+	printf 'vm-%s: %s\n' "$kernel" "$*"
+	[[ -z ${QCHAIN_RESULTS:-} ]] || printf '%s\n' "$*" >> "$QCHAIN_RESULTS"
+}
 
 # Reads new events, counts results, and sets how many seconds the VM may take to the next event.
 read_report() {
