@@ -83,7 +83,8 @@ static int ublk_accept(struct ublk *u, struct qc_err *err)
 	if ((flags & UBLK_RECOVERY_FLAGS) != UBLK_RECOVERY_FLAGS)
 		return qc_err_set(err, -EOPNOTSUPP,
 				  "ublkb%u: no user recovery (flags 0x%llx), Linux 6.1 or later is "
-				  "needed; use `--export nbd` on this kernel",
+				  "needed; serve over NBD on this kernel (qchainctl up --no-ublk "
+				  "--nbd SOCK, qchaind --export nbd,socket=PATH)",
 				  dev->info.dev_id, (unsigned long long)flags);
 	if ((zero_copy && zero_copy != UBLK_ZERO_COPY_FLAGS) || flags & UBLK_FOREIGN_FLAGS ||
 	    dev->info.max_io_buf_bytes > QC_MAX_REQUEST_BYTES ||
