@@ -26,7 +26,7 @@ static bool is_told_already(const char *key)
 	static const char *const told[] = { "name", "top", "virtual-size", "pid", "status",
 					    "running", "singlestep", "metadata",
 					    "grace", "queues", "requests",
-					    "leak-scan" };
+					    "leak-scan", "warming", "intent-log" };
 
 	for (u32 i = 0; i < ARRAY_SIZE(told); i++) {
 		if (strcmp(told[i], key) == 0)
@@ -147,6 +147,35 @@ static void print_scan(json_object *status)
 	print_line("leak scan", text);
 }
 
+static void print_warming(json_object *status)
+{
+	json_object *warming;
+	const char *state;
+	char text[64];
+
+	if (!json_object_object_get_ex(status, "warming", &warming))
+		return;
+	state = text_of(warming, "state");
+	if (!strcmp(state, "running"))
+		snprintf(text, sizeof(text), "%lld %%",
+			 (long long)json_number(warming, "percent", 0));
+	else
+		snprintf(text, sizeof(text), "%s", state);
+	print_line("map warming", text);
+}
+
+static void print_log(json_object *status)
+{
+	json_object *log;
+	char text[64];
+
+	if (!json_object_object_get_ex(status, "intent-log", &log))
+		return;
+	snprintf(text, sizeof(text), "%lld of %lld entries",
+		 (long long)json_number(log, "entries", 0), (long long)json_number(log, "room", 0));
+	print_line("intent log", text);
+}
+
 static void print_daemon(const struct served *served)
 {
 	json_object *metadata;
@@ -159,6 +188,8 @@ static void print_daemon(const struct served *served)
 	}
 	print_waiting(served->status);
 	print_scan(served->status);
+	print_warming(served->status);
+	print_log(served->status);
 	if (!json_object_object_get_ex(served->status, "metadata", &metadata) ||
 	    !json_object_is_type(metadata, json_type_object))
 		return;

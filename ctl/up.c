@@ -53,6 +53,7 @@ static const struct option long_options[] = {
 	{ "backing-format", required_argument, NULL, OPT_PASSED_ON + 5 },
 	{ "cache-size", required_argument, NULL, OPT_PASSED_ON + 6 },
 	{ "on-full", required_argument, NULL, OPT_PASSED_ON + 7 },
+	{ "warm", required_argument, NULL, OPT_PASSED_ON + 8 },
 	{ NULL },
 };
 
@@ -552,6 +553,7 @@ const struct verb verb_up = {
 		"  --format FORMAT        of TOP: qcow2 (default) or raw\n"
 		"  --backing-format F     where an image does not say that of its backing\n"
 		"  --cache-size SIZE      memory for the map\n"
+		"  --warm on|off          load the map before it is asked for (on)\n"
 		"  --on-full wait|fail    when the volume is full: writes wait (default) or fail\n"
 		"  --assume-unshared      the first time: what cannot be looked at (see below)\n"
 		"                         does not stand on TOP\n"

@@ -178,6 +178,7 @@ static const struct argument arguments[] = {
 	{ "daemonize", no_argument, set_daemonize },
 	{ "wait", no_argument, set_word },
 	{ "on-full", required_argument, set_checked },
+	{ "warm", required_argument, set_checked },
 	{ "intent-log", required_argument, set_intent_log },
 	{ "help", no_argument, NULL },
 	{ "version", no_argument, NULL },
@@ -200,6 +201,7 @@ static void print_help(void)
 	       "  --allow-backing DIR  follow backing references into DIR too, repeatable\n"
 	       "  --allow-data-file    follow a reference to an external data file, read-only\n"
 	       "  --cache-size SIZE    memory for the map, such as 64M\n"
+	       "  --warm on|off        load the map before it is asked for (default on)\n"
 	       "  --on-full wait|fail  when the volume of TOP is full: wait for it to grow\n"
 	       "                       (default), or fail the writes\n"
 	       "  --intent-log FILE    in memory, for what is acknowledged and not written yet;\n"
@@ -249,7 +251,8 @@ static int parse_options(struct arguments *args, int argc, char **argv, struct q
 	int index, ret;
 
 	args->nr_words = 1; /* the first is TOP */
-	for (;;) {
+	ret = add_word(args, "warm", "on", err);
+	while (!ret) {
 		index = next_option(argc, argv, err);
 		if (index < 0)
 			return index;
@@ -265,8 +268,9 @@ static int parse_options(struct arguments *args, int argc, char **argv, struct q
 		}
 		ret = arg->set(args, arg, optarg, err);
 		if (ret)
-			return qc_err_set(err, ret, "--%s: out of memory", arg->name);
+			qc_err_set(err, ret, "--%s: out of memory", arg->name);
 	}
+	return ret;
 }
 
 static int take_top(struct arguments *args, int argc, char **argv, struct qc_err *err)

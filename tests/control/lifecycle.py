@@ -541,6 +541,33 @@ def test_sealed_late(place):
         nothing_left(place)
 
 
+# ---- warming ------------------------------------------------------------------------------
+
+
+def warming_of(place):
+    return place.ctl_json("status", "seven")["status"]["warming"]
+
+
+def warmed(place, *options):
+    """State of the warming at its end, and how many windows of the map are loaded then."""
+    up(place, "seven", "./top.qcow2", "seven.sock", *options)
+    wait_until(lambda: warming_of(place)["state"] != "running", "the warming ends")
+    status = place.ctl_json("status", "seven")["status"]
+    place.ctl("down", "seven")
+    return status["warming"]["state"], status["metadata"]["windows-loaded"]
+
+
+def test_the_map_is_warm_before_it_is_asked_for(place):
+    """Nobody reads, all windows are loaded; a small cache is not filled to the brim."""
+    place.make_chain(size="1G")
+    expect_equal(warmed(place), ("done", 32), "warming")
+    state, windows = warmed(place, "--cache-size", "4K")
+    expect_equal(state, "cache full", "warming with a small cache")
+    expect(0 < windows < 32, f"{windows} windows loaded")
+    expect_equal(warmed(place, "--warm", "off"), ("off", 0), "without warming")
+    place.ctl("up", "seven", place.path("top.qcow2"), "--warm", "maybe", status=2)
+
+
 # ---- an active layer that was left open -----------------------------------------------------
 
 

@@ -33,6 +33,14 @@ static int check_on_full(const char *name, const char *value, struct qc_err *err
 	return parse_choice(name, value, choices, &index, err);
 }
 
+static int check_warm(const char *name, const char *value, struct qc_err *err)
+{
+	static const char *const choices[] = { "on", "off", NULL };
+	u32 index;
+
+	return parse_choice(name, value, choices, &index, err);
+}
+
 static int check_cache_size(const char *name, const char *value, struct qc_err *err)
 {
 	u64 bytes;
@@ -68,6 +76,7 @@ static const struct chain_option options[] = {
 	{ "--allow-backing", check_place },
 	{ "--cache-size", check_cache_size },
 	{ "--on-full", check_on_full },
+	{ "--warm", check_warm },
 };
 
 int chain_option_check(const char *name, const char *value, struct qc_err *err)

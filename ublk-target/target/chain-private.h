@@ -25,6 +25,20 @@
 
 enum chain_on_full { ON_FULL_WAIT, ON_FULL_FAIL };
 
+enum warm_state { WARM_OFF, WARM_RUNNING, WARM_DONE, WARM_FULL, WARM_STOPPED, WARM_FAILED };
+
+struct load_wait {
+	struct cds_list_head node;
+	void (*fn)(struct load_wait *wait, int error);
+};
+
+struct chain_warm {
+	enum warm_state state;
+	u64 next; /* window */
+	struct loop_timer timer;
+	struct load_wait wait;
+};
+
 /* Metadata thread only, except where it says otherwise. */
 struct chain_target {
 	/* set once */
@@ -44,6 +58,7 @@ struct chain_target {
 	struct cds_list_head load_queue; /* beyond CHAIN_MAX_LOADS */
 	struct cds_list_head queues; /* struct request_queue: that have parked requests */
 	u32 nr_loads;
+	struct chain_warm warm;
 
 	struct writer *active; /* of the active layer; NULL: nothing is written */
 	struct cds_list_head closing; /* struct writer: former ones, oldest first */
@@ -269,13 +284,15 @@ int chain_seal_late(struct chain_target *ct, const char *top,
 
 /* ---- chain-load.c: folding windows ----------------------------------------------- */
 
-struct load_wait {
-	struct cds_list_head node;
-	void (*fn)(struct load_wait *wait, int error);
-};
-
 /* Call @wait->fn when window @index is loaded (it stays until @fn returns) or failed. */
 void chain_load(struct chain_target *ct, u64 index, struct load_wait *wait);
+
+/* ---- chain-warm.c: loading the map before it is asked for ---------------------------- */
+
+void chain_warm_start(struct chain_target *ct);
+void chain_warm_stop(struct chain_target *ct);
+/* "state", and "percent" of the disk that was gone through. */
+json_object *chain_warm_json(const struct chain_target *ct);
 
 /* ---- chain-read.c: reads that need the CPU ------------------------------------------ */
 

@@ -6,7 +6,8 @@
 
 /*
  * Keys of the result: "nodes" (query-named-block-nodes); our own: "metadata"
- * (counters), "grace", "queues" (those whose writes wait for space), "leak-scan".
+ * (counters), "grace", "queues" (those whose writes wait for space), "leak-scan",
+ * "warming", "intent-log".
  */
 
 static json_object *str(const char *s)
@@ -131,6 +132,16 @@ static json_object *grace_json(const struct chain_target *ct)
 	return o;
 }
 
+/* Acknowledged changes of mapping that are not linked yet, and the room for them. */
+static json_object *log_json(const struct intent_log *log)
+{
+	json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "entries", num(intent_log_used(log)));
+	json_object_object_add(o, "room", num(intent_log_size(log)));
+	return o;
+}
+
 static void status_run(struct loop *loop, void *arg)
 {
 	struct status_call *call = arg;
@@ -146,6 +157,9 @@ static void status_run(struct loop *loop, void *arg)
 	json_object_object_add(call->result, "queues", queues_json(ct));
 	if (ct->active && ct->active->meta)
 		json_object_object_add(call->result, "leak-scan", scan_json(ct->active));
+	if (ct->log)
+		json_object_object_add(call->result, "intent-log", log_json(ct->log));
+	json_object_object_add(call->result, "warming", chain_warm_json(ct));
 	json_object_object_add(call->result, "status",
 			       str(ct->active && ct->active->full ? "io-error" : "running"));
 }

@@ -15,7 +15,7 @@
  *        | deferred (a message)
  *        v
  *   metadata loop: chain_deferred()                       chain-meta.c
- *        | window missing: read, fold, publish            chain-load.c
+ *        | window missing: read, fold, publish            chain-load.c, chain-warm.c
  *        | needs the CPU: decompress                      chain-read.c
  *        | mapping changes: cut into operations           chain-split.c
  *        |   stages, transaction, publish                 chain-write.c, chain-plan.c,
@@ -45,6 +45,7 @@ struct chain_words {
 	enum chain_on_full on_full;
 	u32 nr_allow;
 	bool may_lose;
+	bool warm;
 	const char *log_path; /* NULL: none */
 	u64 log_tag;
 	enum log_replay log_replay;
@@ -107,6 +108,8 @@ static int word_apply(struct chain_words *w, const char *key, const char *value)
 		return word_allow(w, value);
 	if (!strcmp(key, "may-lose"))
 		return word_bool(value, &w->may_lose);
+	if (!strcmp(key, "warm"))
+		return word_bool(value, &w->warm);
 	if (!strcmp(key, "log-tag"))
 		return parse_number("log-tag", value, 0, UINT64_MAX, &w->log_tag, NULL);
 	if (!strcmp(key, "log-replay"))
@@ -146,7 +149,7 @@ static int parse_words(struct chain_words *w, int argc, char **argv, struct qc_e
 					  "read-only, snapshot, allow-backing, allow-data-file, "
 					  "backing-format, cache-size, wait, on-full, may-lose, "
 					  "intent-log, log-tag, log-replay, no-lock, grow-to, "
-					  "layers",
+					  "layers, warm",
 					  argv[i]);
 	}
 	return 0;
@@ -267,6 +270,8 @@ static void first_run(struct loop *loop, void *arg)
 	grace_add_loop(&ct->grace, loop);
 	if (ct->active)
 		writer_start(ct->active, ct->map.table->write_layer);
+	if (ct->warm.state == WARM_RUNNING)
+		chain_warm_start(ct);
 }
 
 static int start_loops(struct chain_target *ct, struct qc_err *err)
@@ -357,10 +362,11 @@ static bool is_idle(struct chain_target *ct)
 	       (!ct->active || writer_idle(ct->active));
 }
 
-static void stop_scans(struct chain_target *ct)
+static void stop_background(struct chain_target *ct)
 {
 	struct writer *w;
 
+	chain_warm_stop(ct);
 	if (ct->active)
 		writer_scan_stop(ct->active);
 	cds_list_for_each_entry(w, &ct->closing, node)
@@ -377,7 +383,7 @@ static void drain_check(struct loop *loop, struct loop_timer *timer)
 		return;
 	}
 	d->ct->stopping = true;
-	stop_scans(d->ct);
+	stop_background(d->ct);
 	if (d->ct->active && d->ct->active->meta)
 		meta_housekeep(d->ct->active->meta);
 	loop_timer_set(loop, timer, DRAIN_POLL_NS);
@@ -387,6 +393,7 @@ static void drain_run(struct loop *loop, void *arg)
 {
 	struct drain *d = arg;
 
+	chain_warm_stop(d->ct);
 	drain_check(loop, &d->timer);
 }
 
@@ -396,7 +403,7 @@ static void presuspend_run(struct loop *loop, void *arg)
 
 	ct->on_full = ON_FULL_FAIL;
 	ct->stopping = true;
-	stop_scans(ct);
+	stop_background(ct);
 	if (ct->active && !cds_list_empty(&ct->active->parked))
 		loop_timer_set(loop, &ct->active->full_timer, 0);
 }
@@ -507,6 +514,7 @@ static int chain_build(struct chain_target *ct, const char *top, struct chain_wo
 		return ret;
 	check_block_size(ct);
 	ct->on_full = w->on_full;
+	ct->warm.state = w->warm ? WARM_RUNNING : WARM_OFF;
 	ret = chain_make_layers(ct);
 	if (!ret)
 		ret = map_init(&ct->map, ct->chain->virtual_size, window_bits(ct->chain),

@@ -159,9 +159,9 @@ int ublk_control_open(struct ublk_control *ctl, struct qc_err *err)
 		return qc_err_set(err, ret,
 				  UBLK_CONTROL_PATH ": cannot be opened (%s), ublk_drv is needed: "
 				  "Linux 6.1 or later, Debian 13, Debian 12 with a backports "
-				  "kernel; run `modprobe ublk_drv` as root, or serve over NBD, which "
-				  "works without it (qchainctl up --no-ublk --nbd SOCK, qchaind "
-				  "--export nbd,socket=PATH)",
+				  "kernel; run `modprobe ublk_drv` as root, or serve over NBD, "
+				  "which works without it (qchainctl up --no-ublk --nbd SOCK, "
+				  "qchaind --export nbd,socket=PATH)",
 				  strerror(-ret));
 	}
 	ret = control_ring(ctl);
