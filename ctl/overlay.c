@@ -2,11 +2,11 @@
 /* The overlay of a snapshot: a new LV or file, formatted, and gone again if it comes to nothing. */
 #include "overlay.h"
 
-#include "crash-point.h"
 #include "image/offline.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <qchain/crash-point.h>
 #include <qchain/image.h>
 #include <qchain/overlays.h>
 #include <stdlib.h>

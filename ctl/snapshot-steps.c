@@ -2,11 +2,10 @@
 /* The steps of one snapshot, and the way back from each. */
 #include "snapshot.h"
 
-#include "crash-point.h"
-
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <qchain/crash-point.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>

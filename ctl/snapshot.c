@@ -3,9 +3,8 @@
 #include "freeze.h"
 #include "snapshot.h"
 
-#include "crash-point.h"
-
 #include <errno.h>
+#include <qchain/crash-point.h>
 #include <qchain/parse.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Crash points, for tests. */
-#include "crash-point.h"
+#include <qchain/crash-point.h>
 
 #include <signal.h>
 #include <stdlib.h>
