@@ -88,14 +88,24 @@ static inline struct io_dev *layer_dev(const struct layer *layer)
  * struct layer_table - one pointer, loaded for each request after it was received
  * (rule C3). By depth, [0] is the active layer.
  *
- * Immutable once published but for @read_only and @flush, which are atomic.
+ * Immutable once published but for @read_only, @flush, @receives and the two ends
+ * behind it, which are atomic.
  * Freed after grace, when the I/O that was issued under it has ended, too.
  */
 struct layer_table {
 	u32 nr;
 	u32 nr_ids; /* an extent whose layer is not below it is newer than the table */
 	u16 write_layer; /* id */
+	u16 receives; /* id: of the layer that the active one is committed into */
 	bool read_only;
+	/*
+	 * While that goes on (rule C4), guest offsets, atomic: what lies before
+	 * @handed_end is written to @receives, what lies from there on before
+	 * @fence_end is not written now. @handed_end goes up to @fence_end, or both
+	 * go back to 0.
+	 */
+	u64 handed_end;
+	u64 fence_end;
 	u16 *order; /* ids by depth */
 	struct layer **by_id; /* NULL: merged away; only an EXTENT_NONE may still say it */
 	u16 *depth_of; /* by id */
@@ -180,6 +190,8 @@ int map_apply(struct map *map, const struct map_update *updates, u32 nr);
 
 /* Drop every window with an extent of a layer whose id is set in @layers. */
 void map_forget(struct map *map, const bool *layers);
+/* Drop every window of [@start, @end). */
+void map_forget_range(struct map *map, u64 start, u64 end);
 
 /* Move what was replaced since the last call to @pieces / @windows. */
 void map_take_retired(struct map *map, struct cds_list_head *pieces,

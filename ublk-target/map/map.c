@@ -654,6 +654,15 @@ void map_forget(struct map *map, const bool *layers)
 			window_drop(map, w);
 }
 
+void map_forget_range(struct map *map, u64 start, u64 end)
+{
+	u64 index, last = map_window_of(map, end - 1);
+
+	for (index = map_window_of(map, start); index <= last; index++)
+		if (map->windows[index])
+			window_drop(map, map->windows[index]);
+}
+
 void map_take_retired(struct map *map, struct cds_list_head *pieces,
 		      struct cds_list_head *windows)
 {

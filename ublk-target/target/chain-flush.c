@@ -85,7 +85,7 @@ static void commit_image(struct chain_flush *f, struct writer *w)
 {
 	struct image_flush *i;
 
-	if (!w->meta || w->hidden || meta_clean(w->meta))
+	if (!w->meta || !writer_matters(w) || meta_clean(w->meta))
 		return;
 	assert(f->nr_images < ARRAY_SIZE(f->images));
 	i = &f->images[f->nr_images++];
@@ -112,10 +112,8 @@ void chain_flush(struct chain_target *ct, void (*fn)(void *arg, int error), void
 	f->table = ct->map.table;
 	f->epoch = loop_epoch_enter(ct->loop);
 	f->pending = 1;
-	cds_list_for_each_entry(w, &ct->closing, node)
+	chain_for_each_writer(w, ct)
 		commit_image(f, w);
-	if (ct->active)
-		commit_image(f, ct->active);
 	image_done(f, 0);
 }
 

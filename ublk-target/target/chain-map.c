@@ -202,6 +202,15 @@ static void issue(struct request *req, const struct layer_table *table, const st
 
 /* ---- deciding ------------------------------------------------------------------------ */
 
+/* Does what is written at guest offset @offset go to the layer of @run, all of it? */
+static bool is_written_to(const struct layer_table *table, u64 offset, const struct run *run)
+{
+	if (offset >= __atomic_load_n(&table->fence_end, __ATOMIC_ACQUIRE))
+		return run->layer == table->write_layer;
+	return offset + run->len <= __atomic_load_n(&table->handed_end, __ATOMIC_ACQUIRE) &&
+	       run->layer == table->receives;
+}
+
 /* May @run be served without the metadata thread? (rule B3 for writes) */
 static bool is_direct(const struct request *req, const struct layer_table *table,
 		      const struct run *run)
@@ -213,7 +222,7 @@ static bool is_direct(const struct request *req, const struct layer_table *table
 	if ((run->host | run->len) & (layer_dev(table->by_id[run->layer])->block_bytes - 1))
 		return false;
 	return req->op == REQ_READ ||
-	       (run->layer == table->write_layer && run->flags & EXTENT_COPIED);
+	       (run->flags & EXTENT_COPIED && is_written_to(table, req->offset + run->offset, run));
 }
 
 /*

@@ -185,14 +185,14 @@ void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem)
 static void make_read_only(struct writer *w)
 {
 	w->failed = true;
-	if (w->hidden) /* only the job that writes there fails */
+	if (!writer_matters(w)) /* only the job that writes there fails */
 		return;
 	__atomic_store_n(&w->ct->map.table->read_only, true, __ATOMIC_RELEASE);
 }
 
 static const char *consequence(const struct writer *w)
 {
-	return w->hidden ? "the merge into it fails" : "the device is read-only now";
+	return writer_matters(w) ? "the device is read-only now" : "the merge into it fails";
 }
 
 void writer_failed(void *arg, int error)

@@ -214,6 +214,13 @@ static void plan_zero(struct write_op *op, const struct cluster_view *v,
 	plan_zero_free(v, p);
 }
 
+/* What is below shows through. */
+static void plan_unmap(const struct cluster_view *v, struct cluster_plan *p)
+{
+	change_entry(v, p, 0, 0);
+	give_up(v, p);
+}
+
 /* ---- one cluster, all clusters -------------------------------------------------------- */
 
 void *write_op_entries(const struct write_op *op)
@@ -318,7 +325,9 @@ int write_op_decide(struct write_op *op)
 		ret = check_cluster(op, &v, &c);
 		if (ret)
 			return ret;
-		if (op->type != OP_WRITE)
+		if (op->type == OP_UNMAP)
+			plan_unmap(&v, p);
+		else if (op->type != OP_WRITE)
 			plan_zero(op, &v, &c, p);
 		else if (image_has_extl2(v.img))
 			plan_write_extended(&v, p);

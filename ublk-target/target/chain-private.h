@@ -61,6 +61,8 @@ struct chain_target {
 	struct chain_warm warm;
 
 	struct writer *active; /* of the active layer; NULL: nothing is written */
+	struct writer *receiving; /* of the base that it is committed into; NULL: none */
+	struct cds_list_head fenced; /* struct slow_request: until the fence is lifted */
 	struct cds_list_head closing; /* struct writer: former ones, oldest first */
 	struct cds_list_head fill_waiters; /* struct write_op: until one has settled */
 	u64 generation; /* of the layers and their writers, for folds (rule C1) */
@@ -239,6 +241,12 @@ void writer_destroy(struct writer *w);
 u64 writer_size(const struct writer *w);
 /* Guest bytes that one cached block of L2 entries maps. */
 u64 writer_block_coverage(const struct writer *w);
+/* Writers that guests' writes go to, or went to: the one after @w; NULL: the first. */
+struct writer *chain_next_writer(const struct chain_target *ct, const struct writer *w);
+#define chain_for_each_writer(w, ct) \
+	for (w = chain_next_writer(ct, NULL); w; w = chain_next_writer(ct, w))
+/* Does the device depend on it? Not as long as what is above hides all that it has. */
+bool writer_matters(const struct writer *w);
 
 /* ---- chain-layers.c: the layer table ------------------------------------------------- */
 
@@ -300,7 +308,7 @@ void chain_slow_read(struct chain_target *ct, struct request *req);
 
 /* ---- chain-split.c, chain-write.c, chain-plan.c: changes of mapping ------------------ */
 
-enum write_op_type { OP_WRITE, OP_ZERO, OP_DISCARD };
+enum write_op_type { OP_WRITE, OP_ZERO, OP_DISCARD, OP_UNMAP };
 
 /* What becomes of one cluster. */
 struct cluster_plan {
@@ -343,10 +351,13 @@ struct new_table {
 
 /* A request, cut into operations. */
 struct slow_request {
+	struct cds_list_head node; /* in ct->fenced */
 	struct chain_target *ct;
 	struct request *req;
 	bool fill; /* a merge's: goes only where the layer maps nothing */
-	struct writer *into; /* of a commit's base; NULL: the active one */
+	bool unmap; /* a commit's: what the layer maps there is given up */
+	bool fenced; /* waits in ct->fenced */
+	struct writer *into; /* a commit's: whatever guests' writes go to; NULL: the same */
 	u64 pos;
 	u64 end;
 	struct cds_list_head redo; /* struct write_op: their range is cut again */
@@ -407,20 +418,23 @@ void chain_write(struct chain_target *ct, struct request *req);
  * read so without it; nothing waits for space: -ENOSPC.
  */
 void chain_fill(struct chain_target *ct, struct request *req);
-/* The same, for what a commit brings into the layer of @w: whole granules, always. */
+/* The same, for what a commit brings into the layer of @w, always. */
 void chain_write_into(struct writer *w, struct request *req);
-/* Whom @s's operations belong to, as long as there is no snapshot. */
-static inline struct writer *slow_request_writer(const struct slow_request *s)
-{
-	return s->into ? s->into : s->ct->active;
-}
+/*
+ * chain_unmap - the layer of @w maps nothing of whole clusters any more: what is
+ * below shows through. The map is not told. A REQ_DISCARD as to its size.
+ */
+void chain_unmap(struct writer *w, struct request *req);
 /* One of @s's operations is over (and freed). */
 void slow_request_op_done(struct slow_request *s, int error);
-/* -ESTALE: @op's range is cut again: for the active writer now, or finer for a fill. */
+/* -ESTALE: @op's range is cut again: for whom it belongs to now, or finer for a fill. */
 void slow_request_redo(struct write_op *op_owned);
+/* The fence is lifted, or moved: what waits for it is cut again. */
+void chain_run_fenced(struct chain_target *ct);
 
-/* [@start, @end) of @s's request: within one block of entries. NULL: no memory. */
-struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 type);
+/* [@start, @end) of @s's request, into @w: within one block of entries. NULL: no memory. */
+struct write_op *write_op_create(struct slow_request *s, struct writer *w, u64 start, u64 end,
+				 u8 type);
 void write_op_run(struct write_op *op);
 /* Run what waits in @waiting (struct write_op by node) again; it is emptied first. */
 void write_ops_run(struct cds_list_head *waiting);

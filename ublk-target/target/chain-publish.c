@@ -70,7 +70,7 @@ static void publish(struct writer *w)
 	CDS_INIT_LIST_HEAD(&w->linked);
 	ct->nr_updates = 0;
 	cds_list_for_each_entry(op, &linked, node)
-		if (!w->hidden)
+		if (!w->hidden && op->type != OP_UNMAP)
 			add_updates(op);
 	if (ct->nr_updates)
 		qsort(ct->updates, ct->nr_updates, sizeof(*ct->updates), update_cmp);
@@ -97,21 +97,19 @@ static bool is_stuck(const struct chain_target *ct)
 {
 	const struct writer *w;
 
-	cds_list_for_each_entry(w, &ct->closing, node)
-		if (w->failed && !w->hidden)
+	chain_for_each_writer(w, ct)
+		if (w->failed && writer_matters(w))
 			return true;
-	return ct->active->failed;
+	return false;
 }
 
 static void commit_all(struct chain_target *ct)
 {
 	struct writer *w;
 
-	cds_list_for_each_entry(w, &ct->closing, node)
+	chain_for_each_writer(w, ct)
 		if (w->early)
 			meta_kick(w->meta);
-	if (ct->active->early)
-		meta_kick(ct->active->meta);
 }
 
 int writer_reserve_log(struct write_op *op)
@@ -195,10 +193,10 @@ static bool has_uncommitted(const struct chain_target *ct)
 {
 	const struct writer *w;
 
-	cds_list_for_each_entry(w, &ct->closing, node)
-		if (w->early && !meta_clean(w->meta))
+	chain_for_each_writer(w, ct)
+		if (w->early && writer_matters(w) && !meta_clean(w->meta))
 			return true;
-	return ct->active->early && !meta_clean(ct->active->meta);
+	return false;
 }
 
 static void writer_linked(void *arg, u64 mark)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* A request that changes mappings, cut into operations; writes of a raw active layer. */
+/* A request that changes mappings, cut into operations; writes of a raw layer. */
 #include "chain-private.h"
 
 #include <errno.h>
@@ -9,7 +9,6 @@
 /* ---- cutting ---------------------------------------------------------------------- */
 
 static void split_run(struct slow_request *s);
-static void raw_write(struct slow_request *s);
 
 void slow_request_op_done(struct slow_request *s, int error)
 {
@@ -28,20 +27,37 @@ void slow_request_redo(struct write_op *op_owned)
 	split_run(s);
 }
 
-/* Version 2 has no zero flag: zeroes are written, unless dropping the place does. */
-static bool must_write_zeroes(const struct slow_request *s)
+/*
+ * Who writes guest offset @pos, up to *@end at least; NULL: nobody may now. While
+ * the active layer is committed that depends on the place (rule C4).
+ */
+static struct writer *writer_at(const struct slow_request *s, u64 pos, u64 *end)
 {
-	const struct writer *w = slow_request_writer(s);
+	const struct layer_table *t = s->ct->map.table;
 
+	*end = UINT64_MAX;
+	if (s->into)
+		return s->into;
+	if (pos >= t->fence_end)
+		return s->ct->active;
+	*end = pos < t->handed_end ? t->handed_end : t->fence_end;
+	return pos < t->handed_end ? s->ct->receiving : NULL;
+}
+
+/* Version 2 has no zero flag: zeroes are written, unless dropping the place does. */
+static bool must_write_zeroes(const struct slow_request *s, const struct writer *w)
+{
 	return s->req->op == REQ_WRITE_ZEROES && w->img->version < 3 &&
 	       (w->below || s->req->flags & REQ_NOUNMAP);
 }
 
-static u8 split_type(const struct slow_request *s)
+static u8 split_type(const struct slow_request *s, const struct writer *w)
 {
-	if (s->req->op == REQ_WRITE || must_write_zeroes(s))
+	if (s->unmap)
+		return OP_UNMAP;
+	if (s->req->op == REQ_WRITE || must_write_zeroes(s, w))
 		return OP_WRITE;
-	if (s->req->op == REQ_DISCARD || slow_request_writer(s)->img->version < 3)
+	if (s->req->op == REQ_DISCARD || w->img->version < 3)
 		return OP_DISCARD;
 	return OP_ZERO;
 }
@@ -51,16 +67,17 @@ static u8 split_type(const struct slow_request *s)
  * for zeroes and discards whole granules, with the odd ends written (zeroes) or
  * left (discard). *@type is OP_WRITE for an odd end.
  */
-static u64 next_piece(const struct slow_request *s, u64 pos, u64 limit, u8 *type)
+static u64 next_piece(const struct slow_request *s, const struct writer *w, u64 pos, u64 limit,
+		      u8 *type)
 {
-	const struct image *img = slow_request_writer(s)->img;
-	u64 window = writer_block_coverage(slow_request_writer(s));
+	const struct image *img = w->img;
+	u64 window = writer_block_coverage(w);
 	u64 granule = 1ull << img->subcluster_bits;
 	u64 cluster = image_cluster_bytes(img);
-	u64 size = writer_size(slow_request_writer(s));
+	u64 size = writer_size(w);
 	u64 end = min(limit, ALIGN_DOWN(pos, window) + window);
 
-	*type = split_type(s);
+	*type = split_type(s, w);
 	if (*type == OP_WRITE)
 		return min(end, pos + QC_MAX_REQUEST_BYTES);
 	if (pos % granule || (ALIGN_DOWN(end, granule) <= pos && end != size)) {
@@ -113,106 +130,40 @@ static void split_end(struct slow_request *s)
 	chain_flush(s->ct, request_flushed, s);
 }
 
-static u64 fill_granule(const struct slow_request *s)
+/* What is to be done next: first what has to be done again. */
+static bool next_range(struct slow_request *s, u64 *start, u64 *end)
 {
-	return 1ull << slow_request_writer(s)->img->subcluster_bits;
+	const struct write_op *redo;
+
+	*start = s->pos;
+	*end = s->end;
+	if (!cds_list_empty(&s->redo)) {
+		redo = cds_list_first_entry(&s->redo, struct write_op, node);
+		*start = redo->start;
+		*end = redo->start + redo->len;
+	}
+	return *start < *end;
 }
 
-/* What is to be done next: first what has to be done again. */
-static bool cut_piece(struct slow_request *s, u64 *start, u64 *end, u8 *type)
+/* It is under way up to @end. */
+static void take_range(struct slow_request *s, u64 end)
 {
 	struct write_op *redo;
 
 	if (cds_list_empty(&s->redo)) {
-		*start = s->pos;
-		if (s->pos >= s->end)
-			return false;
-		*end = next_piece(s, s->pos, s->end, type);
-		s->pos = *end;
-		return true;
+		s->pos = end;
+		return;
 	}
 	redo = cds_list_first_entry(&s->redo, struct write_op, node);
-	*start = redo->start;
-	*end = next_piece(s, *start, redo->start + redo->len, type);
-	if (s->fill) /* one granule is mapped or not, as a whole */
-		*end = min(*end, ALIGN_UP(*start + 1, fill_granule(s)));
-	redo->start = *end;
-	redo->len -= *end - *start;
+	redo->len -= end - redo->start;
+	redo->start = end;
 	if (!redo->len) {
 		cds_list_del(&redo->node);
 		free(redo);
 	}
-	return true;
 }
 
-/* Start operations, a bounded number at a time; the last one ends the request. */
-static void split_run(struct slow_request *s)
-{
-	struct write_op *op;
-	u64 start, end;
-	u8 type;
-
-	if (s->cutting)
-		return;
-	s->cutting = true;
-	while (!s->error && s->active < CHAIN_MAX_SPLIT && cut_piece(s, &start, &end, &type)) {
-		if (type == OP_WRITE && s->req->op == REQ_DISCARD)
-			continue; /* an odd end: left as it is */
-		op = write_op_create(s, start, end, type);
-		if (!op) {
-			s->error = -ENOMEM;
-			break;
-		}
-		s->active++;
-		write_op_run(op);
-	}
-	s->cutting = false;
-	if (!s->active && (s->error || (s->pos >= s->end && cds_list_empty(&s->redo))))
-		split_end(s);
-}
-
-static void cut(struct chain_target *ct, struct request *req, struct writer *into, bool fill)
-{
-	struct slow_request *s;
-
-	if (ct->map.table->read_only || !ct->active) {
-		chain_finish(req, -EROFS);
-		return;
-	}
-	s = calloc(1, sizeof(*s));
-	if (!s) {
-		chain_finish(req, -ENOMEM);
-		return;
-	}
-	s->ct = ct;
-	s->req = req;
-	s->fill = fill;
-	s->into = into;
-	s->pos = req->offset;
-	s->end = req->offset + req->len;
-	CDS_INIT_LIST_HEAD(&s->redo);
-	if (slow_request_writer(s)->meta)
-		split_run(s);
-	else
-		raw_write(s);
-}
-
-void chain_write(struct chain_target *ct, struct request *req)
-{
-	cut(ct, req, NULL, false);
-}
-
-void chain_fill(struct chain_target *ct, struct request *req)
-{
-	cut(ct, req, NULL, true);
-}
-
-void chain_write_into(struct writer *w, struct request *req)
-{
-	cut(w->ct, req, w, false);
-}
-
-/* ---- a raw active layer: what the fast path could not do -------------------------- */
+/* ---- a raw layer: what the fast path could not do --------------------------------- */
 
 static void raw_written(struct io_op *io, int error)
 {
@@ -221,18 +172,13 @@ static void raw_written(struct io_op *io, int error)
 	loop_epoch_exit(s->ct->loop, s->epoch);
 	free(s->mem);
 	s->mem = NULL;
-	if (error)
-		s->error = error;
-	if (slow_request_writer(s)->meta) /* a snapshot was taken meanwhile */
-		split_run(s);
-	else
-		raw_write(s);
+	slow_request_op_done(s, error);
 }
 
-static int raw_data(struct slow_request *s, u32 len)
+static int raw_data(struct slow_request *s, u64 start, u32 len)
 {
 	const struct request *req = s->req;
-	u32 offset = s->pos - req->offset;
+	u32 offset = start - req->offset;
 
 	if (req->op == REQ_WRITE && req->base)
 		memcpy(s->mem, (u8 *)req->base + offset, len);
@@ -243,25 +189,152 @@ static int raw_data(struct slow_request *s, u32 len)
 	return 0;
 }
 
-static void raw_write(struct slow_request *s)
+/* One at a time. */
+static bool raw_piece(struct slow_request *s, const struct writer *w, u64 start, u64 end)
 {
-	u32 len = min(s->end - s->pos, (u64)QC_MAX_REQUEST_BYTES);
+	u32 len = min(end - start, (u64)QC_MAX_REQUEST_BYTES);
 
-	if (s->error || s->pos == s->end || s->req->op == REQ_DISCARD) {
-		split_end(s);
-		return;
+	if (s->active)
+		return false;
+	if (s->req->op == REQ_DISCARD) {
+		take_range(s, end);
+		return true;
 	}
 	s->mem = io_alloc(len);
-	s->error = s->mem ? raw_data(s, len) : -ENOMEM;
+	s->error = s->mem ? raw_data(s, start, len) : -ENOMEM;
 	if (s->error) {
 		free(s->mem);
-		split_end(s);
-		return;
+		s->mem = NULL;
+		return false;
 	}
-	s->io = (struct io_op){ .dev = slow_request_writer(s)->img->dev, .type = IO_WRITE,
-				.offset = s->pos, .len = len, .base = s->mem,
-				.done = raw_written };
-	s->pos += len;
+	take_range(s, start + len);
+	s->io = (struct io_op){ .dev = w->img->dev, .type = IO_WRITE, .offset = start, .len = len,
+				.base = s->mem, .done = raw_written };
+	s->active++;
 	s->epoch = loop_epoch_enter(s->ct->loop);
 	io_submit(s->ct->loop, &s->io);
+	return true;
+}
+
+/* ---- piece by piece --------------------------------------------------------------------- */
+
+static void start_op(struct slow_request *s, struct writer *w, u64 start, u64 end, u8 type)
+{
+	struct write_op *op;
+
+	if (type == OP_WRITE && s->req->op == REQ_DISCARD)
+		return; /* an odd end: left as it is */
+	op = write_op_create(s, w, start, end, type);
+	if (!op) {
+		s->error = -ENOMEM;
+		return;
+	}
+	s->active++;
+	write_op_run(op);
+}
+
+static void wait_for_fence(struct slow_request *s)
+{
+	if (s->active)
+		return; /* asks again when they have ended */
+	request_set_stage(s->req, "merge");
+	cds_list_add_tail(&s->node, &s->ct->fenced);
+	s->fenced = true;
+}
+
+/* False: nothing more can be started now. */
+static bool start_piece(struct slow_request *s)
+{
+	u64 start, end, limit;
+	struct writer *w;
+	u8 type;
+
+	if (!next_range(s, &start, &end))
+		return false;
+	w = writer_at(s, start, &limit);
+	end = min(end, limit);
+	if (!w) {
+		wait_for_fence(s);
+		return false;
+	}
+	if (!w->meta)
+		return raw_piece(s, w, start, end);
+	end = next_piece(s, w, start, end, &type);
+	if (s->fill && !cds_list_empty(&s->redo)) /* one granule is mapped or not, as a whole */
+		end = min(end, ALIGN_UP(start + 1, 1ull << w->img->subcluster_bits));
+	take_range(s, end);
+	start_op(s, w, start, end, type);
+	return true;
+}
+
+/* Start operations, a bounded number at a time; the last one ends the request. */
+static void split_run(struct slow_request *s)
+{
+	u64 start, end;
+
+	if (s->cutting)
+		return;
+	s->cutting = true;
+	while (!s->error && s->active < CHAIN_MAX_SPLIT && start_piece(s))
+		;
+	s->cutting = false;
+	if (!s->active && !s->fenced && (s->error || !next_range(s, &start, &end)))
+		split_end(s);
+}
+
+void chain_run_fenced(struct chain_target *ct)
+{
+	struct slow_request *s, *tmp;
+	CDS_LIST_HEAD(waiting);
+
+	cds_list_splice(&ct->fenced, &waiting);
+	CDS_INIT_LIST_HEAD(&ct->fenced);
+	cds_list_for_each_entry_safe(s, tmp, &waiting, node) {
+		cds_list_del(&s->node);
+		s->fenced = false;
+		split_run(s);
+	}
+}
+
+/* @how: what of it is not the same for all. */
+static void cut(struct chain_target *ct, struct request *req, const struct slow_request *how)
+{
+	struct slow_request *s;
+
+	if (ct->map.table->read_only || !ct->active) {
+		chain_finish(req, -EROFS);
+		return;
+	}
+	s = malloc(sizeof(*s));
+	if (!s) {
+		chain_finish(req, -ENOMEM);
+		return;
+	}
+	*s = *how;
+	s->ct = ct;
+	s->req = req;
+	s->pos = req->offset;
+	s->end = req->offset + req->len;
+	CDS_INIT_LIST_HEAD(&s->redo);
+	split_run(s);
+}
+
+void chain_write(struct chain_target *ct, struct request *req)
+{
+	cut(ct, req, &(struct slow_request){ .fill = false });
+}
+
+void chain_fill(struct chain_target *ct, struct request *req)
+{
+	cut(ct, req, &(struct slow_request){ .fill = true });
+}
+
+void chain_write_into(struct writer *w, struct request *req)
+{
+	cut(w->ct, req, &(struct slow_request){ .into = w });
+}
+
+void chain_unmap(struct writer *w, struct request *req)
+{
+	cut(w->ct, req, &(struct slow_request){ .into = w, .unmap = true });
 }

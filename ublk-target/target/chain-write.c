@@ -151,7 +151,8 @@ static bool nothing_to_zero(const struct write_op *op)
 {
 	u32 index = write_op_l1_index(op);
 
-	return op->type != OP_WRITE && !op->nounmap && !op->writer->below &&
+	return op->type != OP_WRITE && !op->nounmap &&
+	       (op->type == OP_UNMAP || !op->writer->below) &&
 	       !(l1_get(&op->writer->img->l1, index) & QCOW2_OFFSET_MASK) &&
 	       !table_find(op->writer, index);
 }
@@ -176,10 +177,10 @@ static int write_plan(struct write_op *op)
 		ret = write_op_allocate(op);
 	if (ret == -EAGAIN)
 		return STAGE_WAIT;
-	if (ret == -ENOSPC && (op->parent->fill || op->writer->hidden))
+	if (ret == -ENOSPC && (op->parent->fill || op->parent->into))
 		return ret;
-	if (ret == -ENOSPC && op->writer != op->writer->ct->active)
-		return -ESTALE; /* the active layer may have room */
+	if (ret == -ENOSPC && !cds_list_empty(&op->writer->node))
+		return -ESTALE; /* closing: the active layer may have room */
 	if (ret == -ENOSPC) {
 		writer_park(op);
 		return STAGE_WAIT;
@@ -537,9 +538,9 @@ void write_op_done(struct write_op *op, int error)
 	slow_request_op_done(s, error);
 }
 
-struct write_op *write_op_create(struct slow_request *s, u64 start, u64 end, u8 type)
+struct write_op *write_op_create(struct slow_request *s, struct writer *w, u64 start, u64 end,
+				 u8 type)
 {
-	struct writer *w = slow_request_writer(s);
 	const struct image *img = w->img;
 	struct write_op *op = calloc(1, sizeof(*op));
 

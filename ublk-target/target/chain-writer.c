@@ -123,6 +123,26 @@ void writer_start(struct writer *w, u16 id)
 		writer_scan_start(w);
 }
 
+struct writer *chain_next_writer(const struct chain_target *ct, const struct writer *w)
+{
+	const struct cds_list_head *next = w ? w->node.next : ct->closing.next;
+
+	if (w && w == ct->receiving)
+		return NULL;
+	if (w && w == ct->active)
+		return ct->receiving;
+	if (next != &ct->closing)
+		return cds_list_entry(next, struct writer, node);
+	return ct->active ? ct->active : ct->receiving;
+}
+
+bool writer_matters(const struct writer *w)
+{
+	if (w == w->ct->receiving && !w->ct->map.table->handed_end)
+		return false;
+	return !w->hidden;
+}
+
 u64 writer_size(const struct writer *w)
 {
 	return w->hidden ? w->img->virtual_size : w->ct->map.size_bytes;

@@ -367,9 +367,7 @@ static void stop_background(struct chain_target *ct)
 	struct writer *w;
 
 	chain_warm_stop(ct);
-	if (ct->active)
-		writer_scan_stop(ct->active);
-	cds_list_for_each_entry(w, &ct->closing, node)
+	chain_for_each_writer(w, ct)
 		writer_scan_stop(w);
 }
 
@@ -400,12 +398,14 @@ static void drain_run(struct loop *loop, void *arg)
 static void presuspend_run(struct loop *loop, void *arg)
 {
 	struct chain_target *ct = arg;
+	struct writer *w;
 
 	ct->on_full = ON_FULL_FAIL;
 	ct->stopping = true;
 	stop_background(ct);
-	if (ct->active && !cds_list_empty(&ct->active->parked))
-		loop_timer_set(loop, &ct->active->full_timer, 0);
+	chain_for_each_writer(w, ct)
+		if (!cds_list_empty(&w->parked))
+			loop_timer_set(loop, &w->full_timer, 0);
 }
 
 static void chain_presuspend(struct target *ti)
@@ -544,6 +544,7 @@ static struct chain_target *chain_alloc(struct target *ti)
 	CDS_INIT_LIST_HEAD(&ct->log_waiters);
 	CDS_INIT_LIST_HEAD(&ct->held);
 	CDS_INIT_LIST_HEAD(&ct->fill_waiters);
+	CDS_INIT_LIST_HEAD(&ct->fenced);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_pieces);
 	CDS_INIT_LIST_HEAD(&ct->map.retired_windows);
 	return ct;
