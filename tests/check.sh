@@ -237,8 +237,10 @@ fuzzing() {
 
 # A VM keeps about one processor busy: both at once. Each test in it has a limit of its own.
 system() {
-	run vm-6.12 2700 env QCHAIN_BUILD="$build" tests/vm/check.sh 6.12
-	run vm-7 2700 env QCHAIN_BUILD="$build" tests/vm/check.sh 7
+	local which=()
+	[ "$mode" != check-full ] || which=(--all)
+	run vm-6.12 2700 env QCHAIN_BUILD="$build" tests/vm/check.sh "${which[@]}" 6.12
+	run vm-7 2700 env QCHAIN_BUILD="$build" tests/vm/check.sh "${which[@]}" 7
 }
 
 # The end of the output, also in a file: what failed and why, then the sum.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Proves the door on real LVs: which backing images a VG allows, what holds a device, and the lvm room with device-mapper.
 # timeout: 400
+# kernel: 6.12
 source "$QCHAIN_SRC/tests/vm/lib.sh"
 
 need_cmd qemu-img qemu-io qemu-nbd

@@ -1,12 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# All system tests on both kernels, one boot each. usage: check.sh [NAME...], NAME as 6.12 or 7 or a test's number or name
+# The system tests on both kernels, one boot each.
+#
+# usage: check.sh [--all] [NAME...], NAME as 6.12 or 7 or a test's number or name
+# A test with a line "# kernel: KIND" looks at what does not differ between kernels: it runs on that
+# one only, unless it is named or all are wanted.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
-kernels=() wanted=() tests=() failed=0
+kernels=() wanted=() tests=() all='' failed=0
 
 for arg in "$@"; do
 	case $arg in
+	--all) all=1 ;;
 	6.12 | 7) kernels+=("$arg") ;;
 	*) wanted+=("$arg") ;;
 	esac
@@ -26,6 +31,16 @@ done
 ((${#tests[@]})) || { echo "check: no test fits: ${wanted[*]}" >&2; exit 2; }
 log=$(mktemp -d "${TMPDIR:-/tmp}/qchain-check.XXXXXX")
 trap 'rm -rf "$log"' EXIT
+
+# tests_on KERNEL: sets here_tests.
+tests_on() {
+	local test only
+	here_tests=()
+	for test in "${tests[@]}"; do
+		only=$(sed -n 's/^# kernel: *\([0-9.]\+\)$/\1/p' "$test")
+		[[ -z $all && -z ${wanted[*]} && -n $only && $only != "$1" ]] || here_tests+=("$test")
+	done
+}
 
 # is_done KERNEL TEST: it passed or was skipped.
 is_done() { grep -qE "^(pass|skip) $(basename "$2" .sh) " "$log/$1.results"; }
@@ -57,9 +72,10 @@ boot() {
 
 # failures KERNEL: a line for what failed, also beside the tests (the kernel's log at boot), and for each test without a result.
 failures() {
-	local test
+	local test here_tests
 	sed -n "s/^FAIL/vm-$1: &/p" "$log/$1.results"
-	for test in "${tests[@]}"; do
+	tests_on "$1"
+	for test in "${here_tests[@]}"; do
 		grep -qE "^(pass|skip|FAIL) $(basename "$test" .sh) " "$log/$1.results" ||
 			echo "vm-$1: FAIL $(basename "$test" .sh): no result"
 	done
@@ -76,7 +92,10 @@ sum() {
 	[[ -z $failures ]]
 }
 
-for kernel in "${kernels[@]}"; do boot "$kernel" "${tests[@]}"; done
+for kernel in "${kernels[@]}"; do
+	tests_on "$kernel"
+	boot "$kernel" "${here_tests[@]}"
+done
 echo
 for kernel in "${kernels[@]}"; do sum "$kernel" || failed=1; done
 exit $failed

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A successor waits for its dead predecessor's I/O: where one cluster is slow on disk, an old write must not land on a newer one.
 # timeout: 240
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # QEMU and qchaind keep each other away from an image on an LV: whoever has it, the other is refused, and is told why.
 # timeout: 180
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

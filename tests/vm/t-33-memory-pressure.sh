@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # qchaind cannot be made to wait for its own device: locked in memory, an I/O flusher in every thread, and dirty pages go out when memory is short.
 # timeout: 240
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

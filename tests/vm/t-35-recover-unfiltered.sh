@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A dead daemon's device must not hold up qchainctl on a host without our LVM filter: it is recovered, and other chains come up.
 # timeout: 200
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # status names what is waited for: requests by stage and image, the grace that waits for them (rule C2), queues whose tags run low (rule E2).
 # timeout: 240
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # down --force while writes wait for space: they fail, the chain ends, the image is clean. The last test: a hang here is one in the kernel.
 # timeout: 120
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Snapshots of a device in use on LVs: under fio verify, names and tags, what is refused, kill -9 of qchainctl, reboot.
 # timeout: 600
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
