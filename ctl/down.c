@@ -13,6 +13,11 @@ struct down_options {
 	bool json;
 };
 
+struct down_result {
+	enum served_state before;
+	bool recovered; /* taken over, to be ended without loss */
+};
+
 /* A descriptor that tells the end of process @pid; -1: it has ended. */
 static int watch_process(pid_t pid)
 {
@@ -48,8 +53,8 @@ static int stop_daemon(const struct served *served, bool force, struct qc_err *e
 }
 
 /*
- * A device that waits may hold writes that were acknowledged: only a daemon that
- * takes it over can end it without losing them.
+ * What was acknowledged may be in the intent log only, or wait in the device: only
+ * a daemon that takes it over can end it without losing that.
  */
 static int recover_and_stop(const struct served *dead, bool force, struct qc_err *err)
 {
@@ -61,7 +66,7 @@ static int recover_and_stop(const struct served *dead, bool force, struct qc_err
 	if (activated)
 		ret = activate_missing(served_top(dead), activated, err);
 	if (ret == 0)
-		ret = spawn_daemon(dead->record, true, true, err);
+		ret = spawn_daemon(dead->record, true, dead->state == SERVED_RECOVERABLE, err);
 	if (ret == 0)
 		ret = served_find(dead->name, &again, err);
 	if (ret)
@@ -72,19 +77,32 @@ static int recover_and_stop(const struct served *dead, bool force, struct qc_err
 	return ret;
 }
 
-static int stop_chain(const struct served *served, bool force, struct qc_err *err)
+/* Of a chain without a block device: one that is gone has told its users of the loss. */
+static bool has_log(const struct served *dead)
+{
+	char path[256];
+
+	return dead->dev_id < 0 &&
+	       !chain_run_path(dead->name, "intent.log", path, sizeof(path), NULL) &&
+	       access(path, F_OK) == 0;
+}
+
+static int stop_chain(const struct served *served, bool force, bool *recovered,
+		      struct qc_err *err)
 {
 	switch (served->state) {
 	case SERVED_LIVE:
 		return stop_daemon(served, force, err);
-	case SERVED_RECOVERABLE:
-		return recover_and_stop(served, force, err);
 	case SERVED_SILENT:
 		return served_not_live(served, err);
+	case SERVED_RECOVERABLE:
+		*recovered = true;
+		break;
 	case SERVED_DEAD:
+		*recovered = !force && has_log(served);
 		break;
 	}
-	return 0;
+	return *recovered ? recover_and_stop(served, force, err) : 0;
 }
 
 /* What `up` made, in reverse. */
@@ -104,7 +122,8 @@ static int clean_up(struct rundir *dir, const struct served *served, struct qc_e
 	return ret ? ret : removed;
 }
 
-static int down_chain(const char *name, bool force, enum served_state *before, struct qc_err *err)
+static int down_chain(const char *name, bool force, struct down_result *result,
+		      struct qc_err *err)
 {
 	struct rundir dir = { .lock_fd = -1 };
 	struct served served;
@@ -114,8 +133,8 @@ static int down_chain(const char *name, bool force, enum served_state *before, s
 		return ret;
 	ret = served_find(name, &served, err);
 	if (ret == 0) {
-		*before = served.state;
-		ret = stop_chain(&served, force, err);
+		result->before = served.state;
+		ret = stop_chain(&served, force, &result->recovered, err);
 		if (ret == 0)
 			ret = clean_up(&dir, &served, err);
 		served_exit(&served);
@@ -144,7 +163,7 @@ static int parse_options(const struct verb *verb, int argc, char **argv, struct 
 	return verb_arguments(verb, argc, argv, 1, 1);
 }
 
-static void print_result(const char *name, enum served_state before, bool json)
+static void print_result(const char *name, const struct down_result *result, bool json)
 {
 	json_object *object;
 
@@ -152,18 +171,18 @@ static void print_result(const char *name, enum served_state before, bool json)
 		object = json_object_new_object();
 		json_object_object_add(object, "name", json_object_new_string(name));
 		json_object_object_add(object, "before",
-				       json_object_new_string(served_state_name(before)));
+				       json_object_new_string(served_state_name(result->before)));
 		print_json(object);
-	} else if (before != SERVED_LIVE) {
+	} else if (result->before != SERVED_LIVE) {
 		fprintf(stderr, "qchainctl: %s: its daemon had ended, %s\n", name,
-			before == SERVED_RECOVERABLE ? "recovered to end it" : "cleaned up");
+			result->recovered ? "recovered to end it" : "cleaned up");
 	}
 }
 
 static int down_run(const struct verb *verb, int argc, char **argv)
 {
 	struct down_options down = { 0 };
-	enum served_state before = SERVED_LIVE;
+	struct down_result result = { .before = SERVED_LIVE };
 	struct qc_err err = { 0 };
 	int status = parse_options(verb, argc, argv, &down);
 
@@ -171,9 +190,9 @@ static int down_run(const struct verb *verb, int argc, char **argv)
 		return status;
 	if (chain_name_check(argv[optind], &err))
 		return verb_usage(verb, "%s", err.msg);
-	if (down_chain(argv[optind], down.force, &before, &err))
+	if (down_chain(argv[optind], down.force, &result, &err))
 		return print_error(&err);
-	print_result(argv[optind], before, down.json);
+	print_result(argv[optind], &result, down.json);
 	return CTL_DONE;
 }
 
@@ -182,7 +201,8 @@ const struct verb verb_down = {
 	.summary = "end a chain, flushed and clean; refused while it is in use",
 	.usage = "NAME [--force] [--json]",
 	.options =
-		"  --force    also while it is open or mounted: its users get I/O errors\n"
+		"  --force    also while it is open or mounted: its users get I/O errors;\n"
+		"             of a dead daemon on NBD alone: what its intent log holds is lost\n"
 		"  --json     one object: name, and before, the state that it was in\n",
 	.examples =
 		"  umount /mnt && qchainctl down vm7\n",

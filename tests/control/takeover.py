@@ -4,7 +4,9 @@
 
 import asyncio
 import os
+import signal
 import sys
+import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
@@ -12,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
 import harness
 import imagelocks
 import nbdclient
-from harness import expect, expect_equal
+from harness import expect, expect_equal, wait_until
 from qemutools import Deadline
 
 CLUSTER = 65536
@@ -108,6 +110,37 @@ def test_below_a_dirty_overlay(place):
     served.image = place.path("over")
     expect_equal(served.count_written(), COUNT, "clusters after the takeover")
     place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path("disk"))
+
+
+def write_unflushed(place, pid):
+    """Through the chain of qchainctl; its daemon dies before anything is flushed."""
+    async def write():
+        client = await nbdclient.NbdClient.connect(place.path("sock"))
+        await asyncio.gather(*(client.write(n * CLUSTER, bytes([n + 1]) * CLUSTER) for n in range(COUNT)))
+        os.kill(pid, signal.SIGKILL)
+        await client.abandon()
+    asyncio.run(write())
+    wait_until(lambda: place.ctl_json("list")[0]["state"] == "dead", "the daemon is dead")
+
+
+def count_in_image(place):
+    with tempfile.NamedTemporaryFile() as out:
+        place.run("qemu-img", "convert", "-O", "raw", place.path("disk"), out.name)
+        data = out.read()
+    return sum(data[n * CLUSTER:(n + 1) * CLUSTER] == bytes([n + 1]) * CLUSTER for n in range(COUNT))
+
+
+def test_down_of_a_dead_chain(place):
+    """What was acknowledged is written before the log goes; --force says that it may be lost."""
+    for options, word in (([], "recovered"), (["--force"], "cleaned up")):
+        Served(place)
+        place.ctl("up", "seven", "./disk", "--no-ublk", "--nbd", "sock")
+        write_unflushed(place, place.ctl_json("status", "seven")["pid"])
+        done = place.ctl("down", "seven", *options)
+        expect(word in done.stderr, done.stderr)
+        expect_equal(place.ctl_json("list"), [], "chains after down")
+        if not options:
+            expect_equal(count_in_image(place), COUNT, "clusters in the image")
 
 
 def test_other_writer(place):
