@@ -56,6 +56,9 @@ struct loop_grace {
 
 struct target_stats;
 
+/* Loops that one loop wakes together; further ones it wakes at once. */
+#define LOOP_MAX_WAKES 8u
+
 struct loop {
 	/* set once */
 	const char *name;
@@ -74,6 +77,8 @@ struct loop {
 	u32 epoch_ios[2];
 	struct loop_grace *draining; /* who waits for the other parity, or NULL */
 	u64 batch_ns; /* of loop_batch_ns(); 0: not asked for yet */
+	struct loop *wakes[LOOP_MAX_WAKES]; /* that it has sent to and not woken yet */
+	u32 nr_wakes;
 
 	/* the target's memory on this loop: set by attach, loop thread only */
 	void *scratch; /* QC_MAX_REQUEST_BYTES / 512 runs */

@@ -121,6 +121,44 @@ static void test_wakes_only_sleepers(void)
 	expect_log("0");
 }
 
+struct burst {
+	struct loop *from;
+	struct note_msg m[2];
+};
+
+static void send_burst(struct loop *l, void *arg)
+{
+	struct burst *b = arg;
+	u32 i, before = io_mock_wakes(mock);
+
+	for (i = 0; i < ARRAY_SIZE(b->m); i++)
+		loop_send(mock_loop, &b->m[i].msg, note_id);
+	CU_ASSERT_EQUAL(io_mock_wakes(mock), before);
+}
+
+static void burst_while_asleep(void *arg)
+{
+	struct burst *b = arg;
+
+	loop_call(b->from, send_burst, b);
+}
+
+/* A thread's loop wakes another one once, after all that it has to send. */
+static void test_wakes_once(void)
+{
+	struct burst b = { .m = { { .id = 0 }, { .id = 1 } } };
+	u32 before = io_mock_wakes(mock);
+
+	b.from = start_loop("sender");
+	io_mock_on_wait(mock, burst_while_asleep, &b);
+	CU_ASSERT_EQUAL(loop_run_once(mock_loop, true), 0);
+	io_mock_on_wait(mock, NULL, NULL);
+	CU_ASSERT_EQUAL(io_mock_wakes(mock), before + 1);
+	CU_ASSERT_EQUAL(loop_run_once(mock_loop, true), 2);
+	expect_log("0, 1");
+	end_loop(b.from);
+}
+
 /* ---- messages between threads ---------------------------------------------- */
 
 #define HAMMER_SENDERS 3u
@@ -770,6 +808,7 @@ int main(void)
 		{ "messages of one sender in order", test_order },
 		{ "a message is sent again", test_send_again },
 		{ "only a sleeper is woken", test_wakes_only_sleepers },
+		{ "a burst wakes once", test_wakes_once },
 		{ "many senders, two loops", test_hammer },
 		{ "ping pong", test_ping_pong },
 		{ "no wake-up is lost", test_no_wake_is_lost },

@@ -16,6 +16,10 @@
  * Sleeping: the loop says that it will sleep, then looks at the inbox once
  * more; a sender pushes, then looks whether the loop sleeps. Both are
  * sequentially consistent, so one of the two always sees the other.
+ *
+ * One sender takes it upon itself to wake the loop, by clearing what it says; a
+ * loop with a thread of its own does so when it has handled what it had at hand:
+ * all that it sends meanwhile costs one system call.
  */
 
 static __thread struct loop *current_loop;
@@ -60,6 +64,33 @@ u64 loop_now_ns(const struct loop *loop)
 
 /* ---- messages ----------------------------------------------------------- */
 
+static void loop_wake_now(struct loop *loop)
+{
+	loop->io->ops->wake(loop->io);
+}
+
+static void loop_wake_all(struct loop *from)
+{
+	while (from->nr_wakes)
+		loop_wake_now(from->wakes[--from->nr_wakes]);
+}
+
+static void loop_wake(struct loop *loop)
+{
+	struct loop *from = current_loop;
+	bool threaded = from && from->has_thread;
+
+	if (threaded && from == loop)
+		return; /* it looks at its inbox before it sleeps */
+	if (!__atomic_load_n(&loop->sleeping, __ATOMIC_SEQ_CST) ||
+	    !__atomic_exchange_n(&loop->sleeping, 0, __ATOMIC_SEQ_CST))
+		return;
+	if (threaded && from->nr_wakes < LOOP_MAX_WAKES)
+		from->wakes[from->nr_wakes++] = loop;
+	else
+		loop_wake_now(loop);
+}
+
 void loop_send(struct loop *to, struct loop_msg *msg,
 	       void (*fn)(struct loop *loop, struct loop_msg *msg))
 {
@@ -70,8 +101,7 @@ void loop_send(struct loop *to, struct loop_msg *msg,
 		msg->next = head;
 	} while (!__atomic_compare_exchange_n(&to->inbox, &head, msg, true,
 					      __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
-	if (__atomic_load_n(&to->sleeping, __ATOMIC_SEQ_CST))
-		to->io->ops->wake(to->io);
+	loop_wake(to);
 }
 
 static int loop_take_inbox(struct loop *loop)
@@ -106,6 +136,7 @@ static void loop_call_run(struct loop *loop, struct loop_msg *msg)
 	struct loop_call *call = container_of(msg, struct loop_call, msg);
 
 	call->fn(loop, call->arg);
+	loop_wake_all(loop); /* the caller may end those loops now */
 	sem_post(&call->done);
 }
 
@@ -195,11 +226,13 @@ int loop_run_once(struct loop *loop, bool wait)
 	current_loop = loop;
 	n = loop_take_inbox(loop);
 	n += loop_run_timers(loop);
+	loop_wake_all(loop);
 	wait = wait && n == 0 && loop_may_sleep(loop);
 	timer = first_timer(loop);
 	loop->batch_ns = 0;
 	n += loop->io->ops->run(loop->io, wait, timer ? timer->deadline_ns : 0);
 	__atomic_store_n(&loop->sleeping, 0, __ATOMIC_RELAXED);
+	loop_wake_all(loop);
 	current_loop = before;
 	return n;
 }
@@ -215,8 +248,7 @@ void loop_run(struct loop *loop)
 void loop_quit(struct loop *loop)
 {
 	__atomic_store_n(&loop->stop, true, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&loop->sleeping, __ATOMIC_SEQ_CST))
-		loop->io->ops->wake(loop->io);
+	loop_wake_now(loop); /* whoever is about to wake it may come late */
 }
 
 static void *loop_thread(void *arg)
