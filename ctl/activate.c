@@ -135,20 +135,35 @@ int activate_missing(const char *top, json_object *activated, struct qc_err *err
 	return access(top, F_OK) == 0 ? 0 : activate_chain(top, activated, err);
 }
 
+/* @text: VG/LV; one that was removed meanwhile is fine */
+static int deactivate_one(const char *text, struct qc_err *err)
+{
+	const char *slash = strchr(text, '/');
+	struct qc_err why = { 0 };
+	struct lvm_lv *lv = NULL;
+	char vg[128];
+	int ret;
+
+	if (!slash)
+		return 0;
+	snprintf(vg, sizeof(vg), "%.*s", (int)(slash - text), text);
+	ret = lvm_activate(vg, slash + 1, false, &why);
+	if (!ret)
+		return 0;
+	if (lvm_find(vg, slash + 1, &lv, NULL) == -ENOENT)
+		return 0;
+	free(lv);
+	return qc_err_set(err, ret, "%s", why.msg);
+}
+
 int deactivate_chain(json_object *activated, struct qc_err *err)
 {
 	u32 nr = activated ? json_object_array_length(activated) : 0;
 	int ret = 0, one;
 
 	for (u32 i = 0; i < nr; i++) {
-		const char *text = json_object_get_string(json_object_array_get_idx(activated, i));
-		const char *slash = strchr(text, '/');
-		char vg[128];
-
-		if (!slash)
-			continue;
-		snprintf(vg, sizeof(vg), "%.*s", (int)(slash - text), text);
-		one = lvm_activate(vg, slash + 1, false, err);
+		one = deactivate_one(json_object_get_string(
+				     json_object_array_get_idx(activated, i)), err);
 		ret = ret ? ret : one;
 	}
 	return ret;

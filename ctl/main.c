@@ -19,6 +19,7 @@ static const struct verb *const verbs[] = {
 	&verb_show_status,
 	&verb_tree,
 	&verb_snapshot,
+	&verb_delete,
 	&verb_expose,
 	&verb_unexpose,
 	&verb_events,

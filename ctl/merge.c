@@ -369,3 +369,37 @@ int merge_commit_served(const struct served_merge *merge)
 	finish(&s);
 	return ret ? print_error(&err) : CTL_DONE;
 }
+
+/* ---- for other verbs --------------------------------------------------------------------- */
+
+int merge_start(const struct served_merge *merge, const char *command,
+		struct served_job **result, struct qc_err *err)
+{
+	struct served_job *s = calloc(1, sizeof(*s));
+	int ret;
+
+	if (!s)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", merge->name);
+	s->o = merge;
+	ret = find_chain(s, err);
+	if (!ret)
+		ret = strcmp(command, "block-commit") ? find_base(s, err) : find_range(s, err);
+	if (!ret)
+		ret = start_job(s, command, err);
+	if (!ret)
+		*result = s;
+	else
+		merge_end(s, false, NULL, NULL);
+	return ret;
+}
+
+int merge_end(struct served_job *job_owned, bool wait, u64 *moved, struct qc_err *err)
+{
+	int ret = wait ? wait_for_job(job_owned, err) : 0;
+
+	if (wait)
+		*moved = moved_bytes(job_owned);
+	finish(job_owned);
+	free(job_owned);
+	return ret;
+}

@@ -32,4 +32,19 @@ struct served_merge {
 int merge_stream_served(const struct served_merge *merge);
 int merge_commit_served(const struct served_merge *merge);
 
+/* ---- for other verbs ------------------------------------------------------------- */
+
+struct served_job;
+
+/*
+ * merge_start - begin the same, as "block-commit" or "block-stream"
+ * The caller holds the chain's lock and has made sure that nobody else stands on what
+ * changes, and that no snapshot is lost unknown. @merge is used until merge_end().
+ *
+ * merge_end - follow it to its end and dismiss it, @wait; *@moved: bytes
+ */
+int merge_start(const struct served_merge *merge, const char *command,
+		struct served_job **result, struct qc_err *err);
+int merge_end(struct served_job *job_owned, bool wait, u64 *moved, struct qc_err *err);
+
 #endif

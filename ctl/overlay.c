@@ -3,6 +3,7 @@
 #include "overlay.h"
 
 #include "image/offline.h"
+#include "retire.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -232,8 +233,8 @@ bool overlay_is_unused(const char *path)
 	return empty;
 }
 
-int overlay_clean(const struct record_place *place, struct device_record *record,
-		  struct qc_err *err)
+static int clean_unfinished(const struct record_place *place, struct device_record *record,
+			    struct qc_err *err)
 {
 	char path[4096];
 
@@ -251,4 +252,27 @@ int overlay_clean(const struct record_place *place, struct device_record *record
 			path);
 	}
 	return remove_file(place, record, path, err);
+}
+
+/* One that cannot be removed now stays in the record: no reason to do nothing. */
+static void clean_dead(const struct record_place *place, struct device_record *record)
+{
+	struct retire retire = { .nr = 0 };
+	struct qc_err err = { 0 };
+
+	if (retire_dead(place, record, &retire, &err))
+		print_error(&err);
+	if (retire.nr)
+		fprintf(stderr, "qchainctl: %s: %u image%s that an interrupted verb has left, "
+			"removed\n", record->name, retire.nr, retire.nr == 1 ? "" : "s");
+}
+
+int overlay_clean(const struct record_place *place, struct device_record *record,
+		  struct qc_err *err)
+{
+	int ret = clean_unfinished(place, record, err);
+
+	if (!ret)
+		clean_dead(place, record);
+	return ret;
 }

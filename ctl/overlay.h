@@ -40,7 +40,8 @@ bool overlay_is_unused(const char *path);
 
 /*
  * overlay_clean - take away what a snapshot of @record's device that was killed
- * has left: overlays that are marked as not ready and are no layers
+ * has left: overlays that are marked as not ready and are no layers; and images
+ * that the record calls dead
  */
 int overlay_clean(const struct record_place *place, struct device_record *record,
 		  struct qc_err *err);

@@ -102,18 +102,32 @@ static bool is_new(const struct lvm_lv *lv)
 	return strstr(lv->tags, "qchain.new=") != NULL;
 }
 
-/* Names that are no overlays yet; malloc'ed, the names belong to the place. */
+static const char *dead_name(const struct record_place *place, const struct record_dead *dead)
+{
+	const struct lvm_lv *lv = record_place_lv(place, dead->image);
+
+	return lv ? lv->name : dead->image;
+}
+
+/* Names that are no overlays, yet or any more; malloc'ed, they belong to the place. */
 static const char **unfinished(const struct record_place *place)
 {
-	const char **names = calloc(place->nr_lvs + place->nr_records + 1, sizeof(*names));
-	u32 n = 0;
+	u32 most = place->nr_lvs + place->nr_records + 1, n = 0;
+	const char **names;
+
+	for (u32 i = 0; i < place->nr_records; i++)
+		most += place->records[i].nr_dead;
+	names = calloc(most, sizeof(*names));
 
 	for (u32 i = 0; names && i < place->nr_lvs; i++)
 		if (is_new(&place->lvs[i]))
 			names[n++] = place->lvs[i].name;
-	for (u32 i = 0; names && i < place->nr_records; i++)
+	for (u32 i = 0; names && i < place->nr_records; i++) {
 		if (place->records[i].pending[0])
 			names[n++] = place->records[i].pending;
+		for (u32 k = 0; k < place->records[i].nr_dead; k++)
+			names[n++] = dead_name(place, &place->records[i].dead[k]);
+	}
 	return names;
 }
 

@@ -19,6 +19,7 @@
 #define TAG_DEVICE "qchain.device="
 #define TAG_SNAPSHOT "qchain.snapshot="
 #define TAG_NEW "qchain.new="
+#define TAG_DEAD "qchain.dead="
 
 /* ---- tags ------------------------------------------------------------------------ */
 
@@ -49,10 +50,11 @@ static bool parse_device(const char *text, const struct lvm_lv *lv, struct devic
 	return true;
 }
 
-/* "NUMBER:SNAP:UUID" */
+/* "NUMBER:SNAP:UUID", and ":UUID" where what that LV has goes down */
 static int parse_snapshot(const char *text, struct device_record *record)
 {
-	char name[QC_MAX_SNAPSHOT_NAME + 1];
+	char name[QC_MAX_SNAPSHOT_NAME + 1], *from;
+	struct record_snapshot *snapshot;
 	const char *colon;
 	char *end;
 	u32 number = strtoul(text, &end, 10);
@@ -63,9 +65,26 @@ static int parse_snapshot(const char *text, struct device_record *record)
 		return 0;
 	snprintf(name, sizeof(name), "%.*s", (int)(colon - end - 1), end + 1);
 	ret = device_record_add(record, name, colon + 1);
-	if (!ret)
-		record->snapshots[record->nr_snapshots - 1].number = number;
-	return ret;
+	if (ret)
+		return ret;
+	snapshot = &record->snapshots[record->nr_snapshots - 1];
+	snapshot->number = number;
+	from = strchr(snapshot->image, ':');
+	if (from) {
+		*from = 0;
+		snprintf(snapshot->from, sizeof(snapshot->from), "%s", from + 1);
+	}
+	return 0;
+}
+
+/* "UUID" or "UUID:wipe" */
+static int parse_dead(char *text, struct device_record *record)
+{
+	char *colon = strchr(text, ':');
+
+	if (colon)
+		*colon = 0;
+	return device_record_bury(record, text, colon != NULL);
 }
 
 static int compare_numbers(const void *a, const void *b)
@@ -89,6 +108,8 @@ static int parse_record(const struct lvm_lv *lv, struct device_record *record)
 			found |= parse_device(tag + strlen(TAG_DEVICE), lv, record);
 		else if (!strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)))
 			ret = parse_snapshot(tag + strlen(TAG_SNAPSHOT), record);
+		else if (!strncmp(tag, TAG_DEAD, strlen(TAG_DEAD)))
+			ret = parse_dead(tag + strlen(TAG_DEAD), record);
 	}
 	if (ret || !found)
 		device_record_exit(record);
@@ -334,7 +355,8 @@ static bool has_tag(const char *tags, const char *tag)
 static bool is_ours(const char *tag)
 {
 	return !strncmp(tag, TAG_DEVICE, strlen(TAG_DEVICE)) ||
-	       !strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT));
+	       !strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)) ||
+	       !strncmp(tag, TAG_DEAD, strlen(TAG_DEAD));
 }
 
 /* All tags of @record. */
@@ -347,8 +369,15 @@ static int list_record(struct tag_list *list, const struct device_record *record
 		 (unsigned long long)record->sequence, record->top);
 	ret = list_add(list, tag);
 	for (u32 i = 0; i < record->nr_snapshots && !ret; i++) {
-		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%u:%s:%s", record->snapshots[i].number,
-			 record->snapshots[i].name, record->snapshots[i].image);
+		const struct record_snapshot *s = &record->snapshots[i];
+
+		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%u:%s:%.40s%s%.40s", s->number, s->name,
+			 s->image, s->from[0] ? ":" : "", s->from);
+		ret = list_add(list, tag);
+	}
+	for (u32 i = 0; i < record->nr_dead && !ret; i++) {
+		snprintf(tag, sizeof(tag), TAG_DEAD "%.40s%s", record->dead[i].image,
+			 record->dead[i].wipe ? ":wipe" : "");
 		ret = list_add(list, tag);
 	}
 	return ret;
@@ -487,7 +516,8 @@ void record_note(const struct record_place *place, const struct device_record *r
 
 	json_object_object_add(state, "top", json_object_new_string(top));
 	for (u32 i = 0; record && i < record->nr_snapshots; i++) {
-		if (record_place_path(place, record->snapshots[i].image, path, sizeof(path), NULL))
+		if (record->snapshots[i].from[0] ||
+		    record_place_path(place, record->snapshots[i].image, path, sizeof(path), NULL))
 			continue;
 		entry = json_object_new_object();
 		json_object_object_add(entry, "name",

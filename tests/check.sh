@@ -160,6 +160,7 @@ native() {
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
 	run takeover 120 tests/control/takeover.py --build "$build"
 	run snapshot 200 tests/control/snapshot.py --build "$build"
+	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
 	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
 		--seed $((seed + 100000)) --build "$build"
 	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \

@@ -38,6 +38,7 @@ struct commit {
 	const char *base_name;
 	bool assume_unshared;
 	bool drop_snapshots;
+	bool settled; /* as struct offline_merge */
 	bool detach;
 	u64 speed;
 	/* found in the chain; paths are malloc'ed */
@@ -110,7 +111,7 @@ static int take_spoilt(struct commit *c, const struct chain *chain, struct qc_er
 /* Those that a record calls snapshots are lost: that has to be meant. */
 static int check_restore_points(const struct commit *c, struct qc_err *err)
 {
-	if (c->drop_snapshots)
+	if (c->drop_snapshots || c->settled)
 		return 0;
 	return restore_points_check(c->spoilt, c->nr_spoilt, "stream keeps it, or say "
 				    "--drop-snapshots", err);
@@ -220,21 +221,8 @@ static void print_committed(const struct commit *c, const struct merge *merge)
 		print_json(object);
 }
 
-static int commit_image(const char *name, struct commit *c)
+static void commit_exit(struct commit *c)
 {
-	struct merge merge = {};
-	struct image *changed;
-	struct qc_err err = {};
-	int ret = survey(c, name, &err);
-
-	if (!ret)
-		ret = merge_hold(c->changed_path, &changed, &err);
-	if (!ret) {
-		ret = commit_steps(c, changed, &merge, &err);
-		image_close(changed);
-	}
-	if (!ret)
-		print_committed(c, &merge);
 	while (c->nr_spoilt)
 		free(c->spoilt[--c->nr_spoilt]);
 	free(c->spoilt);
@@ -242,6 +230,46 @@ static int commit_image(const char *name, struct commit *c)
 	free(c->base_path);
 	free(c->changed_path);
 	free(c->header_name);
+}
+
+static int commit_image(const char *name, struct commit *c, struct merge *merge,
+			struct qc_err *err)
+{
+	struct image *changed;
+	int ret = survey(c, name, err);
+
+	if (!ret)
+		ret = merge_hold(c->changed_path, &changed, err);
+	if (ret)
+		return ret;
+	ret = commit_steps(c, changed, merge, err);
+	image_close(changed);
+	return ret;
+}
+
+int offline_commit(const struct offline_merge *m, struct merge *result, struct qc_err *err)
+{
+	struct commit c = { .offline.format = IMAGE_QCOW2, .top_name = m->layer,
+			    .base_name = m->base, .assume_unshared = m->assume_unshared,
+			    .settled = true, .speed = m->speed };
+	int ret;
+
+	*result = (struct merge){ .speed = m->speed };
+	ret = commit_image(m->image, &c, result, err);
+	commit_exit(&c);
+	offline_options_exit(&c.offline);
+	return ret;
+}
+
+static int commit_and_report(const char *name, struct commit *c)
+{
+	struct merge merge = {};
+	struct qc_err err = {};
+	int ret = commit_image(name, c, &merge, &err);
+
+	if (!ret)
+		print_committed(c, &merge);
+	commit_exit(c);
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
@@ -288,7 +316,7 @@ static int commit_object(const struct verb *verb, const char *name, struct commi
 		return merge_commit_served(&merge);
 	if (c->detach)
 		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
-	return commit_image(name, c);
+	return commit_and_report(name, c);
 }
 
 static int run_commit(const struct verb *verb, int argc, char **argv)

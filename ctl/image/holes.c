@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Whether mapped clusters of an image may lie in holes of its file. */
+/* Clusters in use, and whether mapped ones may lie in holes of the image's file. */
 #include "reader.h"
 
 #include <endian.h>
@@ -27,8 +27,7 @@ static u64 count_used(const u8 *block, u64 entries, u32 order, u64 most)
 	return used;
 }
 
-/* Clusters below @clusters whose refcount is not 0, @most at most. */
-static int count_clusters(const struct image *img, u64 clusters, u64 most, u64 *used)
+int image_used_clusters(const struct image *img, u64 clusters, u64 most, u64 *used)
 {
 	u64 per_block = 1ull << (img->cluster_bits + 3 - img->refcount_order);
 	u64 entries = ((u64)img->reftable_clusters << img->cluster_bits) / sizeof(u64);
@@ -53,6 +52,21 @@ static int count_clusters(const struct image *img, u64 clusters, u64 most, u64 *
 	return ret;
 }
 
+int image_counted_end(const struct image *img, u64 *result)
+{
+	u64 per_block = 1ull << (img->cluster_bits + 3 - img->refcount_order);
+	u64 bytes = (u64)img->reftable_clusters << img->cluster_bits;
+	__be64 *table = bytes ? io_alloc(bytes) : NULL;
+	int ret = table ? io_dev_pread(img->dev, table, bytes, img->reftable_offset) : -ENOMEM;
+
+	*result = 0;
+	for (u64 i = 0; !ret && i < bytes / sizeof(u64); i++)
+		if (be64toh(table[i]) & ~QCOW2_REFTABLE_RESERVED)
+			*result = (i + 1) * per_block << img->cluster_bits;
+	free(table);
+	return ret;
+}
+
 int image_has_holes(const struct image *img)
 {
 	struct stat st;
@@ -64,7 +78,8 @@ int image_has_holes(const struct image *img)
 		return 0;
 	on_disk = (u64)st.st_blocks * SECTOR_SIZE >> img->cluster_bits;
 	threshold = max(on_disk * 10 / 9, on_disk + 2);
-	ret = count_clusters(img, DIV_ROUND_UP(img->dev->size_bytes, image_cluster_bytes(img)),
-			     threshold, &used);
+	ret = image_used_clusters(img,
+				  DIV_ROUND_UP(img->dev->size_bytes, image_cluster_bytes(img)),
+				  threshold, &used);
 	return ret < 0 ? ret : used >= threshold;
 }

@@ -35,6 +35,30 @@ struct merge {
 /* Run it to its end, with a progress bar on a terminal. */
 int merge_run(struct merge *merge, struct qc_err *err);
 
+/*
+ * struct offline_merge - what `commit` and `stream` do, for other verbs
+ * @image: active layer of a chain that nobody serves
+ * @layer: commit: the last layer that goes down; stream: the one that receives;
+ *	NULL: the active one
+ * @base: commit: what receives; NULL: the next one
+ * @nr_layers: stream: so many come up
+ * @assume_unshared: commit: the caller has looked who else stands on them
+ *
+ * Snapshots in device records are the caller's business.
+ */
+struct offline_merge {
+	const char *image;
+	const char *layer;
+	const char *base;
+	u32 nr_layers;
+	u64 speed;
+	bool assume_unshared;
+};
+
+/* In commit.c and stream.c; @result says what was moved. */
+int offline_commit(const struct offline_merge *m, struct merge *result, struct qc_err *err);
+int offline_stream(const struct offline_merge *m, struct merge *result, struct qc_err *err);
+
 /* Make [@from, @to) of @target read as zero, durably. */
 int merge_zero(struct target *target, u64 from, u64 to, struct qc_err *err);
 

@@ -55,4 +55,10 @@ int reader_read(struct reader *reader, void *buf, u64 bytes, u64 offset, struct 
  */
 int image_has_holes(const struct image *img);
 
+/* Clusters below @clusters whose refcount is not 0, @most at most. 0 or -errno. */
+int image_used_clusters(const struct image *img, u64 clusters, u64 most, u64 *used);
+
+/* Where the clusters end that a refcount block counts: none behind was ever used. */
+int image_counted_end(const struct image *img, u64 *result);
+
 #endif

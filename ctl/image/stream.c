@@ -24,6 +24,7 @@ struct stream {
 	struct offline_options offline;
 	const char *into_name;
 	const char *base_name;
+	u32 nr_layers; /* that come up; 0: as the base says */
 	u64 speed;
 	bool detach;
 	/* found in the chain; malloc'ed */
@@ -48,6 +49,8 @@ static int find_range(struct stream *s, const struct chain *chain, u32 *into, u3
 		ret = merge_find_layer(chain, s->base_name, base, err);
 	if (ret)
 		return ret;
+	if (s->nr_layers)
+		*base = min(*into + s->nr_layers + 1, chain->nr_layers);
 	if (*into + 1 >= chain->nr_layers)
 		return qc_err_set(err, -EINVAL, "%s: has no backing image to stream from",
 				  chain->layers[*into].path);
@@ -166,24 +169,50 @@ static void print_streamed(const struct stream *s, const struct merge *merge)
 		print_json(object);
 }
 
-static int stream_image(const char *name, struct stream *s)
+static int stream_image(const char *name, struct stream *s, struct merge *merge,
+			struct qc_err *err)
 {
-	struct merge merge = {};
-	struct qc_err err = {};
-	int ret = survey(s, name, &err);
+	int ret = survey(s, name, err);
 
 	if (!ret)
-		ret = check_fits(s, &err);
+		ret = check_fits(s, err);
 	if (!ret && s->dropped)
-		ret = move_data(s, &merge, &err);
+		ret = move_data(s, merge, err);
 	if (!ret && s->dropped)
-		ret = rewrite_header(s, &err);
-	if (!ret)
-		print_streamed(s, &merge);
+		ret = rewrite_header(s, err);
+	return ret;
+}
+
+static void stream_exit(struct stream *s)
+{
 	free(s->into_path);
 	free(s->base_path);
 	free(s->header_name);
 	free(s->old_name);
+}
+
+int offline_stream(const struct offline_merge *m, struct merge *result, struct qc_err *err)
+{
+	struct stream s = { .offline.format = IMAGE_QCOW2, .into_name = m->layer,
+			    .nr_layers = m->nr_layers, .speed = m->speed };
+	int ret;
+
+	*result = (struct merge){ .speed = m->speed };
+	ret = stream_image(m->image, &s, result, err);
+	stream_exit(&s);
+	offline_options_exit(&s.offline);
+	return ret;
+}
+
+static int stream_and_report(const char *name, struct stream *s)
+{
+	struct merge merge = {};
+	struct qc_err err = {};
+	int ret = stream_image(name, s, &merge, &err);
+
+	if (!ret)
+		print_streamed(s, &merge);
+	stream_exit(s);
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
@@ -229,7 +258,7 @@ static int stream_object(const struct verb *verb, const char *name, struct strea
 		return stream_served(verb, name, s);
 	if (s->detach)
 		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
-	return stream_image(name, s);
+	return stream_and_report(name, s);
 }
 
 static int run_stream(const struct verb *verb, int argc, char **argv)

@@ -14,7 +14,9 @@
  *
  *	a VG         tags of the LV that is the top:
  *	                 qchain.device=NAME:SEQUENCE:UUID   of the top
- *	                 qchain.snapshot=NUMBER:SNAP:UUID   one for each, numbered as taken
+ *	                 qchain.snapshot=NUMBER:SNAP:UUID   one for each, numbered as taken;
+ *	                                     ..:UUID:UUID   one that a commit deletes
+ *	                 qchain.dead=UUID[:wipe]            images that are no layers any more
  *	             and qchain.new=NAME on an overlay that is not ready yet
  *	a directory  the file NAME.qchain, JSON with the same content; images by
  *	             their file names, so that the directory can be moved or copied
@@ -28,16 +30,31 @@
 /* An LV's uuid, or a file name: what an image is called in a record. */
 #define RECORD_IMAGE_BYTES 256u
 
+/*
+ * struct record_snapshot - a name for what the device held once
+ * @number: tags have no order of their own
+ * @image: the sealed layer that holds it
+ * @from: "", or it is being deleted: what this image has goes down into @image, and it
+ *	is no restore point any more
+ */
 struct record_snapshot {
-	u32 number; /* tags have no order of their own */
+	u32 number;
 	char name[QC_MAX_SNAPSHOT_NAME + 1];
-	char image[RECORD_IMAGE_BYTES]; /* the sealed layer that holds it */
+	char image[RECORD_IMAGE_BYTES];
+	char from[RECORD_IMAGE_BYTES];
+};
+
+/* An image that was a layer and is none any more: it is to be removed, @wipe: zeroed before. */
+struct record_dead {
+	char image[RECORD_IMAGE_BYTES];
+	bool wipe;
 };
 
 /*
  * struct device_record - all that is kept of one device
  * @snapshots: in the order in which they were taken; malloc'ed
  * @pending: files: an overlay that is being made, no layer yet; "" none
+ * @dead: removed by whoever comes next, if not by who has put them there; malloc'ed
  */
 struct device_record {
 	char name[QC_MAX_CHAIN_NAME + 1];
@@ -46,6 +63,8 @@ struct device_record {
 	char pending[RECORD_IMAGE_BYTES];
 	u32 nr_snapshots;
 	struct record_snapshot *snapshots;
+	u32 nr_dead;
+	struct record_dead *dead;
 };
 
 /* What a snapshot may be called: as a chain. */
@@ -61,6 +80,11 @@ const struct record_snapshot *device_record_by_image(const struct device_record 
 						     const char *image);
 const struct record_snapshot *device_record_by_name(const struct device_record *record,
 						    const char *name);
+/* It is no layer any more, nor holds it a snapshot. -ENOMEM; @image fits. */
+int device_record_bury(struct device_record *record, const char *image, bool wipe);
+/* It has gone. */
+void device_record_forget(struct device_record *record, const char *image);
+bool device_record_is_dead(const struct device_record *record, const char *image);
 
 /*
  * record_dir_load - the records of directory @dir; malloc'ed, each to be exited

@@ -30,6 +30,7 @@ int record_check_snapshot_name(const char *name, struct qc_err *err)
 void device_record_exit(struct device_record *record)
 {
 	free(record->snapshots);
+	free(record->dead);
 	*record = (struct device_record){ .sequence = 0 };
 }
 
@@ -45,6 +46,7 @@ int device_record_add(struct device_record *record, const char *name, const char
 	larger->number = record->nr_snapshots > 1 ? larger[-1].number + 1 : 1;
 	snprintf(larger->name, sizeof(larger->name), "%s", name);
 	snprintf(larger->image, sizeof(larger->image), "%s", image);
+	larger->from[0] = 0;
 	return 0;
 }
 
@@ -76,6 +78,40 @@ const struct record_snapshot *device_record_by_name(const struct device_record *
 	return NULL;
 }
 
+bool device_record_is_dead(const struct device_record *record, const char *image)
+{
+	for (u32 i = 0; i < record->nr_dead; i++)
+		if (!strcmp(record->dead[i].image, image))
+			return true;
+	return false;
+}
+
+int device_record_bury(struct device_record *record, const char *image, bool wipe)
+{
+	struct record_dead *larger;
+
+	if (device_record_is_dead(record, image))
+		return 0;
+	larger = realloc(record->dead, (record->nr_dead + 1) * sizeof(*larger));
+	if (!larger)
+		return -ENOMEM;
+	record->dead = larger;
+	snprintf(larger[record->nr_dead].image, sizeof(larger->image), "%s", image);
+	larger[record->nr_dead++].wipe = wipe;
+	device_record_drop(record, image);
+	return 0;
+}
+
+void device_record_forget(struct device_record *record, const char *image)
+{
+	u32 kept = 0;
+
+	for (u32 i = 0; i < record->nr_dead; i++)
+		if (strcmp(record->dead[i].image, image))
+			record->dead[kept++] = record->dead[i];
+	record->nr_dead = kept;
+}
+
 void record_list_free(struct device_record *records, u32 nr)
 {
 	for (u32 i = 0; i < nr; i++)
@@ -86,19 +122,24 @@ void record_list_free(struct device_record *records, u32 nr)
 /* ---- the file --------------------------------------------------------------------- */
 
 /* A file name out of a record: nothing that leads elsewhere. */
-static bool take_image(json_object *object, const char *key, char *result)
+static bool text_is_image(json_object *value, char *result)
 {
-	json_object *value;
 	const char *text;
 
-	if (!json_object_object_get_ex(object, key, &value) ||
-	    !json_object_is_type(value, json_type_string))
+	if (!json_object_is_type(value, json_type_string))
 		return false;
 	text = json_object_get_string(value);
 	if (!*text || strchr(text, '/') || strlen(text) >= RECORD_IMAGE_BYTES)
 		return false;
 	strcpy(result, text);
 	return true;
+}
+
+static bool take_image(json_object *object, const char *key, char *result)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(object, key, &value) && text_is_image(value, result);
 }
 
 static bool take_snapshots(json_object *root, struct device_record *record)
@@ -117,6 +158,28 @@ static bool take_snapshots(json_object *root, struct device_record *record)
 		    !json_object_is_type(name, json_type_string) ||
 		    record_check_snapshot_name(json_object_get_string(name), NULL) ||
 		    device_record_add(record, json_object_get_string(name), image))
+			return false;
+		take_image(entry, "from", record->snapshots[i].from);
+	}
+	return true;
+}
+
+static bool take_dead(json_object *root, struct device_record *record)
+{
+	char image[RECORD_IMAGE_BYTES];
+	json_object *list, *entry, *wipe;
+
+	if (!json_object_object_get_ex(root, "dead", &list))
+		return true;
+	if (!json_object_is_type(list, json_type_array))
+		return false;
+	for (size_t i = 0; i < json_object_array_length(list); i++) {
+		entry = json_object_array_get_idx(list, i);
+		if (!json_object_is_type(entry, json_type_object) ||
+		    !take_image(entry, "image", image))
+			return false;
+		json_object_object_get_ex(entry, "wipe", &wipe);
+		if (device_record_bury(record, image, json_object_get_boolean(wipe)))
 			return false;
 	}
 	return true;
@@ -142,7 +205,8 @@ static bool take_record(json_object *root, const char *file, struct device_recor
 		return false;
 	record->sequence = json_object_get_uint64(value);
 	take_image(root, "new", record->pending);
-	return take_image(root, "top", record->top) && take_snapshots(root, record);
+	return take_image(root, "top", record->top) && take_snapshots(root, record) &&
+	       take_dead(root, record);
 }
 
 static int load_file(const char *dir, const char *file, struct device_record *result,
@@ -217,9 +281,24 @@ static json_object *to_json(const struct device_record *record)
 				       json_object_new_string(record->snapshots[i].name));
 		json_object_object_add(entry, "image",
 				       json_object_new_string(record->snapshots[i].image));
+		if (record->snapshots[i].from[0])
+			json_object_object_add(entry, "from", json_object_new_string(
+					       record->snapshots[i].from));
 		json_object_array_add(list, entry);
 	}
 	json_object_object_add(root, "snapshots", list);
+	if (!record->nr_dead)
+		return root;
+	list = json_object_new_array();
+	for (u32 i = 0; i < record->nr_dead; i++) {
+		entry = json_object_new_object();
+		json_object_object_add(entry, "image",
+				       json_object_new_string(record->dead[i].image));
+		json_object_object_add(entry, "wipe",
+				       json_object_new_boolean(record->dead[i].wipe));
+		json_object_array_add(list, entry);
+	}
+	json_object_object_add(root, "dead", list);
 	return root;
 }
 
@@ -287,6 +366,9 @@ int record_refuse(const struct device_record *records, u32 nr, const char *image
 	const struct record_snapshot *snapshot;
 
 	for (u32 i = 0; i < nr; i++) {
+		if (device_record_is_dead(&records[i], image))
+			return qc_err_set(err, -EBUSY, "%s: was a layer of device %s and is to be "
+					  "removed", text, records[i].name);
 		snapshot = device_record_by_image(&records[i], image);
 		if (snapshot && strcmp(records[i].top, image))
 			return qc_err_set(err, -EBUSY, "%s: is sealed, it holds snapshot %s of "
@@ -345,18 +427,32 @@ static int check_group(const char *path, struct qc_err *err)
 	return ret;
 }
 
+/* Images that are no overlays yet, or not any more; the names belong to the records. */
+static const char **no_overlays(const struct device_record *records, u32 nr)
+{
+	const char **names;
+	u32 most = nr + 1, n = 0;
+
+	for (u32 i = 0; i < nr; i++)
+		most += records[i].nr_dead;
+	names = calloc(most, sizeof(*names));
+	for (u32 i = 0; names && i < nr; i++) {
+		if (records[i].pending[0])
+			names[n++] = records[i].pending;
+		for (u32 k = 0; k < records[i].nr_dead; k++)
+			names[n++] = records[i].dead[k].image;
+	}
+	return names;
+}
+
 static int check_headers(const char *dir, const char *path, const struct device_record *records,
 			 u32 nr, struct qc_err *err)
 {
 	struct overlay_search *search = calloc(1, sizeof(*search));
-	const char **skip = calloc(nr + 1, sizeof(*skip));
+	const char **skip = no_overlays(records, nr);
 	int ret = search && skip ? image_ident_of(path, &search->below) : -ENOMEM;
-	u32 n = 0;
 
 	if (!ret) {
-		for (u32 i = 0; i < nr; i++)
-			if (records[i].pending[0])
-				skip[n++] = records[i].pending;
 		search->skip = skip;
 		overlay_search_dir(search, dir);
 		ret = refuse_standing(search, path, err);

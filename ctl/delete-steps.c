@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The steps of `qchainctl delete`. */
+#include "delete.h"
+
+#include "crash-point.h"
+#include "image/merge-run.h"
+#include "merge.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * The image of a snapshot is a layer like any other. What it alone keeps is either
+ * carried up into the one image that stands on it (stream), or that image's content
+ * down into it (commit), which makes it hold what that image held:
+ *
+ *   stream   copy up; the overlay's header names what is below; record: the name is
+ *            gone, the image is dead; the image is removed
+ *   commit   record: it is being deleted, no restore point any more; copy down; the
+ *            header above the overlay names the image; record: the overlay's name
+ *            moves to the image, the overlay is dead; that is removed
+ *
+ * What is on the disk after a kill says how far it had come: headers who stands on
+ * what, the record whether a commit has begun (struct record_snapshot, from).
+ */
+
+static struct family_member *member_of(const struct deletion *d, u32 member)
+{
+	return &d->images.family.members[member];
+}
+
+static const char *path_of(const struct deletion *d, u32 member)
+{
+	return member_of(d, member)->path;
+}
+
+static struct record_snapshot *snapshot_of(const struct deletion *d)
+{
+	return (struct record_snapshot *)device_record_by_name(d->images.record, d->snap);
+}
+
+/* ---- what stands on it ---------------------------------------------------------------- */
+
+/* A commit that was begun by an earlier call: did it get as far as the header? */
+static int look_at_commit(struct deletion *d, const struct record_snapshot *s,
+			  struct qc_err *err)
+{
+	const struct family *family = &d->images.family;
+	u32 from = family_find(family, s->from), other;
+	u32 nr = family_overlays(family, d->member, &other);
+
+	if (from == FAMILY_NONE || family->members[from].backing != d->member)
+		return qc_err_set(err, -ENOENT, "%s: snapshot %s is half deleted, but the image "
+				  "whose data it gets does not stand on it any more; look at the "
+				  "record and the headers in %s", d->images.name, d->snap,
+				  d->images.place.dir);
+	d->above = from;
+	d->merged = nr == 2 && family_overlays(family, from, &other) == 0;
+	if (nr == 1 || d->merged)
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: is the backing of %s and of others, expected of that "
+			  "one only to be deleted", path_of(d, d->member), path_of(d, from));
+}
+
+/* Is it one of the device's images: below its top, or one of its snapshots? */
+static bool is_ours(const struct deletion *d, u32 member)
+{
+	const struct device_record *record = d->images.record;
+	const struct family *family = &d->images.family;
+	u32 at = family_find(family, record->top), i = 0;
+
+	for (;; i++) {
+		for (u32 n = 0; n < family->nr && at != FAMILY_NONE; n++) {
+			if (at == member)
+				return true;
+			at = family->members[at].backing;
+		}
+		if (i == record->nr_snapshots)
+			return false;
+		at = family_find(family, record->snapshots[i].image);
+	}
+}
+
+static int look_at_overlays(struct deletion *d, struct qc_err *err)
+{
+	const struct family *family = &d->images.family;
+	u32 nr = family_overlays(family, d->member, &d->above);
+
+	if (!nr)
+		d->above = FAMILY_NONE;
+	if (nr > 1)
+		return qc_err_set(err, -EBUSY, "%s: holds snapshot %s, and %u images stand on it, "
+				  "one of them %s; delete or rebase the others first",
+				  path_of(d, d->member), d->snap, nr, path_of(d, d->above));
+	if (nr && !is_ours(d, d->above))
+		return qc_err_set(err, -EBUSY, "%s: holds snapshot %s, and is the backing image of "
+				  "%s, which is not part of %s; rebase or remove that image first",
+				  path_of(d, d->member), d->snap, path_of(d, d->above),
+				  d->images.name);
+	if (!nr && !device_images_depth(&d->images, d->member))
+		return qc_err_set(err, -EBUSY, "%s: is the active layer of %s, cannot be deleted",
+				  path_of(d, d->member), d->images.name);
+	if (family->unknown[0] && !d->assume_unshared)
+		return qc_err_set(err, -EBUSY, "%s: cannot be looked at (%s), and may stand on %s; "
+				  "make it readable, or say --assume-unshared if you know that "
+				  "nothing does", family->unknown, strerror(-family->why),
+				  path_of(d, d->member));
+	return 0;
+}
+
+static int look(struct deletion *d, struct qc_err *err)
+{
+	const struct record_snapshot *s = snapshot_of(d);
+	int ret;
+
+	d->merged = false;
+	if (!s)
+		return qc_err_set(err, -ENOENT, "%s: has no snapshot %s; see qchainctl tree %s",
+				  d->images.name, d->snap, d->images.name);
+	d->member = family_find(&d->images.family, s->image);
+	if (d->member == FAMILY_NONE)
+		return qc_err_set(err, -ENOENT, "%s: the image of snapshot %s is not there any "
+				  "more (%s in %s)", d->images.name, d->snap, s->image,
+				  d->images.place.dir);
+	ret = s->from[0] ? look_at_commit(d, s, err) : look_at_overlays(d, err);
+	return ret ? ret : device_images_check_exposed(&d->images, d->member, err);
+}
+
+int delete_open(struct deletion *d, struct qc_err *err)
+{
+	int ret = device_images_open(&d->images, err);
+
+	return ret ? ret : look(d, err);
+}
+
+/* ---- which way -------------------------------------------------------------------------- */
+
+/* Why it cannot go that way now; NULL: it can. */
+static const char *commit_impossible(const struct deletion *d)
+{
+	u32 other;
+
+	if (family_overlays(&d->images.family, d->above, &other) > 1)
+		return "several images stand on the one that would go";
+	if (device_images_depth(&d->images, d->above) == 0)
+		return "the active layer is committed only while the device is down";
+	return NULL;
+}
+
+static const char *stream_impossible(const struct deletion *d)
+{
+	if (snapshot_of(d)->from[0])
+		return "its commit has begun, and cannot be undone";
+	if (device_images_depth(&d->images, d->above) > 0)
+		return "while the device is up only the active layer can receive";
+	return NULL;
+}
+
+static bool fits(const struct merge_side *side)
+{
+	return side->needed <= side->room;
+}
+
+static int no_room(const struct deletion *d, struct qc_err *err)
+{
+	const struct merge_side *side = d->way == DIRECTION_COMMIT ? &d->cost.commit :
+								     &d->cost.stream;
+	char needed[32], room[32];
+
+	return qc_err_set(err, -ENOSPC, "%s: needs %s of free space for what it is to take, has "
+			  "%s; make its volume larger, or room on its file system",
+			  path_of(d, d->way == DIRECTION_COMMIT ? d->member : d->above),
+			  print_size(side->needed, needed), print_size(side->room, room));
+}
+
+static int choose_wanted(struct deletion *d, const char *no_commit, const char *no_stream,
+			 struct qc_err *err)
+{
+	const char *why = d->wanted == DIRECTION_COMMIT ? no_commit : no_stream;
+
+	d->way = d->wanted;
+	if (!why)
+		return 0;
+	return qc_err_set(err, -EOPNOTSUPP, "%s: --%s: not possible now (%s); leave it out, or see "
+			  "qchainctl delete --help", d->images.name,
+			  d->wanted == DIRECTION_COMMIT ? "commit" : "stream", why);
+}
+
+/* The cheaper one of those that are possible; one that has the room before one that has not. */
+static int choose(struct deletion *d, struct qc_err *err)
+{
+	const char *no_commit = commit_impossible(d), *no_stream = stream_impossible(d);
+	bool down = !no_commit;
+
+	if (d->wanted)
+		return choose_wanted(d, no_commit, no_stream, err);
+	if (no_commit && no_stream)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: snapshot %s cannot be deleted now: %s, "
+				  "and %s", d->images.name, d->snap, no_commit, no_stream);
+	if (down && !no_stream && fits(&d->cost.commit) == fits(&d->cost.stream))
+		down = d->cost.commit.bytes < d->cost.stream.bytes;
+	else if (down && !no_stream)
+		down = fits(&d->cost.commit);
+	d->way = down ? DIRECTION_COMMIT : DIRECTION_STREAM;
+	return 0;
+}
+
+int delete_choose(struct deletion *d, struct qc_err *err)
+{
+	int ret;
+
+	d->way = DIRECTION_NONE;
+	if (d->merged)
+		d->way = DIRECTION_COMMIT;
+	if (d->merged || d->above == FAMILY_NONE)
+		return 0;
+	ret = merge_cost(path_of(d, d->above), path_of(d, d->member), &d->cost, err);
+	if (!ret)
+		ret = choose(d, err);
+	if (!ret && !fits(d->way == DIRECTION_COMMIT ? &d->cost.commit : &d->cost.stream))
+		ret = no_room(d, err);
+	return ret;
+}
+
+/* ---- the merge -------------------------------------------------------------------------- */
+
+static int merge_online(struct deletion *d, struct qc_err *err)
+{
+	bool down = d->way == DIRECTION_COMMIT;
+	struct served_merge merge = {
+		.name = d->images.name, .speed = d->speed,
+		.top = down ? path_of(d, d->above) : NULL,
+		.base = down ? path_of(d, d->member) : NULL,
+	};
+	struct served_job *job;
+	int depth = device_images_depth(&d->images, d->member), ret;
+
+	if (!down && depth + 1 < (int)json_object_array_length(d->images.nodes))
+		merge.base = json_text(json_object_array_get_idx(d->images.nodes, depth + 1),
+				       "node-name");
+	ret = merge_start(&merge, down ? "block-commit" : "block-stream", &job, err);
+	if (ret)
+		return ret;
+	crash_point("delete.started");
+	/* other verbs are let in: what comes then is found out again */
+	rundir_unlock(&d->images.dir);
+	return merge_end(job, true, &d->moved, err);
+}
+
+/* The image that stands on the one that goes down: its header is to change. */
+static int merge_offline(struct deletion *d, struct qc_err *err)
+{
+	const struct family *family = &d->images.family;
+	struct offline_merge merge = { .image = path_of(d, d->above), .speed = d->speed,
+				       .assume_unshared = true };
+	struct merge result;
+	u32 top;
+	int ret;
+
+	if (d->way == DIRECTION_STREAM) {
+		merge.nr_layers = 1;
+		ret = offline_stream(&merge, &result, err);
+	} else {
+		merge.base = path_of(d, d->member);
+		merge.layer = path_of(d, d->above);
+		if (family_overlays(family, d->above, &top))
+			merge.image = path_of(d, top);
+		ret = offline_commit(&merge, &result, err);
+	}
+	d->moved = result.moved_bytes;
+	return ret;
+}
+
+/* From here on neither of the two is a restore point (rule D2). */
+static int record_begin(struct deletion *d, struct qc_err *err)
+{
+	struct record_snapshot *s = snapshot_of(d);
+
+	crash_point("delete.unrecorded");
+	if (d->way != DIRECTION_COMMIT || s->from[0])
+		return 0;
+	snprintf(s->from, sizeof(s->from), "%s", member_of(d, d->above)->image);
+	return device_images_save(&d->images, err);
+}
+
+/* @tip: nothing stood on what went down, so that no header has changed */
+static int look_again(struct deletion *d, bool tip, struct qc_err *err)
+{
+	int ret = 0;
+
+	if (d->images.dir.lock_fd < 0)
+		ret = rundir_lock(d->images.name, false, &d->images.dir, err);
+	if (!ret)
+		ret = device_images_look(&d->images, err);
+	if (!ret)
+		ret = look(d, err);
+	if (ret)
+		return ret;
+	if (d->way == DIRECTION_STREAM ? d->above == FAMILY_NONE : d->merged || tip)
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: the chain has changed meanwhile, snapshot %s is still "
+			  "in use; see qchainctl tree %s, and delete it again", d->images.name,
+			  d->snap, d->images.name);
+}
+
+int delete_merge(struct deletion *d, struct qc_err *err)
+{
+	bool tip;
+	u32 other;
+	int ret;
+
+	if (d->way == DIRECTION_NONE || d->merged)
+		return 0;
+	tip = !family_overlays(&d->images.family, d->above, &other);
+	ret = record_begin(d, err);
+	crash_point("delete.recorded");
+	if (!ret)
+		ret = device_images_depth(&d->images, d->member) >= 0 ? merge_online(d, err) :
+									 merge_offline(d, err);
+	crash_point("delete.merged");
+	return ret ? ret : look_again(d, tip, err);
+}
+
+/* ---- the end ----------------------------------------------------------------------------- */
+
+/* What the overlay that went down has been: a snapshot, the top. */
+static void move_names(struct device_record *record, const char *from, const char *into)
+{
+	if (!strcmp(record->top, from))
+		snprintf(record->top, sizeof(record->top), "%s", into);
+	for (u32 i = 0; i < record->nr_snapshots; i++)
+		if (!strcmp(record->snapshots[i].image, from))
+			snprintf(record->snapshots[i].image, RECORD_IMAGE_BYTES, "%s", into);
+}
+
+static int write_record(struct deletion *d, struct qc_err *err)
+{
+	struct device_record *record = d->images.record;
+	char image[RECORD_IMAGE_BYTES];
+	u32 gone = d->way == DIRECTION_COMMIT ? d->above : d->member;
+
+	snprintf(d->gone, sizeof(d->gone), "%s", path_of(d, gone));
+	snprintf(image, sizeof(image), "%s", member_of(d, gone)->image);
+	device_record_drop(record, member_of(d, d->member)->image);
+	if (d->way == DIRECTION_COMMIT)
+		move_names(record, image, member_of(d, d->member)->image);
+	if (!d->keep && device_record_bury(record, image, d->wipe))
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", d->images.name);
+	return device_images_save(&d->images, err);
+}
+
+int delete_finish(struct deletion *d, struct qc_err *err)
+{
+	int ret;
+
+	crash_point("delete.unfinished");
+	ret = write_record(d, err);
+	crash_point("delete.finished");
+	if (ret)
+		return ret;
+	d->retire.speed = d->speed;
+	if (!d->keep)
+		ret = retire_dead(&d->images.place, d->images.record, &d->retire, err);
+	else if (d->way == DIRECTION_COMMIT || d->wipe)
+		ret = retire_header(d->gone, d->wipe, &d->retire, err);
+	return ret;
+}
+
+int delete_close(struct deletion *d, struct qc_err *err)
+{
+	return device_images_close(&d->images, err);
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* A device, its record, its daemon and all images around: what delete and revert look at. */
+#include "device-images.h"
+
+#include "follow.h"
+#include "overlay.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SEAL_TRIES 600
+#define SEAL_PAUSE_US 50000
+
+/* ---- its record ------------------------------------------------------------------- */
+
+static int no_record(const struct device_images *d, struct qc_err *err)
+{
+	const struct lvm_lv *lv;
+
+	for (u32 i = 0; i < d->place.nr_lvs && d->online; i++) {
+		lv = &d->place.lvs[i];
+		if (strcmp(served_top(&d->served) + strlen(d->place.dir) + 1, lv->name) ||
+		    !record_is_foreign(lv))
+			continue;
+		return qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, whose names "
+				  "say what its snapshots are; take the device down (qchainctl "
+				  "down %s) and let Proxmox VE do it (qm delsnapshot, qm "
+				  "rollback)", lv->vg, lv->name, d->name);
+	}
+	return qc_err_set(err, -ENOENT, "%s: has no record in %s, and so no snapshots", d->name,
+			  d->place.dir);
+}
+
+static int find_place(struct device_images *d, struct qc_err *err)
+{
+	char image[RECORD_IMAGE_BYTES];
+	int ret;
+
+	if (d->online) {
+		ret = record_place_of(served_top(&d->served), &d->place, image, err);
+		if (ret == -EOPNOTSUPP)
+			qc_err_set(err, ret, "%s: a block device that is no LV, which has no "
+				   "snapshots", served_top(&d->served));
+		return ret;
+	}
+	if (d->where)
+		return record_place_open(d->where, &d->place, err);
+	ret = record_place_search(d->name, &d->place, err);
+	if (ret == -ENOENT)
+		qc_err_set(err, ret, "%s: is not served, and no VG has a record of it; images that "
+			   "are files: say their directory as well", d->name);
+	return ret;
+}
+
+static int find_record(struct device_images *d, struct qc_err *err)
+{
+	int ret;
+
+	record_place_exit(&d->place);
+	ret = find_place(d, err);
+	if (ret)
+		return ret;
+	d->record = record_place_find(&d->place, d->name);
+	return d->record ? 0 : no_record(d, err);
+}
+
+/* ---- its daemon --------------------------------------------------------------------- */
+
+static int check_no_job(const struct device_images *d, struct qc_err *err)
+{
+	json_object *jobs, *row;
+	int ret = client_command(d->served.client, "query-jobs", NULL, false, &jobs, err);
+
+	if (ret)
+		return ret;
+	for (u32 i = 0; i < json_object_array_length(jobs) && !ret; i++) {
+		row = json_object_array_get_idx(jobs, i);
+		if (!job_is_over(row))
+			ret = qc_err_set(err, -EBUSY, "%s: job %s (%s) changes the chain, must "
+					 "have ended; qchainctl job wait %s %s", d->name,
+					 json_text(row, "id"), json_text(row, "type"), d->name,
+					 json_text(row, "id"));
+	}
+	json_object_put(jobs);
+	return ret;
+}
+
+/* A snapshot that was killed half way is settled by the next one, or by `up`. */
+static int check_same_top(const struct device_images *d, struct qc_err *err)
+{
+	char path[4096];
+	struct image_ident recorded, serves;
+	int ret = record_place_path(&d->place, d->record->top, path, sizeof(path), err);
+
+	if (ret)
+		return ret;
+	if (!image_ident_of(path, &recorded) && !image_ident_of(served_top(&d->served), &serves) &&
+	    image_ident_same(&recorded, &serves))
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: serves %s, but its record calls %s the top; an "
+			  "interrupted snapshot, say, which the next qchainctl snapshot settles",
+			  d->name, served_top(&d->served), path);
+}
+
+static const char *sealing(json_object *nodes)
+{
+	for (u32 i = 0; i < json_object_array_length(nodes); i++) {
+		json_object *node = json_object_array_get_idx(nodes, i);
+		const char *state = json_text(node, "state");
+
+		if (state && !strcmp(state, "sealing"))
+			return json_text(node, "file");
+	}
+	return NULL;
+}
+
+/* Its layers, when what was written before the last snapshot is durable. */
+static int ask_layers(struct device_images *d, struct qc_err *err)
+{
+	int ret = 0;
+
+	for (int i = 0; i < SEAL_TRIES && !ret; i++) {
+		json_object_put(d->nodes);
+		d->nodes = NULL;
+		if (i)
+			usleep(SEAL_PAUSE_US);
+		ret = client_command(d->served.client, "query-named-block-nodes", NULL, false,
+				     &d->nodes, err);
+		if (!ret && !sealing(d->nodes))
+			return 0;
+	}
+	return ret ? ret : qc_err_set(err, -EBUSY, "%s: is still being sealed; see qchainctl "
+				      "status %s", sealing(d->nodes), d->name);
+}
+
+static int look_at_daemon(struct device_images *d, struct qc_err *err)
+{
+	int ret = check_same_top(d, err);
+
+	if (!ret)
+		ret = check_no_job(d, err);
+	return ret ? ret : ask_layers(d, err);
+}
+
+int device_images_depth(const struct device_images *d, u32 member)
+{
+	struct image_ident ident;
+	u32 nr = d->nodes ? json_object_array_length(d->nodes) : 0;
+
+	for (u32 i = 0; i < nr; i++) {
+		const char *file = json_text(json_object_array_get_idx(d->nodes, i), "file");
+
+		if (file && !image_ident_of(file, &ident) &&
+		    image_ident_same(&ident, &d->family.members[member].ident))
+			return i;
+	}
+	return -1;
+}
+
+/* ---- LVs ------------------------------------------------------------------------------ */
+
+/* The images of all names in the record, and what is below them. */
+static int activate(struct device_images *d, struct qc_err *err)
+{
+	char path[4096];
+	int ret = record_place_path(&d->place, d->record->top, path, sizeof(path), err);
+
+	if (!ret)
+		ret = activate_chain(path, d->activated, err);
+	for (u32 i = 0; i < d->record->nr_snapshots && !ret; i++) {
+		ret = record_place_path(&d->place, d->record->snapshots[i].image, path,
+					sizeof(path), err);
+		if (!ret)
+			ret = activate_chain(path, d->activated, err);
+	}
+	return ret;
+}
+
+/* ---- all of it --------------------------------------------------------------------------- */
+
+static void forget(struct device_images *d)
+{
+	family_exit(&d->family);
+	json_object_put(d->nodes);
+	d->nodes = NULL;
+	record_place_exit(&d->place);
+	d->record = NULL;
+}
+
+/* What was removed is not in @place any more afterwards. */
+static int clean(struct device_images *d, struct qc_err *err)
+{
+	bool left = d->record->nr_dead;
+	int ret = overlay_clean(&d->place, d->record, err);
+
+	return ret || !left ? ret : find_record(d, err);
+}
+
+int device_images_look(struct device_images *d, struct qc_err *err)
+{
+	int ret;
+
+	forget(d);
+	ret = find_record(d, err);
+	if (!ret && d->online)
+		ret = look_at_daemon(d, err);
+	if (!ret && !d->online) {
+		ret = activate(d, err);
+		if (!ret)
+			ret = find_record(d, err); /* LVs are active now */
+	}
+	if (!ret)
+		ret = clean(d, err);
+	return ret ? ret : family_read(&d->place, &d->family, err);
+}
+
+int device_images_open(struct device_images *d, struct qc_err *err)
+{
+	struct qc_err why = { 0 };
+	int ret;
+
+	d->activated = json_object_new_array();
+	ret = rundir_lock(d->name, true, &d->dir, err);
+	if (ret)
+		return ret;
+	ret = served_find(d->name, &d->served, &why);
+	d->online = ret == 0;
+	if (ret && ret != -ENOENT)
+		return qc_err_set(err, ret, "%s", why.msg);
+	if (d->online && d->served.state != SERVED_LIVE)
+		return served_not_live(&d->served, err);
+	if (d->online && !d->served.record)
+		return qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
+				  "record; take it down, and up with qchainctl", d->name);
+	return device_images_look(d, err);
+}
+
+static int close_offline(struct device_images *d, struct qc_err *err)
+{
+	int ret = deactivate_chain(d->activated, err);
+
+	rundir_remove(&d->dir, NULL);
+	return ret;
+}
+
+int device_images_close(struct device_images *d, struct qc_err *err)
+{
+	int ret = 0;
+
+	/* Only what nobody has ever served is ours alone. */
+	if (d->dir.lock_fd >= 0 && !d->online && !d->served.record)
+		ret = close_offline(d, err);
+	forget(d);
+	json_object_put(d->activated);
+	served_exit(&d->served);
+	rundir_unlock(&d->dir);
+	return ret;
+}
+
+int device_images_save(struct device_images *d, struct qc_err *err)
+{
+	int ret = record_place_save(&d->place, d->record, err);
+
+	if (ret || !d->online)
+		return ret;
+	record_note(&d->place, d->record, served_top(&d->served), d->served.record);
+	return rundir_save(&d->dir, d->served.record, err);
+}
+
+/* ---- exposed snapshots --------------------------------------------------------------------- */
+
+/* Does the chain under image @path have @member? */
+static bool shows(const struct device_images *d, const char *path, u32 member)
+{
+	u32 at = path ? family_find_path(&d->family, path) : FAMILY_NONE;
+
+	/* a loop of backing names ends here, too */
+	for (u32 i = 0; i < d->family.nr && at != FAMILY_NONE; i++) {
+		if (at == member)
+			return true;
+		at = d->family.members[at].backing;
+	}
+	return false;
+}
+
+static int check_exposed(const struct device_images *d, const char *name, u32 member,
+			 struct qc_err *err)
+{
+	const char *snap = name + strlen(d->name) + 1;
+	json_object *record = NULL;
+	int ret = 0;
+
+	if (rundir_load(name, &record, NULL) == 0 && shows(d, json_text(record, "top"), member))
+		ret = qc_err_set(err, -EBUSY, "%s: snapshot %s is exposed and shows %s; first "
+				 "qchainctl unexpose %s %s", d->name, snap,
+				 d->family.members[member].path, d->name, snap);
+	json_object_put(record);
+	return ret;
+}
+
+int device_images_check_exposed(const struct device_images *d, u32 member, struct qc_err *err)
+{
+	size_t len = strlen(d->name);
+	char **names;
+	u32 nr;
+	int ret = rundir_names(&names, &nr, err);
+
+	if (ret)
+		return ret;
+	for (u32 i = 0; i < nr; i++) {
+		if (!ret && !strncmp(names[i], d->name, len) && names[i][len] == '+')
+			ret = check_exposed(d, names[i], member, err);
+		free(names[i]);
+	}
+	free(names);
+	return ret;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A device with its record and all images around, served or not, for verbs that change them. */
+#ifndef CTL_DEVICE_IMAGES_H
+#define CTL_DEVICE_IMAGES_H
+
+#include "family.h"
+
+/*
+ * struct device_images - set @name and @where before device_images_open()
+ * @where: the VG or directory where its images are; NULL: found by itself
+ * @online: it is served, @served says how
+ * @nodes: online: its layers as query-named-block-nodes has them
+ * @record: its own, in @place
+ * @activated: LVs that were made active for the work
+ */
+struct device_images {
+	const char *name;
+	const char *where;
+	bool online;
+	struct rundir dir;
+	struct served served;
+	json_object *nodes;
+	struct record_place place;
+	struct device_record *record;
+	struct family family;
+	json_object *activated;
+};
+
+/*
+ * device_images_open - lock the chain, and look at everything
+ * What interrupted verbs have left is removed, which is told. Refused: while a job
+ * works on it, while the record and the daemon do not agree, and devices of Proxmox VE.
+ *
+ * device_images_look - again: what was read is forgotten. The lock is held.
+ * device_images_close - LVs that were activated are not any more; the lock goes
+ */
+int device_images_open(struct device_images *d, struct qc_err *err);
+int device_images_look(struct device_images *d, struct qc_err *err);
+int device_images_close(struct device_images *d, struct qc_err *err);
+
+/* The depth of @member in the served chain; -1: no layer of it, or not served. */
+int device_images_depth(const struct device_images *d, u32 member);
+
+/* Is a snapshot exposed whose chain has @member? Then -EBUSY. */
+int device_images_check_exposed(const struct device_images *d, u32 member, struct qc_err *err);
+
+/* Write the record, and what the run record shows of it. */
+int device_images_save(struct device_images *d, struct qc_err *err);
+
+#endif

@@ -1,0 +1,348 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""qchainctl delete on files: both ways, served under I/O and not, refusals, kill -9 at each crash point."""
+
+import asyncio
+import json
+import os
+import random
+import sys
+import threading
+
+import harness
+from harness import Qmp, expect, expect_equal
+from lifecycle import kill_daemon, nothing_left, one_line, up
+from records import record_of
+from snapshot import check_all, images, tree, wait_sealed
+
+sys.path.insert(0, os.path.join(harness.HERE, "..", "lib"))
+from nbdclient import NbdClient
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+SERVED = ("unrecorded", "recorded", "started", "merged", "unfinished", "finished", "retire.wiped", "retire.removed")
+
+
+class Guest(threading.Thread):
+    """Writes at random all the time; @model is what the device holds, exact while @still is held."""
+
+    def __init__(self, place, seed, sock="seven.sock", model=None):
+        super().__init__(daemon=True)
+        self.sock = place.path(sock)
+        self.random = random.Random(seed)
+        self.model = model or bytearray(SIZE)
+        self.still = threading.Lock()
+        self.running = True
+        self.writes = 0
+        self.error = None
+        self.start()
+
+    async def write_all(self):
+        disk = await NbdClient.connect(self.sock)
+        while self.running:
+            length = 512 << self.random.randrange(8)
+            at = self.random.randrange(0, SIZE - length, 512)
+            data = self.random.randbytes(length)
+            with self.still:
+                await disk.write(at, data)
+                self.model[at:at + length] = data
+            self.writes += 1
+            if self.writes % 50 == 0:
+                await disk.flush()
+            await asyncio.sleep(0.002)
+        await disk.close()
+
+    def run(self):
+        try:
+            asyncio.run(self.write_all())
+        except Exception as error:  # pylint: disable=broad-except
+            self.error = error
+
+    def end(self):
+        self.running = False
+        self.join(harness.WAIT_S)
+        expect(self.error is None, f"guest: {self.error!r}")
+
+
+class Device:
+    """A device with snapshots, and what each must hold."""
+
+    def __init__(self, place, base="base.qcow2"):
+        self.place = place
+        self.snapshots = {}
+        self.model = bytearray(SIZE)
+        self.random = random.Random(7)
+        for name in images(place) + ["seven.qchain"]:
+            if os.path.exists(place.path(name)):
+                os.unlink(place.path(name))
+        if base:
+            place.make_chain(str(SIZE))
+        else:
+            place.run("qemu-img", "create", "-q", "-f", "qcow2", place.path("top.qcow2"), str(SIZE))
+
+    async def write_some(self, count):
+        disk = await NbdClient.connect(self.place.path("seven.sock"))
+        for _ in range(count):
+            length = 512 << self.random.randrange(8)
+            at = self.random.randrange(0, SIZE - length, 512)
+            data = self.random.randbytes(length)
+            if self.random.random() < 0.2:
+                await disk.write_zeroes(at, length)
+                data = bytes(length)
+            else:
+                await disk.write(at, data)
+            self.model[at:at + length] = data
+        await disk.flush()
+        await disk.close()
+
+    def write(self, count=30):
+        asyncio.run(self.write_some(count))
+
+    def snapshot(self, name, count=30):
+        """What was written so far is @name; then @count more writes."""
+        self.place.ctl("snapshot", "seven", name)
+        self.snapshots[name] = bytes(self.model)
+        self.write(count)
+
+    def make(self, *names):
+        up(self.place)
+        self.write()
+        for name in names:
+            self.snapshot(name)
+        wait_sealed(self.place)
+
+    def up(self):
+        self.place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+
+    def down(self):
+        self.place.ctl("down", "seven")
+
+    def content(self, image):
+        raw = self.place.path("content")
+        form = "raw" if image.endswith(".raw") else "qcow2"
+        self.place.run("qemu-img", "convert", "-U", "-f", form, "-O", "raw", self.place.path(image), raw)
+        with open(raw, "rb") as file:
+            return file.read()
+
+    def judge(self, what, dropped=()):
+        """The device is down: it, and each snapshot of the record, hold what they must."""
+        record = record_of(self.place)
+        wanted = [name for name in self.snapshots if name not in dropped]
+        expect_equal([snap["name"] for snap in record["snapshots"]], wanted, f"{what}: snapshots")
+        expect("dead" not in record, f"{what}: {record}")
+        expect(self.content(record["top"]) == bytes(self.model), f"{what}: the device holds something else")
+        for snap in record["snapshots"]:
+            expect("from" not in snap, f"{what}: {record}")
+            expect(self.content(snap["image"]) == self.snapshots[snap["name"]],
+                   f"{what}: {snap['name']} holds something else")
+        check_all(self.place)
+        info = json.loads(self.place.run("qemu-img", "info", "--backing-chain", "--output=json",
+                                         self.place.path(record["top"])).stdout)
+        return [os.path.basename(image["filename"]) for image in info]
+
+
+def delete(place, *words):
+    return place.ctl_json("delete", "seven", *words)
+
+
+def fails(place, *words, status=1):
+    return one_line(place.ctl(*words, status=status).stderr, "qchainctl", words)
+
+
+def test_served(place):
+    """All positions under guest I/O: the newest by stream, others by commit."""
+    device = Device(place)
+    device.make("a", "b", "c", "d")
+    guest = Guest(place, 1, model=device.model)
+    for name, way, file, layers in (
+            ("b", "commit", "top.2.qcow2", [(4, None), (3, "d"), (1, "c"), (0, "a")]),
+            ("d", "stream", "top.3.qcow2", [(4, None), (1, "c"), (0, "a")]),
+            ("a", "commit", "top.1.qcow2", [(4, None), (0, "c")]),
+            ("c", "stream", "top.qcow2", [(4, None)])):
+        before = guest.writes
+        answer = delete(place, name)
+        expect_equal((answer["way"], os.path.basename(answer["file"]), answer["removed"]), (way, file, True), name)
+        expect(answer["moved"] > 0 and answer["commit-bytes"] > 0 and answer["stream-bytes"] > 0, answer)
+        wanted = [(f"top.{number}.qcow2" if number else "top.qcow2", snap) for number, snap in layers]
+        expect_equal(tree(place), wanted + [("base.qcow2", None)], f"tree after {name}")
+        expect(not os.path.exists(place.path(file)), f"{file} is still there")
+        del device.snapshots[name]
+        with guest.still:
+            for snap in record_of(place)["snapshots"]:
+                expect(device.content(snap["image"]) == device.snapshots[snap["name"]], f"{snap} after {name}")
+        expect(guest.writes > before, "the guest was stopped")
+    guest.end()
+    device.down()
+    expect_equal(device.judge("all"), ["top.4.qcow2", "base.qcow2"], "chain")
+    nothing_left(place)
+
+
+def test_not_served(place):
+    """Both ways at each position, the top included."""
+    for way in ("--commit", "--stream"):
+        device = Device(place)
+        device.make("a", "b", "c", "d")
+        device.down()
+        for name in ("b", "d", "c", "a"):
+            expect_equal(delete(place, name, "./", way)["way"], way[2:], "way")
+            del device.snapshots[name]
+            device.judge(f"{way} {name}")
+        expect_equal(images(place), ["base.qcow2", "top.qcow2" if way == "--commit" else "top.4.qcow2"], "images")
+        device.up()
+        device.write()
+        device.down()
+        device.judge(f"{way} and up")
+        nothing_left(place)
+
+
+def test_without_backing(place):
+    """The lowest image of all: nothing is below what it is streamed into."""
+    device = Device(place, base=None)
+    device.make("a", "b")
+    delete(place, "a", "--commit")
+    delete(place, "b")
+    device.snapshots.clear()
+    device.down()
+    expect_equal(device.judge("none"), ["top.2.qcow2"], "chain")
+
+
+def test_cheaper(place):
+    """By bytes; what has nothing moves nothing; the words say it."""
+    device = Device(place)
+    device.make("a")
+    device.write(200)
+    device.snapshot("b", 0)
+    device.snapshot("c", 2)
+    device.down()
+    answer = delete(place, "b", "./")
+    expect_equal((answer["way"], answer["commit-bytes"], answer["moved"]), ("commit", 0, 0), "an empty overlay")
+    del device.snapshots["b"]
+    device.judge("b")
+    text = place.ctl("delete", "seven", "c", "./").stdout
+    expect("commit would move" in text and ": commit\n" in text and "is removed" in text, text)
+    del device.snapshots["c"]
+    device.judge("c")
+    device.up()
+    device.write(400)
+    device.snapshot("d", 0)
+    device.write(400)
+    device.down()
+    answer = delete(place, "a", "./")
+    expect_equal(answer["way"], "stream", "what is overwritten nearly all")
+    expect(answer["stream-bytes"] < answer["commit-bytes"], answer)
+    del device.snapshots["a"]
+    device.judge("a")
+
+
+def test_refused(place):
+    """With the reason, and nothing has changed."""
+    device = Device(place)
+    device.make("a", "b", "c")
+    place.ctl("expose", "seven", "b", "--nbd", "b.sock")
+    expect("unexpose seven b" in fails(place, "delete", "seven", "a"), "exposed, and below")
+    expect("unexpose seven b" in fails(place, "delete", "seven", "b"), "exposed")
+    place.ctl("unexpose", "seven", "b")
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top.1.qcow2", "-F", "qcow2", place.path("clone.qcow2"))
+    expect("2 images stand on it" in fails(place, "delete", "seven", "b"), "a clone stands on it")
+    expect("several images stand" in fails(place, "delete", "seven", "a", "--commit"), "and on its overlay")
+    os.unlink(place.path("clone.qcow2"))
+    expect("no snapshot x" in fails(place, "delete", "seven", "x"), "no such snapshot")
+    expect("active layer is committed" in fails(place, "delete", "seven", "c", "--commit"), "commit of the active one")
+    expect("only the active layer can" in fails(place, "delete", "seven", "a", "--stream"), "into the middle")
+    qmp = Qmp(place.path("run/seven/qmp.sock"))
+    qmp.command("block-stream", **{"job-id": "slow", "device": "top.3.qcow2", "speed": 65536})
+    expect("job slow (stream)" in fails(place, "delete", "seven", "a"), "a job")
+    qmp.command("job-cancel", id="slow")
+    qmp.close()
+    for words in (["delete"], ["delete", "seven"], ["delete", "seven", "a/b"], ["delete", "seven", "a", "--speed", "x"],
+                  ["delete", "seven", "a", "--commit", "--stream"], ["delete", "seven", "a", "./", "x"]):
+        fails(place, *words, status=2)
+    expect("Examples:" in place.ctl("delete", "--help").stdout, "no examples")
+    device.down()
+    expect("say their directory" in fails(place, "delete", "seven", "a"), "not served, no directory")
+    expect("no record" in fails(place, "delete", "eight", "a", "./"), "another name")
+    device.judge("refused")
+    nothing_left(place)
+
+
+def test_keep_and_wipe(place):
+    """--keep: the image stays, after a commit without its header; --wipe: nothing of it is left."""
+    device = Device(place)
+    device.make("a", "b", "c")
+    delete(place, "c", "--keep")
+    expect(device.content("top.2.qcow2") == device.snapshots.pop("c"), "what c held")
+    os.unlink(place.path("top.2.qcow2"))
+    with open(place.path("top.1.qcow2"), "rb") as kept:
+        answer = delete(place, "a", "--wipe")
+        expect(answer["wiped"] > 0, answer)
+        expect(not any(kept.read()), "something is left of what was wiped")
+    del device.snapshots["a"]
+    device.snapshot("d")
+    device.snapshot("e")
+    wait_sealed(place)
+    file = delete(place, "d", "--commit", "--keep", "--wipe")["file"]
+    with open(file, "rb") as kept:
+        expect(not any(kept.read()), "something is left of what was wiped")
+    del device.snapshots["d"]
+    os.unlink(file)
+    device.down()
+    device.judge("kept and wiped")
+
+
+def kill_at(place, point, *words):
+    name = point if "." in point else f"delete.{point}"
+    done = place.run(place.program("qchainctl"), "delete", "seven", *words, status=None,
+                     environment=dict(place.environment, QCHAIN_CRASH_POINT=name))
+    expect_equal(done.returncode, -9, f"exit status at {name}: {done.stderr}")
+
+
+def go_on(place, device, snap, where):
+    """The same words again: it is deleted, or was."""
+    done = place.run(place.program("qchainctl"), "delete", "seven", snap, *where, status=None)
+    expect(done.returncode == 0 or f"no snapshot {snap}" in done.stderr, done.stderr)
+    device.snapshots.pop(snap)
+
+
+def killed(place, point, snap, daemon):
+    """@daemon: what becomes of it meanwhile: lives, dies and is started again, or was never there."""
+    device = Device(place)
+    device.make("a", "b", "c")
+    where = []
+    if daemon == "none":
+        device.down()
+        where = ["./"]
+    kill_at(place, point, snap, *where)
+    if daemon == "dies":
+        kill_daemon(place)
+        place.ctl("up", "seven")
+    if daemon != "none":
+        device.write(5)
+        harness.wait_until(lambda: all(job["status"] in ("concluded", "null") for job in
+                                       place.ctl_json("job", "list", "seven")), "no job works")
+    go_on(place, device, snap, where)
+    if daemon != "none":
+        device.write(5)
+        device.down()
+    chain = device.judge(f"killed at {point} of {snap}, daemon {daemon}")
+    expect_equal(sorted(chain), images(place), f"images after {point} of {snap}, daemon {daemon}")
+    nothing_left(place)
+
+
+def test_killed(place):
+    """qchainctl is killed: nothing is lost, the same command again ends it, no image is left over."""
+    for point in SERVED:
+        killed(place, point, "c", "lives")
+        killed(place, point, "b", "lives")
+        killed(place, point, "b", "dies")
+
+
+def test_killed_not_served(place):
+    for point in SERVED:
+        if point == "started":
+            continue
+        killed(place, point, "c", "none")
+        killed(place, point, "b", "none")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("delete", sys.modules[__name__]))
