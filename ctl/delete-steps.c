@@ -2,11 +2,11 @@
 /* The steps of `qchainctl delete`. */
 #include "delete.h"
 
-#include "crash-point.h"
 #include "image/merge-run.h"
 #include "merge.h"
 
 #include <errno.h>
+#include <qchain/crash-point.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -2,10 +2,10 @@
 /* Images that are no layers any more: wiped, and removed. */
 #include "retire.h"
 
-#include "crash-point.h"
 #include "image/reader.h"
 
 #include <errno.h>
+#include <qchain/crash-point.h>
 #include <qchain/io.h>
 #include <stdlib.h>
 #include <string.h>
