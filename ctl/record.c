@@ -110,6 +110,8 @@ static int parse_record(const struct lvm_lv *lv, struct device_record *record)
 			ret = parse_snapshot(tag + strlen(TAG_SNAPSHOT), record);
 		else if (!strncmp(tag, TAG_DEAD, strlen(TAG_DEAD)))
 			ret = parse_dead(tag + strlen(TAG_DEAD), record);
+		else
+			ret = record_tag_take_job(tag, record);
 	}
 	if (ret || !found)
 		device_record_exit(record);
@@ -354,9 +356,28 @@ static bool has_tag(const char *tags, const char *tag)
 
 static bool is_ours(const char *tag)
 {
-	return !strncmp(tag, TAG_DEVICE, strlen(TAG_DEVICE)) ||
-	       !strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)) ||
-	       !strncmp(tag, TAG_DEAD, strlen(TAG_DEAD));
+	static const char *const ours[] = { TAG_DEVICE, TAG_SNAPSHOT, TAG_DEAD, RECORD_TAG_JOB,
+					    RECORD_TAG_JOB_ERROR };
+	bool found = false;
+
+	for (u32 i = 0; i < ARRAY_SIZE(ours); i++)
+		found |= !strncmp(tag, ours[i], strlen(ours[i]));
+	return found;
+}
+
+static int list_jobs(struct tag_list *list, const struct device_record *record)
+{
+	char tag[RECORD_TAG_BYTES];
+	int ret = 0;
+
+	for (u32 i = 0; i < record->nr_jobs && !ret; i++) {
+		record_tag_job(&record->jobs[i], tag);
+		ret = list_add(list, tag);
+		record_tag_job_error(&record->jobs[i], tag);
+		if (!ret && *tag)
+			ret = list_add(list, tag);
+	}
+	return ret;
 }
 
 /* All tags of @record. */
@@ -380,7 +401,7 @@ static int list_record(struct tag_list *list, const struct device_record *record
 			 record->dead[i].wipe ? ":wipe" : "");
 		ret = list_add(list, tag);
 	}
-	return ret;
+	return ret ? ret : list_jobs(list, record);
 }
 
 /*

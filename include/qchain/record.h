@@ -6,6 +6,7 @@
 #include <json-c/json.h>
 #include <qchain/control.h>
 #include <qchain/err.h>
+#include <qchain/limits.h>
 #include <qchain/types.h>
 
 /*
@@ -17,6 +18,8 @@
  *	                 qchain.snapshot=NUMBER:SNAP:UUID   one for each, numbered as taken;
  *	                                     ..:UUID:UUID   one that a commit deletes
  *	                 qchain.dead=UUID[:wipe]            images that are no layers any more
+ *	                 qchain.job=ID:KIND:PHASE:TOP:BASE  one for each merge that was begun
+ *	                 qchain.job-error=ID:TEXT           of one that failed
  *	             and qchain.new=NAME on an overlay that is not ready yet
  *	a directory  the file NAME.qchain, JSON with the same content; images by
  *	             their file names, so that the directory can be moved or copied
@@ -51,8 +54,43 @@ struct record_dead {
 };
 
 /*
+ * What has become of a merge (rule D2):
+ *
+ *	planned   nothing was written: it may be forgotten
+ *	writing   a daemon works on it, or was doing so when it ended: it goes on
+ *	offline   as writing, by qchainctl itself
+ *	failed    begun, and given up with an error; it may be begun again
+ */
+enum record_phase {
+	RECORD_PLANNED,
+	RECORD_WRITING,
+	RECORD_OFFLINE,
+	RECORD_FAILED,
+	RECORD_NR_PHASES
+};
+
+#define RECORD_ERROR_BYTES 256u
+
+/*
+ * struct record_job - a merge that was begun and has not ended well
+ * @kind: "commit": the layers from @top to above @base go down into @base; "stream":
+ *	what lies between comes up into @top
+ * @top, @base: as images are called here, or absolute paths of images elsewhere;
+ *	@base "": none, all comes up
+ */
+struct record_job {
+	char id[QC_MAX_JOB_ID + 1];
+	char kind[16];
+	enum record_phase phase;
+	char top[RECORD_IMAGE_BYTES];
+	char base[RECORD_IMAGE_BYTES];
+	char error[RECORD_ERROR_BYTES];
+};
+
+/*
  * struct device_record - all that is kept of one device
  * @snapshots: in the order in which they were taken; malloc'ed
+ * @jobs: in the order in which they were begun; malloc'ed
  * @pending: files: an overlay that is being made, no layer yet; "" none
  * @dead: removed by whoever comes next, if not by who has put them there; malloc'ed
  */
@@ -65,6 +103,8 @@ struct device_record {
 	struct record_snapshot *snapshots;
 	u32 nr_dead;
 	struct record_dead *dead;
+	u32 nr_jobs;
+	struct record_job *jobs;
 };
 
 /* What a snapshot may be called: as a chain. */
@@ -85,6 +125,38 @@ int device_record_bury(struct device_record *record, const char *image, bool wip
 /* It has gone. */
 void device_record_forget(struct device_record *record, const char *image);
 bool device_record_is_dead(const struct device_record *record, const char *image);
+
+/* ---- jobs (record-job.c) --------------------------------------------------------- */
+
+/* "planned", ..; @result: -EINVAL for other words. */
+const char *record_phase_name(enum record_phase phase);
+int record_phase_parse(const char *text, enum record_phase *result);
+/* Has it written, so that what a commit changes is no restore point any more? */
+bool record_job_has_written(const struct record_job *job);
+/* Add @job, or replace the one with its id. -ENOMEM */
+int device_record_put_job(struct device_record *record, const struct record_job *job);
+void device_record_drop_job(struct device_record *record, const char *id);
+/* NULL: none. */
+struct record_job *device_record_job(const struct device_record *record, const char *id);
+/* Of a directory's record; false: not readable. */
+bool record_jobs_take(json_object *root, struct device_record *record);
+/* NULL when there are none. */
+json_object *record_jobs_json(const struct device_record *record);
+
+/* As tags of an LV; each is RECORD_TAG_BYTES at most, as LVM allows. */
+#define RECORD_TAG_JOB "qchain.job="
+#define RECORD_TAG_JOB_ERROR "qchain.job-error="
+#define RECORD_TAG_BYTES 1024u
+/*
+ * record_tag_take_job - take what @tag says into @record; others are left alone
+ * An error may come before its job. -ENOMEM
+ */
+int record_tag_take_job(const char *tag, struct device_record *record);
+void record_tag_job(const struct record_job *job, char *tag);
+/* @tag is "" when it has no error. */
+void record_tag_job_error(const struct record_job *job, char *tag);
+
+/* ---- directories ------------------------------------------------------------------- */
 
 /*
  * record_dir_load - the records of directory @dir; malloc'ed, each to be exited

@@ -31,6 +31,7 @@ void device_record_exit(struct device_record *record)
 {
 	free(record->snapshots);
 	free(record->dead);
+	free(record->jobs);
 	*record = (struct device_record){ .sequence = 0 };
 }
 
@@ -206,7 +207,7 @@ static bool take_record(json_object *root, const char *file, struct device_recor
 	record->sequence = json_object_get_uint64(value);
 	take_image(root, "new", record->pending);
 	return take_image(root, "top", record->top) && take_snapshots(root, record) &&
-	       take_dead(root, record);
+	       take_dead(root, record) && record_jobs_take(root, record);
 }
 
 static int load_file(const char *dir, const char *file, struct device_record *result,
@@ -287,6 +288,9 @@ static json_object *to_json(const struct device_record *record)
 		json_object_array_add(list, entry);
 	}
 	json_object_object_add(root, "snapshots", list);
+	list = record_jobs_json(record);
+	if (list)
+		json_object_object_add(root, "jobs", list);
 	if (!record->nr_dead)
 		return root;
 	list = json_object_new_array();
