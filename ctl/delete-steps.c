@@ -239,7 +239,7 @@ static int merge_online(struct deletion *d, struct qc_err *err)
 	if (!down && depth + 1 < (int)json_object_array_length(d->images.nodes))
 		merge.base = json_text(json_object_array_get_idx(d->images.nodes, depth + 1),
 				       "node-name");
-	ret = merge_start(&merge, down ? "block-commit" : "block-stream", &job, err);
+	ret = merge_start(&merge, &d->images.dir, down ? "commit" : "stream", &job, err);
 	if (ret)
 		return ret;
 	crash_point("delete.started");

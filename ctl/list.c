@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl list: all chains that are served here, or were until a crash. */
-#include "served.h"
+#include "job-record.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -20,6 +20,23 @@ static enum print_colour state_colour(enum served_state state)
 	}
 }
 
+/* Merges that have begun and not ended well. */
+static void print_jobs(const struct served *served, int width)
+{
+	u32 nr = 0;
+	json_object *jobs = json_list(served->record, "jobs", &nr);
+	char text[2048];
+
+	for (u32 i = 0; i < nr; i++) {
+		json_object *job = json_object_array_get_idx(jobs, i);
+
+		printf("%-*s  %smerging%s %s: %s (%s)\n", width, "",
+		       print_colour(stdout, COLOUR_WARN), print_colour(stdout, COLOUR_NONE),
+		       json_text(job, "id"), job_noted_text(job, text, sizeof(text)),
+		       json_text(job, "phase"));
+	}
+}
+
 static void print_row(const struct served *served, int width)
 {
 	const char *state = served_state_name(served->state);
@@ -32,6 +49,7 @@ static void print_row(const struct served *served, int width)
 	       print_colour(stdout, state_colour(served->state)), state,
 	       print_colour(stdout, COLOUR_NONE), text,
 	       served_device(served, device)[0] ? device : "-", served_top(served));
+	print_jobs(served, width);
 }
 
 static int name_width(char *const *names, u32 nr)
@@ -103,7 +121,7 @@ const struct verb verb_list = {
 	.summary = "the chains that are served here",
 	.usage = "[--json]",
 	.options =
-		"  --json     a list of {name, device, state, top, size, exports}\n"
+		"  --json     a list of {name, device, state, top, size, exports, jobs}\n"
 		"\n"
 		"States: serving; recoverable (its daemon has ended, the device waits for\n"
 		"qchainctl up NAME); dead (no daemon, no device); unresponsive.\n",

@@ -5,15 +5,18 @@
 #include "follow.h"
 #include "image/restore-points.h"
 #include "image/standing.h"
-#include "served.h"
+#include "job-record.h"
 
 #include <errno.h>
+#include <qchain/crash-point.h>
+#include <qchain/overlays.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct served_job {
 	const struct served_merge *o;
 	struct served served;
+	struct job_record record;
 	json_object *nodes; /* as query-named-block-nodes: the active layer first */
 	u32 nr_nodes;
 	u32 top; /* depth; stream: 0, what receives */
@@ -106,7 +109,7 @@ static int choose_id(struct served_job *s, const char *kind, struct qc_err *err)
 	for (u32 i = 0;; i++) {
 		snprintf(s->job, sizeof(s->job), "%s%u", kind, i);
 		ret = job_ask(s->served.client, s->job, &row, err);
-		if (ret || !row)
+		if (ret || (!row && !job_noted(s->served.record, s->job)))
 			return ret;
 		json_object_put(row);
 	}
@@ -130,14 +133,12 @@ static int add_base(const struct served_job *s, u32 above, json_object *argument
 	return 0;
 }
 
-/* "block-stream" or "block-commit". A job that failed is kept until somebody has read why. */
-static int start_job(struct served_job *s, const char *command, struct qc_err *err)
+/* Of block-stream or block-commit. A job that failed is kept until somebody has read why. */
+static int make_arguments(const struct served_job *s, json_object **result, struct qc_err *err)
 {
 	json_object *arguments = json_object_new_object();
-	int ret = choose_id(s, command + strlen("block-"), err);
+	int ret = add_base(s, s->top ? s->top - 1 : 0, arguments, err);
 
-	if (!ret)
-		ret = add_base(s, s->top ? s->top - 1 : 0, arguments, err);
 	if (ret) {
 		json_object_put(arguments);
 		return ret;
@@ -149,13 +150,96 @@ static int start_job(struct served_job *s, const char *command, struct qc_err *e
 	json_add_bool(arguments, "auto-dismiss", false);
 	if (s->o->speed)
 		json_add_u64(arguments, "speed", s->o->speed);
-	return client_command(s->served.client, command, arguments, true, NULL, err);
+	*result = arguments;
+	return 0;
+}
+
+/*
+ * In the record before the daemon hears of it; out again where it refuses. Whether it
+ * has begun when there is no answer is not known: then the record stays.
+ */
+static int record_and_send(struct served_job *s, const char *command, json_object *arguments_owned,
+			   const struct recorded_merge *merge, struct qc_err *err)
+{
+	struct job_record *r = &s->record;
+	struct qc_err second = { 0 };
+	int ret = job_record_plan(r, merge, err);
+
+	if (!ret)
+		ret = job_record_begin(r, merge, RECORD_WRITING, err);
+	if (ret) {
+		json_object_put(arguments_owned);
+		return ret;
+	}
+	ret = client_command(s->served.client, command, arguments_owned, true, NULL, err);
+	crash_point("merge.started");
+	if (ret == -EPROTO && job_record_withdraw(r, merge->id, &second))
+		print_error(&second);
+	return ret;
+}
+
+/* Layers from below top to the base: a commit spoils them; malloc'ed. */
+static char **lost_layers(const struct served_job *s, u32 *nr)
+{
+	char **files;
+
+	*nr = s->base - s->top;
+	files = calloc(*nr, sizeof(*files));
+	for (u32 i = 0; files && i < *nr; i++)
+		files[i] = (char *)node_text(s, s->top + 1 + i, "file");
+	return files;
+}
+
+static int start_recorded(struct served_job *s, const struct rundir *dir, const char *kind,
+			  json_object *arguments_owned, struct qc_err *err)
+{
+	struct recorded_merge merge = {
+		.id = s->job, .kind = kind, .top = node_text(s, s->top, "file"),
+		.base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL,
+	};
+	char command[32], **lost = lost_layers(s, &merge.nr_lost);
+	int ret;
+
+	if (strcmp(kind, "commit"))
+		merge.nr_lost = 0;
+	merge.lost = lost;
+	snprintf(command, sizeof(command), "block-%s", kind);
+	ret = lost ? job_record_open_served(&s->record, dir, &s->served, err) :
+		     qc_err_set(err, -ENOMEM, "%s: out of memory", s->o->name);
+	if (ret)
+		json_object_put(arguments_owned);
+	else
+		ret = record_and_send(s, command, arguments_owned, &merge, err);
+	job_record_close(&s->record);
+	free(lost);
+	return ret;
+}
+
+static int start_job(struct served_job *s, const struct rundir *dir, const char *kind,
+		     struct qc_err *err)
+{
+	json_object *arguments;
+	int ret = s->served.record ? choose_id(s, kind, err) :
+		qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
+			   "record; take it down, and up with qchainctl", s->o->name);
+
+	if (!ret)
+		ret = make_arguments(s, &arguments, err);
+	if (!ret)
+		ret = start_recorded(s, dir, kind, arguments, err);
+	if (!ret && s->o->detach)
+		ret = job_watch(s->o->name, s->job, false, err);
+	return ret;
 }
 
 static int wait_for_job(struct served_job *s, struct qc_err *err)
 {
+	struct qc_err second = { 0 };
 	int ret = job_follow(s->served.client, s->job, &s->row, err);
 
+	if (s->row && job_is_over(s->row) &&
+	    job_settle(s->o->name, s->job, s->row, ret ? &second : err) && !ret)
+		ret = err->code;
 	return ret ? ret : job_simple_command(s->served.client, "job-dismiss", "id", s->job, err);
 }
 
@@ -173,6 +257,60 @@ static int find_chain(struct served_job *s, struct qc_err *err)
 	if (ret)
 		return ret;
 	return s->served.client ? look(s, err) : served_not_live(&s->served, err);
+}
+
+/* ---- again, from the record ------------------------------------------------------------ */
+
+static bool same_image(const char *a, const char *b)
+{
+	struct image_ident x, y;
+
+	return !strcmp(a, b) ||
+	       (!image_ident_of(a, &x) && !image_ident_of(b, &y) && image_ident_same(&x, &y));
+}
+
+/* The depth of the layer at @path, nr_nodes when it is none. */
+static u32 depth_of(const struct served_job *s, const char *path)
+{
+	u32 depth;
+
+	for (depth = 0; depth < s->nr_nodes; depth++)
+		if (path && same_image(node_text(s, depth, "file"), path))
+			break;
+	return depth;
+}
+
+/* Does what was to be merged still lie between? The header is written last. */
+static bool is_done(const struct served_job *s, bool commit)
+{
+	return s->top == s->nr_nodes || s->top >= s->base ||
+	       (!commit && s->base == s->top + 1);
+}
+
+int merge_again(const struct rundir *dir, const struct served *served, json_object *job,
+		bool *done, struct qc_err *err)
+{
+	struct served_merge merge = { .name = served->name, .detach = true };
+	struct served_job s = { .o = &merge, .served = *served };
+	bool commit = job_noted_is_commit(job);
+	json_object *arguments;
+	int ret = look(&s, err);
+
+	if (ret)
+		return ret;
+	snprintf(s.job, sizeof(s.job), "%s", json_text(job, "id"));
+	s.top = depth_of(&s, json_text(job, "top"));
+	s.base = depth_of(&s, json_text(job, "base"));
+	*done = is_done(&s, commit);
+	if (!*done) {
+		ret = make_arguments(&s, &arguments, err);
+		if (!ret)
+			ret = start_recorded(&s, dir, commit ? "commit" : "stream", arguments, err);
+		if (!ret)
+			ret = job_watch(served->name, s.job, true, err);
+	}
+	json_object_put(s.nodes);
+	return ret;
 }
 
 /* ---- reports --------------------------------------------------------------------------- */
@@ -218,16 +356,29 @@ static void print_streamed(const struct served_job *s)
 		       print_size(moved_bytes(s), moved), base ? base : "nothing");
 }
 
+static int start_stream(struct served_job *s, struct qc_err *err)
+{
+	struct rundir dir = { .lock_fd = -1 };
+	int ret = rundir_lock(s->o->name, false, &dir, err);
+
+	if (!ret)
+		ret = find_chain(s, err);
+	if (!ret)
+		ret = job_settle_all(&dir, &s->served, err);
+	if (!ret)
+		ret = find_base(s, err);
+	if (!ret)
+		ret = start_job(s, &dir, "stream", err);
+	rundir_unlock(&dir);
+	return ret;
+}
+
 int merge_stream_served(const struct served_merge *merge)
 {
 	struct served_job s = { .o = merge };
 	struct qc_err err = { 0 };
-	int ret = find_chain(&s, &err);
+	int ret = start_stream(&s, &err);
 
-	if (!ret)
-		ret = find_base(&s, &err);
-	if (!ret)
-		ret = start_job(&s, "block-stream", &err);
 	if (!ret && !merge->detach)
 		ret = wait_for_job(&s, &err);
 	if (!ret)
@@ -279,44 +430,19 @@ static int check_standing(const struct served_job *s, struct qc_err *err)
 	return ret;
 }
 
-/* The run record shows what the device records say. */
-static int forget_in_run_record(struct served_job *s, struct rundir *dir, struct qc_err *err)
+/* Snapshots that these layers hold are lost: that has to be meant (rule D2). */
+static int check_snapshots(struct served_job *s, struct qc_err *err)
 {
-	json_object *kept = json_object_new_array();
-	u32 nr = 0;
-	json_object *list = json_list(s->served.record, "snapshots", &nr);
+	u32 nr;
+	char **files;
+	int ret;
 
-	for (u32 i = 0; i < nr; i++) {
-		json_object *one = json_object_array_get_idx(list, i);
-		bool gone = false;
-
-		for (u32 depth = s->top + 1; depth <= s->base; depth++)
-			gone |= !strcmp(json_text(one, "file"), node_text(s, depth, "file"));
-		if (!gone)
-			json_object_array_add(kept, json_object_get(one));
-	}
-	json_object_object_add(s->served.record, "snapshots", kept);
-	return rundir_save(dir, s->served.record, err);
-}
-
-/* Snapshots that these layers hold are lost: kept from it, or forgotten before (rule D2). */
-static int settle_snapshots(struct served_job *s, struct rundir *dir, struct qc_err *err)
-{
-	u32 nr = s->base - s->top;
-	char **files = calloc(nr, sizeof(*files));
-	int ret = 0;
-
+	if (s->o->drop_snapshots)
+		return 0;
+	files = lost_layers(s, &nr);
 	if (!files)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", s->o->name);
-	for (u32 i = 0; i < nr; i++)
-		files[i] = (char *)node_text(s, s->top + 1 + i, "file");
-	if (!s->o->drop_snapshots)
-		ret = restore_points_check(files, nr, "stream keeps it, or say --drop-snapshots",
-					   err);
-	else
-		ret = restore_points_drop(files, nr, err);
-	if (!ret && s->o->drop_snapshots && s->served.record)
-		ret = forget_in_run_record(s, dir, err);
+	ret = restore_points_check(files, nr, "stream keeps it, or say --drop-snapshots", err);
 	free(files);
 	return ret;
 }
@@ -329,13 +455,15 @@ static int start_commit(struct served_job *s, struct qc_err *err)
 	if (!ret)
 		ret = find_chain(s, err);
 	if (!ret)
+		ret = job_settle_all(&dir, &s->served, err);
+	if (!ret)
 		ret = find_range(s, err);
 	if (!ret)
 		ret = check_standing(s, err);
 	if (!ret)
-		ret = settle_snapshots(s, &dir, err);
+		ret = check_snapshots(s, err);
 	if (!ret)
-		ret = start_job(s, "block-commit", err);
+		ret = start_job(s, &dir, "commit", err);
 	rundir_unlock(&dir);
 	return ret;
 }
@@ -372,7 +500,7 @@ int merge_commit_served(const struct served_merge *merge)
 
 /* ---- for other verbs --------------------------------------------------------------------- */
 
-int merge_start(const struct served_merge *merge, const char *command,
+int merge_start(const struct served_merge *merge, const struct rundir *dir, const char *kind,
 		struct served_job **result, struct qc_err *err)
 {
 	struct served_job *s = calloc(1, sizeof(*s));
@@ -383,9 +511,9 @@ int merge_start(const struct served_merge *merge, const char *command,
 	s->o = merge;
 	ret = find_chain(s, err);
 	if (!ret)
-		ret = strcmp(command, "block-commit") ? find_base(s, err) : find_range(s, err);
+		ret = strcmp(kind, "commit") ? find_base(s, err) : find_range(s, err);
 	if (!ret)
-		ret = start_job(s, command, err);
+		ret = start_job(s, dir, kind, err);
 	if (!ret)
 		*result = s;
 	else

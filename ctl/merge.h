@@ -4,6 +4,7 @@
 #define CTL_MERGE_H
 
 #include "image/offline.h"
+#include "served.h"
 
 /*
  * struct served_merge - what `stream` or `commit` is asked for
@@ -37,14 +38,21 @@ int merge_commit_served(const struct served_merge *merge);
 struct served_job;
 
 /*
- * merge_start - begin the same, as "block-commit" or "block-stream"
- * The caller holds the chain's lock and has made sure that nobody else stands on what
+ * merge_start - begin the same; @kind: "commit" or "stream"
+ * The caller holds the chain's lock, @dir, and has made sure that nobody else stands on what
  * changes, and that no snapshot is lost unknown. @merge is used until merge_end().
  *
  * merge_end - follow it to its end and dismiss it, @wait; *@moved: bytes
  */
-int merge_start(const struct served_merge *merge, const char *command,
+int merge_start(const struct served_merge *merge, const struct rundir *dir, const char *kind,
 		struct served_job **result, struct qc_err *err);
 int merge_end(struct served_job *job_owned, bool wait, u64 *moved, struct qc_err *err);
+/*
+ * merge_again - begin a merge of the run record anew, as @served is now
+ * @job: of the run record; @dir is locked
+ * @done: it had ended: the layers lie between no more. Nothing was begun.
+ */
+int merge_again(const struct rundir *dir, const struct served *served, json_object *job,
+		bool *done, struct qc_err *err);
 
 #endif

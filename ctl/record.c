@@ -307,6 +307,10 @@ int record_place_path(const struct record_place *place, const char *image, char 
 	const struct lvm_lv *lv = record_place_lv(place, image);
 	struct stat st;
 
+	if (*image == '/') { /* elsewhere */
+		snprintf(path, bytes, "%s", image);
+		return 0;
+	}
 	if (place->vg[0] && !lv)
 		return qc_err_set(err, -ENOENT, "%s: no LV has the uuid %s, which the record of a "
 				  "device names; see lvs -o+uuid,tags %s", place->vg, image,
@@ -317,6 +321,43 @@ int record_place_path(const struct record_place *place, const char *image, char 
 	return qc_err_set(err, -ENOENT, "%s: is not there (%m), but the record of a device names "
 			  "it; bring it back, or say its new name in %s/*" RECORD_SUFFIX, path,
 			  place->dir);
+}
+
+/* The LV of this VG that @path is; NULL: none. */
+static const struct lvm_lv *lv_of_path(const struct record_place *place, const char *path)
+{
+	char lv_path[512], vg[128], lv[128];
+	struct stat st;
+
+	if (stat(path, &st) || !S_ISBLK(st.st_mode) ||
+	    !image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)) ||
+	    !lv_path_split(lv_path, vg, lv) || strcmp(vg, place->vg))
+		return NULL;
+	return record_place_lv(place, lv);
+}
+
+int record_place_image(const struct record_place *place, const char *path, char *image,
+		       struct qc_err *err)
+{
+	const struct lvm_lv *lv = place->vg[0] ? lv_of_path(place, path) : NULL;
+	size_t dir = strlen(place->dir);
+	char real[PATH_MAX];
+	int n;
+
+	if (lv) {
+		snprintf(image, RECORD_IMAGE_BYTES, "%s", lv->uuid);
+		return 0;
+	}
+	if (!realpath(path, real))
+		return qc_err_set(err, -errno, "%s: not found (%m), expected an image", path);
+	if (!place->vg[0] && !strncmp(real, place->dir, dir) && real[dir] == '/' &&
+	    !strchr(real + dir + 1, '/'))
+		n = snprintf(image, RECORD_IMAGE_BYTES, "%s", real + dir + 1);
+	else
+		n = snprintf(image, RECORD_IMAGE_BYTES, "%s", real);
+	return n < (int)RECORD_IMAGE_BYTES ? 0 :
+	       qc_err_set(err, -ENAMETOOLONG, "%s: path too long for a record, must be below %u",
+			  path, RECORD_IMAGE_BYTES);
 }
 
 /* ---- writing ------------------------------------------------------------------------- */
@@ -490,8 +531,9 @@ static int mark_pending(const struct record_place *place, const struct device_re
 	return lvm_change_tags(lv->vg, lv->name, tag, NULL, err);
 }
 
-static int save_tags(const struct record_place *place, const struct device_record *record,
-		     struct qc_err *err)
+/* @place: as it is now: what is to be added and removed depends on it */
+static int save_fresh_tags(const struct record_place *place, const struct device_record *record,
+			   struct qc_err *err)
 {
 	const struct lvm_lv *lv = record_place_lv(place, record->top);
 	struct tag_list wanted = { NULL };
@@ -513,6 +555,22 @@ static int save_tags(const struct record_place *place, const struct device_recor
 	return ret;
 }
 
+static int save_tags(const struct record_place *place, const struct device_record *record,
+		     struct qc_err *err)
+{
+	struct record_place *now = calloc(1, sizeof(*now));
+	int ret;
+
+	if (!now)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", place->vg);
+	ret = read_group(place->vg, now, err);
+	if (!ret)
+		ret = save_fresh_tags(now, record, err);
+	record_place_exit(now);
+	free(now);
+	return ret;
+}
+
 int record_place_save(const struct record_place *place, struct device_record *record,
 		      struct qc_err *err)
 {
@@ -528,6 +586,38 @@ int record_place_remove(const struct record_place *place, const char *name, stru
 }
 
 /* ---- the run record ------------------------------------------------------------------ */
+
+static void note_image(const struct record_place *place, json_object *entry, const char *key,
+		       const char *image)
+{
+	char path[4096];
+
+	if (*image && !record_place_path(place, image, path, sizeof(path), NULL))
+		json_object_object_add(entry, key, json_object_new_string(path));
+}
+
+static json_object *note_jobs(const struct record_place *place,
+			      const struct device_record *record)
+{
+	json_object *list = json_object_new_array(), *entry;
+
+	for (u32 i = 0; record && i < record->nr_jobs; i++) {
+		const struct record_job *job = &record->jobs[i];
+
+		entry = json_object_new_object();
+		json_object_object_add(entry, "id", json_object_new_string(job->id));
+		json_object_object_add(entry, "kind", json_object_new_string(job->kind));
+		json_object_object_add(entry, "phase", json_object_new_string(
+					       record_phase_name(job->phase)));
+		note_image(place, entry, "top", job->top);
+		note_image(place, entry, "base", job->base);
+		if (job->error[0])
+			json_object_object_add(entry, "error",
+					       json_object_new_string(job->error));
+		json_object_array_add(list, entry);
+	}
+	return list;
+}
 
 void record_note(const struct record_place *place, const struct device_record *record,
 		 const char *top, json_object *state)
@@ -547,4 +637,6 @@ void record_note(const struct record_place *place, const struct device_record *r
 		json_object_array_add(list, entry);
 	}
 	json_object_object_add(state, "snapshots", list);
+	if (record || place->dir[0]) /* else the run record's own is all that there is */
+		json_object_object_add(state, "jobs", note_jobs(place, record));
 }

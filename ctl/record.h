@@ -47,6 +47,10 @@ struct device_record *record_place_find(const struct record_place *place, const 
 int record_place_path(const struct record_place *place, const char *image, char *path,
 		      size_t bytes, struct qc_err *err);
 
+/* What the image at @path is called in records of @place; RECORD_IMAGE_BYTES. */
+int record_place_image(const struct record_place *place, const char *path, char *image,
+		       struct qc_err *err);
+
 /* The LV called @name, or with this uuid; NULL: none. */
 const struct lvm_lv *record_place_lv(const struct record_place *place, const char *name);
 
@@ -62,7 +66,7 @@ int record_place_save(const struct record_place *place, struct device_record *re
 		      struct qc_err *err);
 int record_place_remove(const struct record_place *place, const char *name, struct qc_err *err);
 
-/* Copy the snapshots of @record (NULL: none) and the path of the top to a run record. */
+/* Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record. */
 void record_note(const struct record_place *place, const struct device_record *record,
 		 const char *top, json_object *state);
 

@@ -203,7 +203,8 @@ static json_object *text_or_null(const char *text)
 
 json_object *served_json(const struct served *served)
 {
-	json_object *row = json_object_new_object();
+	json_object *row = json_object_new_object(), *jobs;
+	u32 nr;
 	s64 size = json_number(served->status, "virtual-size", -1);
 	char device[256] = "";
 
@@ -217,6 +218,9 @@ json_object *served_json(const struct served *served)
 	json_object_object_add(row, "size", size >= 0 ? json_object_new_int64(size) : NULL);
 	json_object_object_add(row, "exports", served->exports ? json_object_get(served->exports) :
 								 json_object_new_array());
+	jobs = json_list(served->record, "jobs", &nr);
+	json_object_object_add(row, "jobs", jobs ? json_object_get(jobs) :
+						  json_object_new_array());
 	return row;
 }
 

@@ -24,10 +24,11 @@
  *	/dev/qchain/NAME -> ../ublkbN
  *
  * The record: {name, top, options: [words for qchaind], nbd, ublk, dev-id, tag,
- * scan, activated: [VG/LV that `up` has activated], pid, snapshots: [{name, file}]};
- * nbd and dev-id only where there is such an export. It ends with the chain; what
- * outlives it is the device record (ctl/record.h), of which top and snapshots are a
- * copy that can be read while LVM cannot.
+ * scan, activated: [VG/LV that `up` has activated], pid, snapshots: [{name, file}],
+ * jobs: [{id, kind, phase, top, base, error}]}; nbd and dev-id only where there is
+ * such an export. It ends with the chain; what outlives it is the device record
+ * (ctl/record.h), of which top, snapshots and jobs are a copy that can be read while
+ * LVM cannot.
  */
 
 /* ---- the folder (rundir.c) --------------------------------------------------- */
@@ -148,7 +149,10 @@ const char *served_top(const struct served *served);
 const char *served_snapshot(const struct served *served, const char *file);
 /* "/dev/ublkb0", else the NBD socket, else "". @text has room for 256. */
 const char *served_device(const struct served *served, char *text);
-/* {name, device, state, top, size, exports}: a row of list (the keys of docs/design.md). */
+/*
+ * {name, device, state, top, size, exports, jobs}: a row of list (the keys of
+ * docs/design.md); jobs: as in the record
+ */
 json_object *served_json(const struct served *served);
 /*
  * served_arguments - for verbs whose only option is --json: 0 with @least to

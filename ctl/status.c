@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl status: all that is known about one chain. */
-#include "served.h"
+#include "job-record.h"
 
 #include <errno.h>
 #include <string.h>
@@ -236,6 +236,23 @@ static void print_snapshots(const struct served *served)
 			   json_text(json_object_array_get_idx(list, i), "name"));
 }
 
+/* Merges that have begun and not ended well. */
+static void print_jobs(const struct served *served)
+{
+	char text[2048], line[2400];
+	u32 nr = 0;
+	json_object *list = json_list(served->record, "jobs", &nr);
+
+	for (u32 i = 0; i < nr; i++) {
+		json_object *job = json_object_array_get_idx(list, i);
+		const char *error = json_text(job, "error");
+
+		snprintf(line, sizeof(line), "%s, %s%s%s", job_noted_text(job, text, sizeof(text)),
+			 json_text(job, "phase"), error ? ": " : "", error ? error : "");
+		print_line(json_text(job, "id"), line);
+	}
+}
+
 static void print_status(const struct served *served)
 {
 	s64 size = json_number(served->status, "virtual-size", -1);
@@ -258,6 +275,7 @@ static void print_status(const struct served *served)
 		print_line("size", bytes);
 	}
 	print_snapshots(served);
+	print_jobs(served);
 	if (served->state == SERVED_LIVE)
 		print_daemon(served);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl tree: the layers of a chain, from the active layer down. */
-#include "served.h"
+#include "job-record.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -45,6 +45,37 @@ static json_object *make_layer(const struct served *served, json_object *node, u
 	return layer;
 }
 
+/* The depth of the layer @file; -1: it is none. */
+static int depth_of(json_object *layers, const char *file)
+{
+	for (u32 i = 0; file && i < json_object_array_length(layers); i++) {
+		const char *path = json_text(json_object_array_get_idx(layers, i), "file");
+
+		if (path && !strcmp(path, file))
+			return i;
+	}
+	return -1;
+}
+
+/* What a commit has begun to change stays so until it has ended well (rule D2). */
+static void mark_merging(const struct served *served, json_object *layers)
+{
+	u32 nr = 0;
+	json_object *jobs = json_list(served->record, "jobs", &nr);
+
+	for (u32 i = 0; i < nr; i++) {
+		json_object *job = json_object_array_get_idx(jobs, i);
+		int top = depth_of(layers, json_text(job, "top"));
+		int base = depth_of(layers, json_text(job, "base"));
+
+		if (!job_noted_is_commit(job) || job_noted_phase(job) == RECORD_PLANNED || top < 0)
+			continue;
+		for (int depth = top + 1; depth <= base; depth++)
+			json_object_object_add(json_object_array_get_idx(layers, depth), "state",
+					       json_object_new_string("merging"));
+	}
+}
+
 static int read_layers(const struct served *served, json_object **result, struct qc_err *err)
 {
 	json_object *nodes, *node;
@@ -60,6 +91,7 @@ static int read_layers(const struct served *served, json_object **result, struct
 			json_object_array_add(*result, make_layer(served, node, depth++));
 	}
 	json_object_put(nodes);
+	mark_merging(served, *result);
 	return 0;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl up: serve a chain, or take over where its daemon died. */
-#include "record.h"
+#include "job-record.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -530,6 +530,8 @@ static int up_run(const struct verb *verb, int argc, char **argv)
 		status = print_error(&err);
 	else
 		print_result(&up, &served, how);
+	if (!status)
+		job_recover(&dir, up.name);
 	rundir_unlock(&dir);
 	served_exit(&served);
 out:

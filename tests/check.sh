@@ -174,6 +174,7 @@ native() {
 	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run style 120 .ci/check-style.sh
 	run merge 120 tests/control/merge.py --build "$build"
+	run jobs 200 tests/control/jobs.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"

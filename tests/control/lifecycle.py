@@ -12,7 +12,7 @@ import sys
 import harness
 from harness import Qmp, expect, expect_equal, wait_until
 
-LIST_KEYS = {"name", "device", "state", "top", "size", "exports"}
+LIST_KEYS = {"name", "device", "state", "top", "size", "exports", "jobs"}
 LAYER_KEYS = {"node-name", "file", "snapshot", "state", "virtual-size", "actual-size", "depth"}
 
 

@@ -1,0 +1,245 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Merges in the device record (rule D2): kill -9 on both sides of each write of it, errors, cancel, down."""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import harness
+from harness import expect, expect_equal, wait_until
+from lifecycle import guest_io, kill_daemon, up
+from merge import break_compressed
+from records import record_of
+from snapshot import check_all, holds, images, tree
+
+# Before the merge may write, and from then on.
+UNBEGUN = ("unrecorded", "planned", "unbegun")
+BEGUN = ("begun", "started", "unsettled", "settled")
+SLOW = ("--speed", "64k")
+SHOWS = {"one": ("1 0 12M",), "two": ("2 0 4M", "1 4M 8M"), "three": ("2 0 4M", "3 4M 4M", "1 8M 4M")}
+BEFORE = [("top.3.qcow2", None), ("top.2.qcow2", "three"), ("top.1.qcow2", "two"), ("top.qcow2", "one"),
+          ("base.qcow2", None)]
+# `two` was merged into the layer that held `one`, and is held by it.
+AFTER = [("top.3.qcow2", None), ("top.2.qcow2", "three"), ("top.qcow2", "two"), ("base.qcow2", None)]
+
+
+def make_device(place):
+    """top.3 on top.2 (three) on top.1 (two) on top (one) on base."""
+    for name in images(place) + ["seven.qchain"]:
+        if os.path.exists(place.path(name)):
+            os.unlink(place.path(name))
+    place.make_chain("16M")
+    up(place)
+    for number, (snap, at) in enumerate((("one", "0 12M"), ("two", "0 4M"), ("three", "4M 4M"))):
+        guest_io(place, "seven.sock", f"write -P {number + 1} {at}")
+        place.ctl("snapshot", "seven", snap)
+    guest_io(place, "seven.sock", "write -P 4 8M 64k")
+
+
+def commit_words(*more):
+    return ["commit", "seven", "--top", "two", "--base", "one", "--drop-snapshots", *more]
+
+
+def killed(place, point, words):
+    done = place.run(place.program("qchainctl"), *words, status=None,
+                     environment=dict(place.environment, QCHAIN_CRASH_POINT=f"merge.{point}"))
+    expect_equal(done.returncode, -9, f"exit status at {point}")
+
+
+def jobs(place):
+    return [(job["id"], job["kind"], job["phase"]) for job in record_of(place).get("jobs", [])]
+
+
+def snaps(place):
+    return {snap["name"]: snap["image"] for snap in record_of(place)["snapshots"]}
+
+
+def wait_settled(place):
+    wait_until(lambda: not jobs(place), "the job is out of the record")
+
+
+def guest_reads(place):
+    guest_io(place, "seven.sock", "read -P 2 0 4M", "read -P 3 4M 4M", "read -P 4 8M 64k", "read -P 1 8256k 960k")
+
+
+def judge(place, layers):
+    """Chain, names, contents and images, as tree and QEMU see them."""
+    guest_reads(place)
+    expect_equal(tree(place), layers, "tree")
+    expect_equal(snaps(place), {snap: image for image, snap in layers if snap}, "snapshots of the record")
+    place.ctl("down", "seven")
+    check_all(place)
+    for image, snap in layers:
+        if snap:
+            holds(place, image, *SHOWS[snap])
+    holds(place, "top.3.qcow2", "2 0 4M", "3 4M 4M", "4 8M 64k")
+
+
+def check_record(place, point):
+    """What the record says after a kill at @point."""
+    wanted = {"unrecorded": [], "settled": [], "planned": ["planned"], "unbegun": ["planned"]}
+    expect_equal([phase for _id, _kind, phase in jobs(place)], wanted.get(point, ["writing"]), f"phases at {point}")
+    lost = set(SHOWS) - set(snaps(place))
+    expect_equal(lost, set() if point in UNBEGUN else {"one"}, f"snapshots that are lost at {point}")
+
+
+def start_and_kill(place, point):
+    make_device(place)
+    slow = SLOW if point in ("begun", "started") else ()
+    killed(place, point, commit_words(*slow))
+    check_record(place, point)
+
+
+def go_on(place, point, *words):
+    done = place.ctl("up", "seven", *words)
+    if point in ("planned", "unbegun"):
+        expect("had written nothing, forgotten" in done.stderr, f"{point}: {done.stderr}")
+    if point in ("begun", "started"):
+        expect("was interrupted, goes on" in done.stderr, f"{point}: {done.stderr}")
+    wait_settled(place)
+    judge(place, BEFORE if point in UNBEGUN else AFTER)
+
+
+def test_killed(place):
+    """qchainctl and the daemon die: up forgets what had written nothing, and goes on with the rest."""
+    for point in UNBEGUN + BEGUN:
+        start_and_kill(place, point)
+        kill_daemon(place)
+        if point == "started":
+            expect("merging commit0: commit of" in place.ctl("list").stdout, "list without a daemon")
+            expect("writing" in place.ctl("status", "seven").stdout, "status without a daemon")
+            found = place.ctl_json("job", "list", "seven")
+            expect_equal(found[0]["recorded"]["phase"], "writing", "job list without a daemon")
+        go_on(place, point)
+
+
+def test_killed_and_started_anew(place):
+    """And the host, too: /run is empty; the directory has it all."""
+    for point in ("planned", "started"):
+        start_and_kill(place, point)
+        kill_daemon(place)
+        place.ctl("down", "seven")
+        listed = place.ctl("job", "list", "seven", "./").stdout
+        expect("commit0" in listed and "commit of" in listed, f"{point}: {listed}")
+        os.unlink(place.path("seven.sock"))
+        go_on(place, point, "./", "--no-ublk", "--nbd", "seven.sock")
+
+
+def test_killed_and_again(place):
+    """Only qchainctl dies: the daemon's job ends, and is written down by the next verb."""
+    for point in ("planned", "started"):
+        start_and_kill(place, point)
+        if point == "planned":
+            place.ctl("job", "dismiss", "seven", "commit0")
+            expect_equal(jobs(place), [], "jobs after dismiss")
+            judge(place, BEFORE)
+            continue
+        if point == "started":
+            expect_equal([layer["state"] for layer in place.ctl_json("tree", "seven")["layers"]][3], "merging",
+                         "state of the base")
+            place.ctl("job", "set-speed", "seven", "commit0", "0")
+        place.ctl("job", "wait", "seven", "commit0")
+        expect_equal(jobs(place), [], "jobs after wait")
+        judge(place, AFTER)
+
+
+def test_stream(place):
+    """The same for a stream; its layers are restore points all the time."""
+    for point in ("planned", "started"):
+        make_device(place)
+        killed(place, point, ["stream", "seven", "--base", "one", *(SLOW if point != "planned" else ())])
+        expect_equal(len(snaps(place)), 3, "snapshots")
+        kill_daemon(place)
+        place.ctl("up", "seven")
+        wait_settled(place)
+        guest_reads(place)
+        left = [image for image, _snap in tree(place)]
+        place.ctl("down", "seven")
+        check_all(place)
+        expect_equal(left, [image for image, _snap in BEFORE] if point == "planned" else
+                     ["top.3.qcow2", "top.qcow2", "base.qcow2"], "layers")
+        for image, snap in BEFORE[1:4]:
+            holds(place, image, *SHOWS[snap])
+
+
+def test_cancel(place):
+    """A commit is not undone: cancel says so, and resume finishes it, also after down and up."""
+    make_device(place)
+    place.ctl(*commit_words("--detach", *SLOW))
+    done = place.ctl("job", "cancel", "seven", "commit0")
+    expect("is not undone" in done.stderr and "job resume seven commit0" in done.stderr, done.stderr)
+    expect_equal(jobs(place), [("commit0", "commit", "failed")], "jobs")
+    expect_equal(place.ctl_json("tree", "seven")["layers"][3]["state"], "merging", "state of the base")
+    place.ctl("down", "seven")
+    done = place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+    expect("cancelled" in done.stderr, done.stderr)
+    expect_equal([layer["state"] for layer in place.ctl_json("tree", "seven")["layers"]],
+                 ["active", "sealed", "sealed", "merging", "sealed"], "states")
+    refused = place.ctl("expose", "seven", "one", "--nbd", place.path("x"), status=1)
+    expect("has no snapshot one" in refused.stderr, refused.stderr)
+    place.ctl("job", "resume", "seven", "commit0")
+    wait_settled(place)
+    judge(place, AFTER)
+
+
+def test_down_by_force(place):
+    """What runs is interrupted, not cancelled: the next up goes on."""
+    make_device(place)
+    place.ctl(*commit_words("--detach", *SLOW))
+    refused = place.ctl("down", "seven", status=1)
+    expect("commit0" in refused.stderr, refused.stderr)
+    place.ctl("down", "seven", "--force")
+    expect_equal(jobs(place), [("commit0", "commit", "writing")], "jobs")
+    place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+    wait_settled(place)
+    judge(place, AFTER)
+
+
+def test_error(place):
+    """Kept until somebody has dismissed it, across a death, down and up."""
+    make_device(place)
+    place.ctl("down", "seven")
+    break_compressed(place, "top.qcow2", 15 << 20)
+    place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+    failed = place.ctl("commit", "seven", "--top", "one", status=1)
+    expect("commit0: " in failed.stderr, failed.stderr)
+    expect_equal(jobs(place), [("commit0", "commit", "failed")], "jobs")
+    error = record_of(place)["jobs"][0]["error"]
+    expect(error in failed.stderr, f"{error!r} is not in {failed.stderr}")
+    kill_daemon(place)
+    expect(error in place.ctl("up", "seven").stderr, "up does not show the error")
+    place.ctl("down", "seven")
+    expect(error in place.ctl("job", "list", "seven", "./").stdout, "job list does not show the error")
+    place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+    expect_equal(place.ctl_json("tree", "seven")["layers"][4]["state"], "merging", "state of the base")
+    place.ctl("job", "dismiss", "seven", "commit0")
+    expect_equal(jobs(place), [], "jobs after dismiss")
+    expect_equal(place.ctl_json("tree", "seven")["layers"][4]["state"], "sealed", "state of the base")
+    guest_io(place, "seven.sock", "read -P 2 0 4M", "read -P 3 4M 4M", "read -P 4 8M 64k")
+    place.ctl("down", "seven")
+    check_all(place)
+
+
+def test_refused(place):
+    """The daemon does not begin: record and snapshots are as before."""
+    make_device(place)
+    before = record_of(place)
+    reader = place.start("--read-only", "--qmp", place.path("qmp2"), "--export",
+                         f"nbd,socket={place.path('nbd2')}", place.path("top.qcow2"))
+    place.wait_ready(reader, place.path("nbd2"))
+    refused = place.ctl(*commit_words(), status=1)
+    expect("in use" in refused.stderr, refused.stderr)
+    after = record_of(place)
+    expect(after.pop("sequence") > before.pop("sequence"), "the record was not written")
+    expect_equal(json.dumps(after, sort_keys=True), json.dumps(before, sort_keys=True), "record")
+    reader.terminate()
+    reader.wait(harness.WAIT_S)
+    place.ctl(*commit_words())
+    judge(place, AFTER)
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("jobs", sys.modules["__main__"]))
