@@ -13,7 +13,7 @@ from harness import expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, up
 from merge import break_compressed
 from records import record_of
-from snapshot import check_all, holds, images, tree
+from snapshot import check_all, forget_run, holds, images, tree
 
 # Before the merge may write, and from then on.
 UNBEGUN = ("unrecorded", "planned", "unbegun")
@@ -121,10 +121,9 @@ def test_killed_and_started_anew(place):
     for point in ("planned", "started"):
         start_and_kill(place, point)
         kill_daemon(place)
-        place.ctl("down", "seven")
+        forget_run(place)
         listed = place.ctl("job", "list", "seven", "./").stdout
         expect("commit0" in listed and "commit of" in listed, f"{point}: {listed}")
-        os.unlink(place.path("seven.sock"))
         go_on(place, point, "./", "--no-ublk", "--nbd", "seven.sock")
 
 

@@ -5,6 +5,7 @@
 import asyncio
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -182,13 +183,18 @@ def test_killed_and_up(place):
         judge(place, point, "two")
 
 
+def forget_run(place):
+    """As after a power cut: nothing that was in memory is left."""
+    shutil.rmtree(place.path("run"))
+    os.unlink(place.path("seven.sock"))
+
+
 def test_killed_and_started_anew(place):
     """And the host, too: /run is empty."""
     for point in POINTS:
         prepare_kill(place, point)
         kill_daemon(place)
-        place.ctl("down", "seven")
-        os.unlink(place.path("seven.sock"))
+        forget_run(place)
         place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
         place.ctl("snapshot", "seven", "two")
         judge(place, point, "two")
