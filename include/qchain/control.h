@@ -141,6 +141,8 @@ struct daemon {
 	int exit_status;
 };
 
+/* The target has grown: tell the exports. What one of them cannot do is logged. */
+void daemon_resized(struct daemon *daemon);
 /* Create and start one export; it is usable when this returns 0. */
 int daemon_add_export(struct daemon *daemon, const struct export_options *options,
 		      struct qc_err *err);

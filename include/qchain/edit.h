@@ -55,6 +55,13 @@ int image_plan_backing(struct image *img, const char *name, const char *format,
  */
 int image_write_backing(struct image *img, const struct backing_patch *patch);
 
+/*
+ * image_check_growth - can the L1 table of @img map @virtual_size, after growing?
+ * It lies side by side, and a refcount block lies in front of what it counts: with the
+ * smallest clusters that is a limit. -EFBIG: @err says what is possible.
+ */
+int image_check_growth(const struct image *img, u64 virtual_size, struct qc_err *err);
+
 /* Step 0 of growing: an L1 table for @virtual_size; the size stays as it is. */
 int image_grow_l1(struct image *img, u64 virtual_size, struct qc_err *err);
 

@@ -114,12 +114,12 @@ struct layer_table {
 
 struct map {
 	/* set once */
-	u64 size_bytes;
 	u32 window_bits;
-	u64 nr_windows;
 	struct window **windows; /* published */
 	struct layer_table *table; /* published */
 	/* metadata thread only */
+	u64 size_bytes;
+	u64 nr_windows; /* that @windows has room for */
 	u64 budget_bytes;
 	u64 used_bytes;
 	struct cds_list_head loaded; /* struct window: the clock's hand is at the first */
@@ -187,6 +187,21 @@ struct map_update {
  * never has more pieces than twice its extents / QC_MIN_PIECE_EXTENTS, and one.
  */
 int map_apply(struct map *map, const struct map_update *updates, u32 nr);
+
+/* Room for windows that a map has had; readers may still use it. */
+struct map_array {
+	struct window **windows; /* NULL: none */
+	u64 nr;
+};
+
+/*
+ * map_resize - the map is @size_bytes long from now on; windows that reach beyond the
+ * smaller of both sizes are dropped. -errno: nothing has changed.
+ * @old: empty; what it holds then is to be freed when every loop was quiescent. A
+ *	map that gets shorter needs none.
+ */
+int map_resize(struct map *map, u64 size_bytes, struct map_array *old);
+void map_array_free(struct map_array *array);
 
 /* Drop every window with an extent of a layer whose id is set in @layers. */
 void map_forget(struct map *map, const bool *layers);

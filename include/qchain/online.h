@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
-/* Changes of a chain that is being served. Room target/: chain-switch.c, -merge.c, -commit.c. */
+/*
+ * Changes of a chain that is being served. Room target/: chain-switch.c, -resize.c, -merge.c,
+ * -commit.c.
+ */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
 
@@ -35,6 +38,17 @@ int chain_snapshot(struct target *ti, const char *node, struct image *overlay, c
  */
 int chain_hold(struct target *ti, u32 milliseconds, struct qc_err *err);
 int chain_release(struct target *ti, struct qc_err *err);
+
+/*
+ * chain_resize - the device gets @bytes, not fewer than it has; what is new reads as zero
+ * @node: node name of the active layer, a qcow2 image
+ *
+ * Requests beyond the old end are accepted when this returns 0: the size is durable
+ * then. Transports are not told. No job may work on @ti. Control thread, which
+ * waits for the writes of tables, and for zeroes where a backing is longer; guests
+ * go on meanwhile. -EBUSY: a snapshot is being sealed; -ENOSPC: nothing has changed.
+ */
+int chain_resize(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
 
 /*
  * struct chain_stream_options - as the arguments of QMP's block-stream

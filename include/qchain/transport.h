@@ -16,8 +16,11 @@ struct transport;
  * @stop: no new requests, what is in flight ends; @force: do not wait for users.
  *        -EBUSY when it is in use and !force, with @err naming the users.
  * @walk: call @visit for every request that the target has, on its loop's thread.
+ * @resized: the target has grown: show it to users that are there already. 0;
+ *        -EOPNOTSUPP: it cannot, the size that was there stays until the next
+ *        start. NULL: users that come later see it.
  * @status: keys of query-block-exports (id, type, node-name, shutting-down) and
- *        our own beside them (device, socket, queues, features).
+ *        our own beside them (device, socket, queues, features, size in bytes).
  */
 struct transport_ops {
 	const char *name;
@@ -25,6 +28,7 @@ struct transport_ops {
 	int (*stop)(struct transport *t, bool force, struct qc_err *err);
 	void (*walk)(struct transport *t, void (*visit)(const struct request *req, void *arg),
 		     void *arg);
+	int (*resized)(struct transport *t, struct qc_err *err);
 	void (*status)(struct transport *t, json_object *result);
 	void (*destroy)(struct transport *t);
 };

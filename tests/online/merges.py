@@ -26,6 +26,9 @@ class MergeCase(Case):
         self.jobs = 0
         self.next_layers = None  # what the chain is once the job has rewritten the header
 
+    def told(self):
+        return f"{self.jobs} merges"
+
     def start_job(self, qmp, command, **arguments):
         self.jobs += 1
         name = f"job{self.jobs}"
@@ -115,22 +118,24 @@ class MergeCase(Case):
 class Runner:
     """Seeds one after the other."""
 
-    def __init__(self, args):
+    def __init__(self, args, kind, script):
         self.args = args
+        self.kind = kind
+        self.script = script
         self.failed = 0
 
     def run_one(self, seed):
         folder = tempfile.mkdtemp(prefix="qchain-merges-", dir="/dev/shm")
-        case = MergeCase(seed, os.path.abspath(self.args.build), folder, self.args.kill)
+        case = self.kind(seed, os.path.abspath(self.args.build), folder, self.args.kill)
         try:
             case.run_case()
-            print(f"ok {seed}: {case.jobs} merges, {len(case.layers)} layers, "
+            print(f"ok {seed}: {case.told()}, {len(case.layers)} layers, "
                   f"{len(case.model.writes)} writes", flush=True)
         except Exception as error:
             self.failed += 1
             traceback.print_exc()
             again = " --kill" if self.args.kill else ""
-            print(f"FAIL {seed}: {error}; again: tests/online/merges.py --build {self.args.build} "
+            print(f"FAIL {seed}: {error}; again: {self.script} --build {self.args.build} "
                   f"--seed {seed} --count 1{again}", flush=True)
         finally:
             case.end()
@@ -140,19 +145,19 @@ class Runner:
                 shutil.rmtree(folder)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(kind, script, text):
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--build", required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--keep", action="store_true")
-    runner = Runner(parser.parse_args())
+    runner = Runner(parser.parse_args(), kind, script)
     for seed in range(runner.args.seed, runner.args.seed + runner.args.count):
         runner.run_one(seed)
-    print(f"merges: {runner.args.count - runner.failed} passed, {runner.failed} failed")
+    print(f"{os.path.basename(script)[:-3]}: {runner.args.count - runner.failed} passed, {runner.failed} failed")
     return 1 if runner.failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(MergeCase, "tests/online/merges.py", __doc__))

@@ -13,6 +13,7 @@
  * qmp-stats.c     query-blockstats
  * qmp-job.c       queries and verbs of jobs
  * qmp-merge.c     merges of layers: jobs that change the chain
+ * qmp-resize.c    block_resize
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
  * qmp-fdset.c     descriptors brought in
@@ -126,6 +127,8 @@ extern const struct qmp_param qmp_blockdev_snapshot_params[];
 int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err);
 int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err);
 int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err);
+/* Is there a layer of this name? */
+bool qmp_names_layer(struct daemon *daemon, const char *name);
 extern const struct qmp_param qmp_transaction_params[];
 int qmp_transaction(struct qmp_call *call, struct qc_err *err);
 /* Ours: one instant for several daemons (chain_hold()). */
@@ -141,6 +144,11 @@ int qmp_block_stream(struct qmp_call *call, struct qc_err *err);
 int qmp_block_commit(struct qmp_call *call, struct qc_err *err);
 /* -EBUSY while a job changes the chain; @what begins the message. */
 int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_err *err);
+
+/* ---- qmp-resize.c ------------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_block_resize_params[];
+int qmp_block_resize(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-fdset.c -------------------------------------------------------------------- */
 

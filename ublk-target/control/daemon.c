@@ -63,6 +63,18 @@ int daemon_add_export(struct daemon *daemon, const struct export_options *option
 	return 0;
 }
 
+void daemon_resized(struct daemon *daemon)
+{
+	struct qc_err err = { 0 };
+
+	for (u32 i = 0; i < daemon->nr_exports; i++) {
+		struct transport *t = daemon->exports[i];
+
+		if (t->ops->resized && t->ops->resized(t, &err))
+			log_warn("%s", err.msg);
+	}
+}
+
 /* ---- the end -------------------------------------------------------------- */
 
 static void event_export_deleted(const struct transport *t)

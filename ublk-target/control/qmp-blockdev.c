@@ -99,8 +99,7 @@ static bool is_protocol(const char *driver)
 	return !strcmp(driver, "file") || !strcmp(driver, "host_device");
 }
 
-/* Is there a layer of this name? */
-static bool names_layer(struct daemon *daemon, const char *name)
+bool qmp_names_layer(struct daemon *daemon, const char *name)
 {
 	json_object *status = json_object_new_object(), *nodes;
 	bool found = false;
@@ -124,7 +123,7 @@ static int check_name(struct daemon *daemon, const char *name, struct qc_err *er
 	if (!*name || strlen(name) > QC_MAX_NODE_NAME)
 		return qc_err_set(err, -EINVAL, "Node name too long or empty, must be 1..%u "
 				  "characters", QC_MAX_NODE_NAME);
-	if (*find(daemon, name) || names_layer(daemon, name))
+	if (*find(daemon, name) || qmp_names_layer(daemon, name))
 		return qc_err_set(err, -EEXIST, "Duplicate nodes with node-name='%.31s'", name);
 	return 0;
 }
@@ -242,7 +241,7 @@ int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 	const char *name = text_of(call->arguments, "node-name");
 	struct qmp_blockdev **at = find(call->daemon, name), *node = *at;
 
-	if (!node && names_layer(call->daemon, name))
+	if (!node && qmp_names_layer(call->daemon, name))
 		return qc_err_set(err, -EBUSY, "Node %.31s is in use: it is a layer of the chain",
 				  name);
 	if (!node)
@@ -269,7 +268,7 @@ static int take_snapshot(struct qmp_call *call, json_object *arguments, struct q
 		return ret;
 	at = find(call->daemon, overlay);
 	added = *at;
-	if (!names_layer(call->daemon, node))
+	if (!qmp_names_layer(call->daemon, node))
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  node);
 	if (!added || !added->img)

@@ -61,6 +61,7 @@ static const struct qmp_command commands[] = {
 	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
 	{ "qchain-release", NULL, qmp_qchain_release },
 	{ "block-commit", qmp_block_commit_params, qmp_block_commit },
+	{ "block_resize", qmp_block_resize_params, qmp_block_resize },
 	{ "block-stream", qmp_block_stream_params, qmp_block_stream },
 	{ "quit", quit_params, qmp_quit },
 };

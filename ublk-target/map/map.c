@@ -13,36 +13,52 @@
  * window, 16 MiB of address space for 64 TiB in windows of 32 MiB.
  */
 
+static u64 count_windows(u64 size_bytes, u32 window_bits)
+{
+	return (size_bytes + (1ull << window_bits) - 1) >> window_bits;
+}
+
+static int array_create(u64 nr, struct window ***result)
+{
+	void *windows = mmap(NULL, nr * sizeof(**result), PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (windows == MAP_FAILED)
+		return -errno;
+	*result = windows;
+	return 0;
+}
+
+void map_array_free(struct map_array *array)
+{
+	if (array->windows)
+		munmap(array->windows, array->nr * sizeof(*array->windows));
+	array->windows = NULL;
+}
+
 int map_init(struct map *map, u64 size_bytes, u32 window_bits, u64 budget_bytes,
 	     struct layer_table *table)
 {
-	void *windows;
-
 	*map = (struct map){
 		.size_bytes = size_bytes,
 		.window_bits = window_bits,
-		.nr_windows = (size_bytes + (1ull << window_bits) - 1) >> window_bits,
+		.nr_windows = count_windows(size_bytes, window_bits),
 		.table = table,
 		.budget_bytes = budget_bytes,
 	};
 	CDS_INIT_LIST_HEAD(&map->loaded);
 	CDS_INIT_LIST_HEAD(&map->retired_pieces);
 	CDS_INIT_LIST_HEAD(&map->retired_windows);
-	if (!map->nr_windows)
-		return 0;
-	windows = mmap(NULL, map->nr_windows * sizeof(*map->windows), PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (windows == MAP_FAILED)
-		return -errno;
-	map->windows = windows;
-	return 0;
+	return map->nr_windows ? array_create(map->nr_windows, &map->windows) : 0;
 }
 
 /* ---- lookup: any loop ------------------------------------------------------- */
 
 static struct window *window_load(const struct map *map, u64 index)
 {
-	return __atomic_load_n(&map->windows[index], __ATOMIC_ACQUIRE);
+	struct window **windows = __atomic_load_n(&map->windows, __ATOMIC_ACQUIRE);
+
+	return __atomic_load_n(&windows[index], __ATOMIC_ACQUIRE);
 }
 
 static struct piece *piece_load(struct window *w, u32 i)
@@ -685,11 +701,45 @@ void map_free_retired(struct cds_list_head *pieces, struct cds_list_head *window
 	CDS_INIT_LIST_HEAD(windows);
 }
 
+/* ---- another size ----------------------------------------------------------- */
+
+/* The same windows in an array of @nr; readers find either. */
+static int array_replace(struct map *map, u64 nr, struct map_array *old)
+{
+	struct window **windows = NULL;
+	struct window *w;
+	int ret = array_create(nr, &windows);
+
+	if (ret)
+		return ret;
+	cds_list_for_each_entry(w, &map->loaded, node)
+		windows[w->index] = w;
+	*old = (struct map_array){ map->windows, map->nr_windows };
+	__atomic_store_n(&map->windows, windows, __ATOMIC_RELEASE);
+	map->nr_windows = nr;
+	return 0;
+}
+
+int map_resize(struct map *map, u64 size_bytes, struct map_array *old)
+{
+	u64 nr = count_windows(size_bytes, map->window_bits);
+	u64 first = map_window_of(map, min(size_bytes, map->size_bytes));
+	struct window *w, *tmp;
+	int ret = nr > map->nr_windows ? array_replace(map, nr, old) : 0;
+
+	if (ret)
+		return ret;
+	cds_list_for_each_entry_safe(w, tmp, &map->loaded, node)
+		if (w->index >= first)
+			window_drop(map, w);
+	map->size_bytes = size_bytes;
+	return 0;
+}
+
 void map_exit(struct map *map)
 {
 	while (map->nr_loaded)
 		window_drop(map, cds_list_first_entry(&map->loaded, struct window, node));
 	map_free_retired(&map->retired_pieces, &map->retired_windows);
-	if (map->windows)
-		munmap(map->windows, map->nr_windows * sizeof(*map->windows));
+	map_array_free(&(struct map_array){ map->windows, map->nr_windows });
 }

@@ -67,19 +67,29 @@ static int grow_l1(struct editor *ed, void *arg)
 	return ret;
 }
 
+int image_check_growth(const struct image *img, u64 virtual_size, struct qc_err *err)
+{
+	u64 per_block = image_cluster_bytes(img) * 8 >> img->refcount_order;
+	u64 bytes = min((per_block - 1) << img->cluster_bits, (u64)QC_MAX_L1_BYTES);
+	u64 entries = max(bytes / sizeof(u64), (u64)img->l1_size);
+	u64 most = entries << image_l2_coverage_bits(img);
+
+	if (virtual_size <= most)
+		return 0;
+	return qc_err_set(err, -EFBIG, "%s: size %llu too large for its cluster size, must be at "
+			  "most %llu", img->dev->path, (unsigned long long)virtual_size,
+			  (unsigned long long)most);
+}
+
 int image_grow_l1(struct image *img, u64 virtual_size, struct qc_err *err)
 {
 	u64 coverage = 1ull << image_l2_coverage_bits(img);
-	u64 needed = DIV_ROUND_UP(virtual_size, coverage);
-	u32 entries = needed;
+	u32 entries;
+	int ret = image_check_growth(img, virtual_size, err);
 
-	if (needed > QC_MAX_L1_BYTES / sizeof(u64))
-		return qc_err_set(err, -EFBIG, "%s: size %llu too large for its cluster size, must "
-				  "be at most %llu", img->dev->path,
-				  (unsigned long long)virtual_size,
-				  (unsigned long long)(coverage * (QC_MAX_L1_BYTES / sizeof(u64))));
-	if (needed <= img->l1_size)
-		return 0;
+	entries = DIV_ROUND_UP(virtual_size, coverage);
+	if (ret || entries <= img->l1_size)
+		return ret;
 	return editor_run(img, grow_l1, &entries, err);
 }
 

@@ -368,6 +368,7 @@ static void load_start(struct window_load *load)
 	int ret;
 
 	load->generation = load->ct->generation;
+	load->len = map_window_bytes(&load->ct->map, load->index);
 	ret = collect_parts(load);
 	if (ret) {
 		load_end(load, ret);
@@ -416,7 +417,6 @@ void chain_load(struct chain_target *ct, u64 index, struct load_wait *wait)
 	load->ct = ct;
 	load->index = index;
 	load->start = index << ct->map.window_bits;
-	load->len = map_window_bytes(&ct->map, index);
 	load->wait.fn = load_again;
 	CDS_INIT_LIST_HEAD(&load->waiters);
 	cds_list_add_tail(&wait->node, &load->waiters);

@@ -465,6 +465,28 @@ int write_op_table(struct write_op *op);
 /* ... that @op->block is: the first user of a new table brings it into the transaction. */
 int write_op_block(struct write_op *op);
 
+/* ---- chain-l1.c: the L1 table grows ------------------------------------------------------- */
+
+/*
+ * struct l1_growth - @writer's L1 table gets @entries, more than it has
+ * @fn: on the metadata loop: the table is durable (@error 0); or it is as it was,
+ *	or the writer has failed
+ */
+struct l1_growth {
+	struct writer *writer;
+	u32 entries;
+	void (*fn)(struct l1_growth *growth, int error);
+	/* private */
+	u64 host; /* of what was found so far */
+	u64 end;
+	struct spare *spares;
+	struct meta_wait wait;
+	struct meta_flush flush;
+};
+
+/* Metadata loop. Waits for no space: -ENOSPC. Writes go on meanwhile. */
+void writer_grow_l1(struct l1_growth *growth);
+
 /* ---- chain-publish.c: when a change is published and acknowledged ------------------------ */
 
 extern const struct meta_ops writer_meta_ops;

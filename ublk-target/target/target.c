@@ -136,7 +136,7 @@ static bool req_is_write(const struct request *req)
 /* What no target has to look at: bounds, alignment, mode. */
 static int target_check(const struct target *ti, const struct request *req)
 {
-	u64 size = __atomic_load_n(&ti->size_bytes, __ATOMIC_RELAXED);
+	u64 size = __atomic_load_n(&ti->size_bytes, __ATOMIC_ACQUIRE);
 	u32 block = ti->limits.logical_block;
 
 	if (req->op == REQ_FLUSH)

@@ -539,6 +539,7 @@ static void nbd_status(struct transport *t, json_object *result)
 	json_object_object_add(result, "shutting-down", json_object_new_boolean(stopping));
 	json_object_object_add(result, "socket", json_object_new_string(nbd->socket));
 	json_object_object_add(result, "read-only", json_object_new_boolean(nbd_is_read_only(nbd)));
+	json_object_object_add(result, "size", json_object_new_int64(nbd_size_bytes(nbd)));
 	json_object_object_add(result, "connections", json_object_new_int64(nr));
 	json_object_object_add(result, "turned-away", json_object_new_int64(violations));
 }

@@ -137,6 +137,7 @@ static int ublk_set_params(struct ublk *u, struct qc_err *err)
 						    .buf = &params,
 						    .len = sizeof(params),
 					    });
+	u->size_bytes = params.basic.dev_sectors << SECTOR_SHIFT;
 	if (!ret)
 		return 0;
 	return qc_err_set(err, ret,
@@ -227,6 +228,31 @@ static int ublk_go(struct ublk *u, u32 op, struct qc_err *err)
 	return qc_err_set(err, ret, "ublkb%u: cannot go live (%s; %u tags refused), see the "
 			  "kernel log", u->dev.info.dev_id, strerror(-ret),
 			  __atomic_load_n(&u->dev.ended_tags, __ATOMIC_RELAXED));
+}
+
+/* ---- another size ------------------------------------------------------------------- */
+
+int ublk_update_size(struct ublk *u, struct qc_err *err)
+{
+	const struct target *ti = u->dev.target;
+	u64 bytes = ALIGN_DOWN(__atomic_load_n(&ti->size_bytes, __ATOMIC_ACQUIRE),
+			       (u64)ti->limits.logical_block);
+	int ret;
+
+	if (bytes == u->size_bytes)
+		return 0;
+	if (!(u->dev.info.flags & UBLK_F_UPDATE_SIZE))
+		return qc_err_set(err, -EOPNOTSUPP, "ublkb%u: stays at %llu bytes until it is "
+				  "started anew, Linux 6.16 or later is needed to change the size "
+				  "of a live device", u->dev.info.dev_id,
+				  (unsigned long long)u->size_bytes);
+	ret = ublk_run(u, UBLK_U_CMD_UPDATE_SIZE, bytes >> SECTOR_SHIFT);
+	if (ret)
+		return qc_err_set(err, ret, "ublkb%u: stays at %llu bytes, the driver refuses "
+				  "another size (%s)", u->dev.info.dev_id,
+				  (unsigned long long)u->size_bytes, strerror(-ret));
+	u->size_bytes = bytes;
+	return 0;
 }
 
 /* ---- a new device, and its end -------------------------------------------------- */
@@ -330,6 +356,7 @@ static int ublk_check_params(struct ublk *u, struct qc_err *err)
 	if (ret)
 		return qc_err_set(err, ret, "ublkb%u: its parameters cannot be read (%s)", id,
 				  strerror(-ret));
+	u->size_bytes = p.basic.dev_sectors << SECTOR_SHIFT;
 	if (p.basic.dev_sectors > ti->size_bytes >> SECTOR_SHIFT)
 		return qc_err_set(err, -EINVAL, "ublkb%u: the device has %llu bytes, the chain "
 				  "only %llu; recover it with the chain that it had", id,
@@ -356,6 +383,15 @@ static int ublk_check_tag(const struct ublk *u, struct qc_err *err)
 			  "(tag %llx), expected tag %llx; stop that device first",
 			  u->dev.info.dev_id, (unsigned long long)tag,
 			  (unsigned long long)u->options.tag);
+}
+
+/* The dead server may have made the chain longer, and not come to say so. */
+static void finish_resize(struct ublk *u)
+{
+	struct qc_err err = { 0 };
+
+	if (ublk_update_size(u, &err))
+		log_warn("%s", err.msg);
 }
 
 int ublk_recover(struct ublk *u, struct qc_err *err)
@@ -385,5 +421,7 @@ int ublk_recover(struct ublk *u, struct qc_err *err)
 	ret = ublk_go(u, UBLK_U_CMD_END_USER_RECOVERY, err);
 	if (ret)
 		ublk_end_serving(u);
+	else
+		finish_resize(u);
 	return ret;
 }

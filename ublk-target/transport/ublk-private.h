@@ -125,6 +125,7 @@ struct ublk {
 	struct ublk_control control;
 	struct ublk_dev dev;
 	struct ublk_queue *queues[QC_MAX_LOOPS];
+	u64 size_bytes; /* that the device has */
 	enum ublk_state state; /* ublk.c only */
 };
 
@@ -133,12 +134,14 @@ struct ublk {
 /*
  * ublk_add - make a new device and go live.
  * ublk_recover - take over a quiesced one; it stays quiesced when that fails.
+ * ublk_update_size - give the live device the target's size, where the driver can.
  * ublk_end_serving - end the queues and close ublkcN.
  * ublk_delete - remove a stopped device; what fails is logged.
  * ublk_run - a control command without a buffer.
  */
 int ublk_add(struct ublk *u, struct qc_err *err);
 int ublk_recover(struct ublk *u, struct qc_err *err);
+int ublk_update_size(struct ublk *u, struct qc_err *err);
 void ublk_end_serving(struct ublk *u);
 void ublk_delete(struct ublk *u);
 int ublk_run(struct ublk *u, u32 op, u64 data);

@@ -205,6 +205,7 @@ static void ublk_status(struct transport *t, json_object *result)
 	snprintf(path, sizeof(path), "/dev/ublkb%u", info->dev_id);
 	status_string(result, "device", path);
 	status_number(result, "dev-id", info->dev_id);
+	status_number(result, "size", u->size_bytes);
 	status_number(result, "queues", info->nr_hw_queues);
 	status_number(result, "depth", info->queue_depth);
 	status_number(result, "max-request-bytes", info->max_io_buf_bytes);
@@ -216,6 +217,13 @@ static void ublk_status(struct transport *t, json_object *result)
 		      __atomic_load_n(&u->dev.fallbacks, __ATOMIC_RELAXED));
 	status_number(result, "failed-tags",
 		      __atomic_load_n(&u->dev.failed_tags, __ATOMIC_RELAXED));
+}
+
+static int ublk_resized(struct transport *t, struct qc_err *err)
+{
+	struct ublk *u = to_ublk(t);
+
+	return u->state == UBLK_LIVE ? ublk_update_size(u, err) : 0;
 }
 
 static void ublk_walk(struct transport *t, void (*visit)(const struct request *req, void *arg),
@@ -241,6 +249,7 @@ static const struct transport_ops ublk_ops = {
 	.start = ublk_start,
 	.stop = ublk_stop,
 	.walk = ublk_walk,
+	.resized = ublk_resized,
 	.status = ublk_status,
 	.destroy = ublk_destroy,
 };

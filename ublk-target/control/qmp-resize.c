@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* QMP block_resize: the chain, and the devices that show it, get longer. */
+#include "control-private.h"
+
+#include <errno.h>
+#include <qchain/online.h>
+
+const struct qmp_param qmp_block_resize_params[] = {
+	{ "device", json_type_string, false },
+	{ "node-name", json_type_string, false },
+	{ "size", json_type_int, true },
+	{ NULL },
+};
+
+static const char *text_of(const struct qmp_call *call, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(call->arguments, key, &value) ?
+		       json_object_get_string(value) : NULL;
+}
+
+static int resize(struct qmp_call *call, const char *node, s64 bytes, struct qc_err *err)
+{
+	int ret;
+
+	if (bytes < 0)
+		return qc_err_set(err, -EINVAL, "Parameter 'size' expects a >0 size");
+	ret = qmp_check_no_merge(call->daemon, node, err);
+	if (!ret)
+		ret = chain_resize(call->daemon->target, node, bytes, err);
+	if (!ret)
+		daemon_resized(call->daemon);
+	return ret;
+}
+
+int qmp_block_resize(struct qmp_call *call, struct qc_err *err)
+{
+	const char *device = text_of(call, "device"), *name = text_of(call, "node-name");
+	const char *node = name ? name : device;
+	json_object *size;
+
+	json_object_object_get_ex(call->arguments, "size", &size);
+	if (!node || !qmp_names_layer(call->daemon, node))
+		return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'",
+				  device ? device : "", name ? name : "");
+	return resize(call, node, json_object_get_int64(size), err);
+}
