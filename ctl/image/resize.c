@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl resize: another virtual size for an image that nobody serves. */
+#include "../resize.h"
+#include "../served.h"
 #include "merge-run.h"
 #include "restore-points.h"
 
@@ -51,27 +53,20 @@ static void fill_create_options(const struct image *img, u64 bytes,
 	o->extl2 = image_has_extl2(img);
 }
 
-/* "/dev/VG/LV" taken apart; false: another path. */
-static bool split_lv(const char *path, char *vg, char *lv)
-{
-	return strncmp(path, "/dev/mapper/", 12) &&
-	       sscanf(path, "/dev/%127[^/]/%127[^/]", vg, lv) == 2;
-}
-
-/* A thick LV stays thick: one that could hold the whole image before will do so again. */
-static int extend_lv(const struct resize *r, const struct image *img, struct qc_err *err)
+int resize_extend_lv(const char *path, const struct image *img, u64 from, u64 to,
+		     struct qc_err *err)
 {
 	struct image_create_options o;
 	char vg[128], lv[128];
 	u64 before, after;
 
-	if (!img->dev->blockdev || !split_lv(r->path, vg, lv))
+	if (!img->dev->blockdev || !lv_path_split(path, vg, lv))
 		return 0;
 	if (img->format == IMAGE_RAW)
-		return lvm_extend(vg, lv, r->to, err);
-	fill_create_options(img, r->from, &o);
+		return lvm_extend(vg, lv, to, err);
+	fill_create_options(img, from, &o);
 	before = image_thick_bytes(&o);
-	o.virtual_size = r->to;
+	o.virtual_size = to;
 	after = image_thick_bytes(&o);
 	if (img->dev->size_bytes < before || img->dev->size_bytes >= after)
 		return 0;
@@ -94,7 +89,7 @@ static int resize_raw(const struct resize *r, struct qc_err *err)
 		ret = qc_err_set(err, -EINVAL, "%s: a raw image on a block device is as long as "
 				 "the device, reduce the volume instead", r->path);
 	else if (img.dev->blockdev)
-		ret = extend_lv(r, &img, err);
+		ret = resize_extend_lv(r->path, &img, r->from, r->to, err);
 	if (!ret)
 		ret = io_dev_flush(img.dev);
 	io_dev_close(img.dev);
@@ -153,7 +148,7 @@ static int grow_tables(const struct resize *r, struct qc_err *err)
 
 	if (ret)
 		return ret;
-	ret = extend_lv(r, img, err);
+	ret = resize_extend_lv(r->path, img, r->from, r->to, err);
 	if (!ret)
 		ret = img->dev->ops->refresh_size(img->dev) < 0 ? -EIO : 0;
 	if (!ret)
@@ -250,8 +245,7 @@ int image_resize_grow(const char *path, const struct offline_options *options,
 	return resize_run(&r, err);
 }
 
-/* "20G", "+5G", "-5G". */
-static int take_size(struct resize *r, const char *text, struct qc_err *err)
+int resize_parse(const char *text, u64 from, u64 *result, struct qc_err *err)
 {
 	u64 bytes;
 	char sign = *text == '+' || *text == '-' ? *text : 0;
@@ -259,13 +253,14 @@ static int take_size(struct resize *r, const char *text, struct qc_err *err)
 
 	if (ret)
 		return ret;
-	if (sign == '-' && bytes > r->from)
+	if (sign == '-' && bytes > from)
 		return qc_err_set(err, -EINVAL, "SIZE: %s is more than the image has (%llu)", text,
-				  (unsigned long long)r->from);
-	r->to = sign == '+' ? r->from + bytes : sign == '-' ? r->from - bytes : bytes;
-	if (!r->to || !IS_ALIGNED(r->to, SECTOR_SIZE))
+				  (unsigned long long)from);
+	bytes = sign == '+' ? from + bytes : sign == '-' ? from - bytes : bytes;
+	if (!bytes || !IS_ALIGNED(bytes, SECTOR_SIZE))
 		return qc_err_set(err, -EINVAL, "SIZE: %llu not supported, must be a multiple of "
-				  "%u above 0", (unsigned long long)r->to, SECTOR_SIZE);
+				  "%u above 0", (unsigned long long)bytes, SECTOR_SIZE);
+	*result = bytes;
 	return 0;
 }
 
@@ -297,7 +292,7 @@ static int resize_image(const char *name, const char *size, const struct offline
 	if (!ret)
 		ret = look(r.path, r.format, &r.from, &err);
 	if (!ret)
-		ret = take_size(&r, size, &err);
+		ret = resize_parse(size, r.from, &r.to, &err);
 	r.shrink = r.to < r.from;
 	if (!ret && r.shrink && !allow_shrink)
 		ret = qc_err_set(&err, -EINVAL, "%s: %llu bytes are fewer than it has (%llu), what "
@@ -312,6 +307,22 @@ static int resize_image(const char *name, const char *size, const struct offline
 		return print_error(&err);
 	print_resized(&r, name, options->json);
 	return CTL_DONE;
+}
+
+static int resize_object(const struct verb *verb, const char *name, const char *size,
+			 const struct offline_options *options, bool allow_shrink)
+{
+	struct object_name object;
+	struct qc_err err = {};
+
+	if (name_parse(name, &object, &err))
+		return print_error(&err);
+	if (object.kind != NAME_CHAIN)
+		return resize_image(name, size, options, allow_shrink);
+	if (allow_shrink)
+		return verb_usage(verb, "--shrink: %s is served, its device can only grow; take it "
+				  "down, and resize the image", name);
+	return resize_served(name, size, options->json);
 }
 
 static void take_shrink(void *arg, int c, struct qc_err *err)
@@ -335,23 +346,27 @@ static int run_resize(const struct verb *verb, int argc, char **argv)
 	int ret = offline_options_read(verb, argc, argv, &syntax, &options, &allow_shrink);
 
 	if (!ret)
-		ret = resize_image(argv[optind], argv[optind + 1], &options, allow_shrink);
+		ret = resize_object(verb, argv[optind], argv[optind + 1], &options, allow_shrink);
 	offline_options_exit(&options);
 	return ret;
 }
 
 const struct verb verb_resize = {
 	.name = "resize",
-	.summary = "change the size of an image",
-	.usage = "[OPTION]... IMAGE SIZE",
+	.summary = "change the size of a served chain or of an image",
+	.usage = "[OPTION]... NAME|IMAGE SIZE",
 	.options = OFFLINE_JSON_HELP
 	"  --format FORMAT        format of the image, qcow2 (default) or raw\n"
-	"  --shrink               SIZE may be smaller: what lies beyond is lost\n"
+	"  --shrink               IMAGE: SIZE may be smaller: what lies beyond is lost\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of the backing image where the header has none\n"
+	"NAME is a served chain: its active layer grows while the device is in use, and so\n"
+	"does the device where the kernel can (Linux 6.16); elsewhere, and for NBD clients\n"
+	"that are connected, the new size shows at the next start. IMAGE is served by nobody.\n"
 	"SIZE is the new size, or +SIZE or -SIZE from what it is. New space reads as\n"
 	"zero. The LV of a fully provisioned image grows with it.\n",
-	.examples = "  qchainctl resize vg0/vm-100-disk-0.qcow2 40G\n"
+	.examples = "  qchainctl resize vm7 +20G\n"
+		    "  qchainctl resize vg0/vm-100-disk-0.qcow2 40G\n"
 		    "  qchainctl resize ./disk.qcow2 +10G\n"
 		    "  qchainctl resize --shrink -- ./disk.qcow2 -5G\n",
 	.run = run_resize,

@@ -1,0 +1,76 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# A device in use grows: LV, image, ublk device where the kernel can, the file system on it; kill -9 on the way.
+# timeout: 240
+source "${0%/*}/lib.sh"
+source "${0%/*}/chain-lib.sh"
+need_build qchaind qchainctl
+
+bytes() { blockdev --getsize64 "$1"; }
+lv_bytes() { lvs --noheadings --nosuffix --units b -o lv_size "vg/$1" | tr -d ' '; }
+virtual() { qemu-img info -U --output=json -f qcow2 "/dev/vg/$1" | jq '."virtual-size"'; }
+grown() { [[ $(bytes "$dev") == "$1" ]]; }
+
+mkvg vg 512
+old_data vg
+# a base that is longer than the disk, and not empty there
+mklv vg base 96M
+qemu-img create -q -f qcow2 /dev/vg/base 80M
+qemu-io -f qcow2 -c "write -q -P 7 60M 20M" /dev/vg/base
+qchainctl create vg/disk.qcow2 --size 64M --backing vg/base || fail "create"
+qemu-io -f qcow2 -c "write -q -z 0 64M" /dev/vg/disk.qcow2
+chain_up disk vg/disk.qcow2
+live=$(qchainctl status disk --json | jq -r '[.exports[].features[]?] | index("update-size") != null')
+before=$(lv_bytes disk.qcow2)
+
+step "a mounted ext4 grows under load (the kernel can grow the device: $live)"
+mkfs.ext4 -q "$dev" || fail "mkfs"
+mkdir -p mnt
+mount "$dev" mnt
+at_exit umount -l "$PWD/mnt"
+head -c 8M /dev/urandom > mnt/file
+sum=$(md5sum < mnt/file)
+fio --name=load --filename=mnt/load --rw=randwrite --bs=4k-64k --size=16M --direct=1 --verify=crc32c --verify_backlog=64 \
+	--verify_state_save=0 --loops=2 --minimal > fio.out 2>&1 &
+load=$!
+qchainctl resize disk 100M > answer || fail "resize"
+cat answer
+wait $load || { cat fio.out; fail "fio verify"; }
+[[ $(virtual disk.qcow2) == $((100 << 20)) ]] || fail "the image has $(virtual disk.qcow2) bytes"
+(($(lv_bytes disk.qcow2) > before)) || fail "the LV did not grow"
+if [[ $live == true ]]; then
+	grown $((100 << 20)) || fail "the device has $(bytes "$dev") bytes"
+	resize2fs "$dev" > /dev/null 2>&1 || fail "resize2fs"
+	(($(stat -f -c '%b * %S' mnt) > 80 << 20)) || fail "the file system did not grow"
+else
+	grep -q "stays at 64 MiB until qchainctl down" answer || fail "nothing is said of the device"
+	grown $((64 << 20)) || fail "the device has $(bytes "$dev") bytes"
+fi
+[[ $(md5sum < mnt/file) == "$sum" ]] || fail "the file has changed"
+umount mnt
+e2fsck -fn "$dev" > fsck.out 2>&1 || { cat fsck.out; fail "fsck"; }
+
+step "kill -9 of the daemon when the size is durable: the device grows when it is taken over"
+pid=$(chain_json disk .pid)
+chain_down disk
+export QCHAIN_CRASH_POINT=resize.sized
+chain_up disk vg/disk.qcow2
+unset QCHAIN_CRASH_POINT
+grown $((100 << 20)) || fail "the device has $(bytes "$dev") bytes"
+must_fail qchainctl resize disk 128M
+pid=$(jq .pid /run/qchain/disk/state.json)
+wait_dead "$pid" 30
+qchainctl up disk > /dev/null || fail "takeover"
+[[ $live != true ]] || wait_for 10 "the device grows" grown $((128 << 20))
+chain_down disk
+
+step "what is new reads as zero, whatever LV and base hold"
+chain_up disk vg/disk.qcow2
+grown $((128 << 20)) || fail "the device has $(bytes "$dev") bytes"
+cmp -n $((28 << 20)) -i $((100 << 20)):0 "$dev" /dev/zero || fail "old bytes appear"
+dd if=/dev/urandom of="$dev" bs=1M seek=100 count=28 oflag=direct status=none || fail "the new space cannot be written"
+save_device "$dev" now
+chain_down disk
+qemu_sees /dev/vg/disk.qcow2 now
+clean_image /dev/vg/disk.qcow2
+pass
