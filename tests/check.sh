@@ -171,10 +171,15 @@ native() {
 		--seed $((seed + 100000)) --build "$build"
 	run merges-chains 400 tests/online/chains.py --count $((kill_count / 2)) --seed $seed \
 		--build "$build"
+	run resizes 400 tests/online/resizes.py --count $((kill_count / 4)) --seed $seed \
+		--build "$build"
+	run resizes-kill 400 tests/online/resizes.py --kill --count $((kill_count / 4)) \
+		--seed $((seed + 100000)) --build "$build"
 	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run style 120 .ci/check-style.sh
 	run merge 120 tests/control/merge.py --build "$build"
 	run jobs 200 tests/control/jobs.py --build "$build"
+	run resize 120 tests/control/resize.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"

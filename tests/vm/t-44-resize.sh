@@ -17,7 +17,7 @@ old_data vg
 mklv vg base 96M
 qemu-img create -q -f qcow2 /dev/vg/base 80M
 qemu-io -f qcow2 -c "write -q -P 7 60M 20M" /dev/vg/base
-qchainctl create vg/disk.qcow2 --size 64M --backing vg/base || fail "create"
+qchainctl create vg/disk.qcow2 --size 64M --backing vg/base --backing-format qcow2 || fail "create"
 qemu-io -f qcow2 -c "write -q -z 0 64M" /dev/vg/disk.qcow2
 chain_up disk vg/disk.qcow2
 live=$(qchainctl status disk --json | jq -r '[.exports[].features[]?] | index("update-size") != null')
