@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl resize of a served chain. */
-#include "resize.h"
+#include "served-resize.h"
 
 #include "image/offline.h"
 #include "served.h"

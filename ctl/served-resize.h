@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A served chain gets longer: its volume, its image, its device. */
-#ifndef CTL_RESIZE_H
-#define CTL_RESIZE_H
+#ifndef CTL_SERVED_RESIZE_H
+#define CTL_SERVED_RESIZE_H
 
 #include "ctl.h"
 
