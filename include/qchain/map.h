@@ -119,7 +119,8 @@ struct map {
 	struct layer_table *table; /* published */
 	/* metadata thread only */
 	u64 size_bytes;
-	u64 nr_windows; /* that @windows has room for */
+	u64 nr_windows; /* of @size_bytes */
+	u64 room_windows; /* of the array */
 	u64 budget_bytes;
 	u64 used_bytes;
 	struct cds_list_head loaded; /* struct window: the clock's hand is at the first */

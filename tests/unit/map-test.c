@@ -551,6 +551,42 @@ static void test_empty_disk(void)
 	map_exit(&map);
 }
 
+/* What is there stays, but for the window at the end; readers find the old array or the new. */
+static void test_resize(void)
+{
+	u64 half = (u64)MAP_SECT / 2 * SECTOR_SIZE - 3 * SECTOR_SIZE;
+	struct map_array old = { NULL };
+	struct window **before, *kept;
+	u64 last, i;
+
+	memset(model, 0, sizeof(model));
+	CU_ASSERT_EQUAL_FATAL(map_init(&map, half, WINDOW_BITS, 1ull << 40, NULL), 0);
+	last = map.nr_windows - 1;
+	for (i = 0; i <= last; i++)
+		install(i, NULL);
+	before = map.windows;
+	kept = map.windows[0];
+	CU_ASSERT_EQUAL_FATAL(map_resize(&map, (u64)MAP_SECT * SECTOR_SIZE, &old), 0);
+	CU_ASSERT_PTR_EQUAL(old.windows, before);
+	CU_ASSERT_PTR_EQUAL(old.windows[0], kept);
+	CU_ASSERT_PTR_EQUAL(map.windows[0], kept);
+	CU_ASSERT(!map_loaded(&map, last));
+	for (i = last; i < map.nr_windows; i++)
+		install(i, NULL);
+	check_map();
+	free_retired();
+	map_array_free(&old);
+	CU_ASSERT_EQUAL(map_resize(&map, half, NULL), 0);
+	CU_ASSERT_EQUAL(map.nr_windows, last + 1);
+	CU_ASSERT(map_loaded(&map, last - 1));
+	CU_ASSERT(!map_loaded(&map, last));
+	install(last, NULL);
+	check_map();
+	CU_ASSERT_EQUAL(map_resize(&map, (u64)MAP_SECT * SECTOR_SIZE, NULL), 0); /* there is room */
+	CU_ASSERT(!map_loaded(&map, map.nr_windows - 1));
+	map_exit(&map);
+}
+
 int main(void)
 {
 	static const struct unit_test tests[] = {
@@ -568,6 +604,7 @@ int main(void)
 		{ "installed again", test_install_again },
 		{ "extents of uneven size", test_uneven },
 		{ "empty disk", test_empty_disk },
+		{ "another size", test_resize },
 		{ NULL, NULL },
 	};
 

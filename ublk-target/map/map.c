@@ -43,6 +43,7 @@ int map_init(struct map *map, u64 size_bytes, u32 window_bits, u64 budget_bytes,
 		.size_bytes = size_bytes,
 		.window_bits = window_bits,
 		.nr_windows = count_windows(size_bytes, window_bits),
+		.room_windows = count_windows(size_bytes, window_bits),
 		.table = table,
 		.budget_bytes = budget_bytes,
 	};
@@ -714,9 +715,9 @@ static int array_replace(struct map *map, u64 nr, struct map_array *old)
 		return ret;
 	cds_list_for_each_entry(w, &map->loaded, node)
 		windows[w->index] = w;
-	*old = (struct map_array){ map->windows, map->nr_windows };
+	*old = (struct map_array){ map->windows, map->room_windows };
 	__atomic_store_n(&map->windows, windows, __ATOMIC_RELEASE);
-	map->nr_windows = nr;
+	map->room_windows = nr;
 	return 0;
 }
 
@@ -725,7 +726,7 @@ int map_resize(struct map *map, u64 size_bytes, struct map_array *old)
 	u64 nr = count_windows(size_bytes, map->window_bits);
 	u64 first = map_window_of(map, min(size_bytes, map->size_bytes));
 	struct window *w, *tmp;
-	int ret = nr > map->nr_windows ? array_replace(map, nr, old) : 0;
+	int ret = nr > map->room_windows ? array_replace(map, nr, old) : 0;
 
 	if (ret)
 		return ret;
@@ -733,6 +734,7 @@ int map_resize(struct map *map, u64 size_bytes, struct map_array *old)
 		if (w->index >= first)
 			window_drop(map, w);
 	map->size_bytes = size_bytes;
+	map->nr_windows = nr;
 	return 0;
 }
 
@@ -741,5 +743,5 @@ void map_exit(struct map *map)
 	while (map->nr_loaded)
 		window_drop(map, cds_list_first_entry(&map->loaded, struct window, node));
 	map_free_retired(&map->retired_pieces, &map->retired_windows);
-	map_array_free(&(struct map_array){ map->windows, map->nr_windows });
+	map_array_free(&(struct map_array){ map->windows, map->room_windows });
 }

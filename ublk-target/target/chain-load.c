@@ -364,11 +364,16 @@ static int collect_parts(struct window_load *load)
 
 static void load_start(struct window_load *load)
 {
+	const struct map *map = &load->ct->map;
 	u32 i;
 	int ret;
 
+	if (load->index >= map->nr_windows) { /* it got shorter meanwhile */
+		load_end(load, -EIO);
+		return;
+	}
 	load->generation = load->ct->generation;
-	load->len = map_window_bytes(&load->ct->map, load->index);
+	load->len = map_window_bytes(map, load->index);
 	ret = collect_parts(load);
 	if (ret) {
 		load_end(load, ret);
