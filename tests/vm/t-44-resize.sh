@@ -28,10 +28,10 @@ mkfs.ext4 -q "$dev" || fail "mkfs"
 mkdir -p mnt
 mount "$dev" mnt
 at_exit umount -l "$PWD/mnt"
-head -c 8M /dev/urandom > mnt/file
+head -c 4M /dev/urandom > mnt/file
 sum=$(md5sum < mnt/file)
-fio --name=load --filename=mnt/load --rw=randwrite --bs=4k-64k --size=16M --direct=1 --verify=crc32c --verify_backlog=64 \
-	--verify_state_save=0 --loops=2 --minimal > fio.out 2>&1 &
+fio --name=load --filename=mnt/load --rw=randwrite --bs=4k-64k --size=8M --direct=1 --verify=crc32c --verify_backlog=64 \
+	--verify_state_save=0 --minimal > fio.out 2>&1 &
 load=$!
 qchainctl resize disk 100M > answer || fail "resize"
 cat answer
