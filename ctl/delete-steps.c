@@ -162,16 +162,12 @@ static bool fits(const struct merge_side *side)
 	return side->needed <= side->room;
 }
 
-static int no_room(const struct deletion *d, struct qc_err *err)
+/* What receives must hold what it takes (rule D5). */
+static int make_room(const struct deletion *d, struct qc_err *err)
 {
-	const struct merge_side *side = d->way == DIRECTION_COMMIT ? &d->cost.commit :
-								     &d->cost.stream;
-	char needed[32], room[32];
-
-	return qc_err_set(err, -ENOSPC, "%s: needs %s of free space for what it is to take, has "
-			  "%s; make its volume larger, or room on its file system",
-			  path_of(d, d->way == DIRECTION_COMMIT ? d->member : d->above),
-			  print_size(side->needed, needed), print_size(side->room, room));
+	if (d->way == DIRECTION_COMMIT)
+		return merge_make_room(path_of(d, d->member), &d->cost.commit, err);
+	return merge_make_room(path_of(d, d->above), &d->cost.stream, err);
 }
 
 static int choose_wanted(struct deletion *d, const char *no_commit, const char *no_stream,
@@ -208,6 +204,7 @@ static int choose(struct deletion *d, struct qc_err *err)
 
 int delete_choose(struct deletion *d, struct qc_err *err)
 {
+	struct merge_part upper = { .nr_layers = 1 }, lower = { .nr_layers = 1 };
 	int ret;
 
 	d->way = DIRECTION_NONE;
@@ -215,12 +212,12 @@ int delete_choose(struct deletion *d, struct qc_err *err)
 		d->way = DIRECTION_COMMIT;
 	if (d->merged || d->above == FAMILY_NONE)
 		return 0;
-	ret = merge_cost(path_of(d, d->above), path_of(d, d->member), &d->cost, err);
+	upper.path = path_of(d, d->above);
+	lower.path = path_of(d, d->member);
+	ret = merge_cost(&upper, &lower, NULL, &d->cost, err);
 	if (!ret)
 		ret = choose(d, err);
-	if (!ret && !fits(d->way == DIRECTION_COMMIT ? &d->cost.commit : &d->cost.stream))
-		ret = no_room(d, err);
-	return ret;
+	return ret ? ret : make_room(d, err);
 }
 
 /* ---- the merge -------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 #include "merge.h"
 
 #include "follow.h"
+#include "image/merge-cost.h"
 #include "image/restore-points.h"
 #include "image/standing.h"
 #include "job-record.h"
@@ -155,6 +156,30 @@ static int make_arguments(const struct served_job *s, json_object **result, stru
 }
 
 /*
+ * What receives must hold all that it takes before it takes the first byte (rule D5).
+ * Without @offline the caller has seen to that, or it had room when it began.
+ */
+static int make_room(const struct served_job *s, bool commit, struct qc_err *err)
+{
+	struct merge_part upper = { node_text(s, s->top, "file"), 1 };
+	struct merge_part lower = { node_text(s, s->top + 1, "file"), s->base - s->top - 1 };
+	struct merge_cost cost = {};
+	int ret;
+
+	if (commit) {
+		upper.nr_layers = s->base - s->top;
+		lower = (struct merge_part){ node_text(s, s->base, "file"), 1 };
+	}
+	if (!s->o->offline || !lower.nr_layers)
+		return 0;
+	ret = merge_cost(&upper, &lower, s->o->offline, &cost, err);
+	if (ret)
+		return ret;
+	return commit ? merge_make_room(lower.path, &cost.commit, err) :
+			merge_make_room(upper.path, &cost.stream, err);
+}
+
+/*
  * In the record before the daemon hears of it; out again where it refuses. Whether it
  * has begun when there is no answer is not known: then the record stays.
  */
@@ -163,17 +188,23 @@ static int record_and_send(struct served_job *s, const char *command, json_objec
 {
 	struct job_record *r = &s->record;
 	struct qc_err second = { 0 };
+	bool sent;
 	int ret = job_record_plan(r, merge, err);
 
-	if (!ret)
-		ret = job_record_begin(r, merge, RECORD_WRITING, err);
 	if (ret) {
 		json_object_put(arguments_owned);
 		return ret;
 	}
-	ret = client_command(s->served.client, command, arguments_owned, true, NULL, err);
+	ret = make_room(s, merge->nr_lost, err);
+	if (!ret)
+		ret = job_record_begin(r, merge, RECORD_WRITING, err);
+	sent = !ret;
+	if (ret)
+		json_object_put(arguments_owned);
+	else
+		ret = client_command(s->served.client, command, arguments_owned, true, NULL, err);
 	crash_point("merge.started");
-	if (ret == -EPROTO && job_record_withdraw(r, merge->id, &second))
+	if (ret && (!sent || ret == -EPROTO) && job_record_withdraw(r, merge->id, &second))
 		print_error(&second);
 	return ret;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl commit: merge overlays down into a backing layer, served (../merge.c) or not. */
 #include "../merge.h"
+#include "merge-cost.h"
 #include "merge-run.h"
 #include "restore-points.h"
 #include "standing.h"
@@ -175,6 +176,17 @@ static int move_data(struct commit *c, struct merge *merge, struct qc_err *err)
 	return ret;
 }
 
+/* Before the first byte: what the base must newly allocate has room (rule D5). */
+static int make_room(const struct commit *c, struct qc_err *err)
+{
+	const struct merge_part upper = { c->top_path, c->base - c->top };
+	const struct merge_part lower = { c->base_path, 1 };
+	struct merge_cost cost = {};
+	int ret = merge_cost(&upper, &lower, &c->offline, &cost, err);
+
+	return ret ? ret : merge_make_room(c->base_path, &cost.commit, err);
+}
+
 /* @changed is held open all the time: nobody else writes it meanwhile. */
 static int commit_steps(struct commit *c, struct image *changed, struct merge *merge,
 			struct qc_err *err)
@@ -187,6 +199,8 @@ static int commit_steps(struct commit *c, struct image *changed, struct merge *m
 	if (!ret)
 		ret = image_resize_grow(c->base_path, &c->offline, c->base_format, c->top_bytes,
 					err);
+	if (!ret)
+		ret = make_room(c, err);
 	if (!ret && c->drop_snapshots)
 		ret = restore_points_drop(c->spoilt, c->nr_spoilt, err);
 	if (!ret)

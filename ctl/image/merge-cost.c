@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Real allocated bytes of two neighbours, walked side by side. */
+/* Real allocated bytes of neighbours, walked side by side; room for them. */
 #include "merge-cost.h"
 
+#include "../served.h"
 #include "reader.h"
 
 #include <errno.h>
 #include <qchain/chain.h>
+#include <qchain/lvm.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 
 /* What two commits may hold beside the data (rule D5). */
 #define BATCHES_BYTES (2u * MiB)
 
-/* One of the two images by itself, and what it would have to take. */
+/* One of the two parts by itself, and what it would have to take. */
 struct side {
 	struct chain *chain;
 	struct reader *reader;
@@ -33,15 +37,20 @@ static const struct image *image_of(const struct side *s)
 	return s->chain->layers[0].img;
 }
 
-static int open_side(struct side *s, const char *path, enum image_format format,
-		     struct qc_err *err)
+static int open_side(struct side *s, const struct merge_part *part, enum image_format format,
+		     const struct offline_options *options, struct qc_err *err)
 {
-	struct chain_open_options options = {
-		.top_format = format, .read_only = true, .no_lock = true, .nr_layers = 1,
+	struct chain_open_options open = {
+		.top_format = format, .read_only = true, .no_lock = true,
+		.nr_layers = part->nr_layers,
 	};
 	int ret;
 
-	ret = chain_open(path, &options, &s->chain, err);
+	if (options) {
+		open.policy.allow_dirs = options->allow_dirs;
+		open.policy.backing_format = options->backing_format;
+	}
+	ret = chain_open(part->path, &open, &s->chain, err);
 	if (ret)
 		return ret;
 	s->size = image_of(s)->virtual_size;
@@ -185,22 +194,24 @@ static int take_side(const struct side *s, struct merge_side *result, struct qc_
 	return room_of(image_of(s), &result->room, err);
 }
 
-/* As the header of the overlay calls it. */
+/* As the header of the lowest of them calls it. */
 static enum image_format format_below(const struct side *above)
 {
-	const char *name = image_of(above)->backing_format;
+	const struct chain *chain = above->chain;
+	const char *name = chain->layers[chain->nr_layers - 1].img->backing_format;
 
 	return name && !strcmp(name, "raw") ? IMAGE_RAW : IMAGE_QCOW2;
 }
 
-int merge_cost(const char *upper, const char *lower, struct merge_cost *result,
+int merge_cost(const struct merge_part *upper, const struct merge_part *lower,
+	       const struct offline_options *options, struct merge_cost *result,
 	       struct qc_err *err)
 {
 	struct side above = { .chain = NULL }, below = { .chain = NULL };
-	int ret = open_side(&above, upper, IMAGE_QCOW2, err);
+	int ret = open_side(&above, upper, IMAGE_QCOW2, options, err);
 
 	if (!ret)
-		ret = open_side(&below, lower, format_below(&above), err);
+		ret = open_side(&below, lower, format_below(&above), options, err);
 	if (!ret)
 		ret = walk(&above, &below, err);
 	if (!ret)
@@ -210,4 +221,42 @@ int merge_cost(const char *upper, const char *lower, struct merge_cost *result,
 	close_side(&above);
 	close_side(&below);
 	return ret;
+}
+
+/* An LV: larger by @bytes. */
+static int extend(const char *path, u64 bytes, struct qc_err *err)
+{
+	char lv_path[512], vg[128], name[128];
+	struct lvm_lv *lv;
+	struct stat st;
+	int ret;
+
+	if (stat(path, &st) || !S_ISBLK(st.st_mode) ||
+	    !image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)) ||
+	    !lv_path_split(lv_path, vg, name))
+		return qc_err_set(err, -ENOSPC, "it is no LV");
+	ret = lvm_find(vg, name, &lv, err);
+	if (ret)
+		return ret;
+	ret = lvm_extend(vg, name, lv->size_bytes + bytes, err);
+	free(lv);
+	return ret;
+}
+
+int merge_make_room(const char *path, const struct merge_side *side, struct qc_err *err)
+{
+	char needed[32], room[32];
+	struct qc_err why = { 0 };
+	struct stat st;
+
+	if (side->needed <= side->room)
+		return 0;
+	if (stat(path, &st) == 0 && S_ISREG(st.st_mode))
+		qc_err_set(&why, -ENOSPC, "free some on its file system");
+	else if (extend(path, side->needed - side->room, &why) == 0)
+		return 0;
+	return qc_err_set(err, -ENOSPC, "%s: needs %s of free space (%llu bytes) for what it is to "
+			  "take, has %s (%llu bytes); it cannot be made larger: %s", path,
+			  print_size(side->needed, needed), (unsigned long long)side->needed,
+			  print_size(side->room, room), (unsigned long long)side->room, why.msg);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What it costs to merge two neighbours of a chain, one way and the other (rule D5). */
+/* What it costs to merge neighbours of a chain, one way and the other (rule D5). */
 #ifndef CTL_IMAGE_MERGE_COST_H
 #define CTL_IMAGE_MERGE_COST_H
 
@@ -23,11 +23,26 @@ struct merge_cost {
 	struct merge_side stream; /* lower comes up into upper */
 };
 
+/* The layer at @path and those below it, @nr_layers in all. */
+struct merge_part {
+	const char *path;
+	u32 nr_layers;
+};
+
 /*
- * merge_cost - of the overlay at @upper and its backing at @lower
+ * merge_cost - of the layers @upper and those below them, @lower
+ * @options: which backing names are followed; NULL: of one layer each, none is
  * Neither is locked: of images in use it is an estimate.
  */
-int merge_cost(const char *upper, const char *lower, struct merge_cost *result,
+int merge_cost(const struct merge_part *upper, const struct merge_part *lower,
+	       const struct offline_options *options, struct merge_cost *result,
 	       struct qc_err *err);
+
+/*
+ * merge_make_room - so that the image at @path can take what @side needs
+ * An LV is made larger by what is missing. -ENOSPC with both numbers: that, or what
+ * it is on, has no room for it.
+ */
+int merge_make_room(const char *path, const struct merge_side *side, struct qc_err *err);
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl stream: merge backing layers up into an overlay, served (../merge.c) or not. */
 #include "../merge.h"
+#include "merge-cost.h"
 #include "merge-run.h"
 
 #include <errno.h>
@@ -30,6 +31,7 @@ struct stream {
 	/* found in the chain; malloc'ed */
 	u32 dropped;
 	char *into_path;
+	char *first_path; /* the one below it */
 	char *base_path; /* NULL: none */
 	char *header_name;
 	char *old_name;
@@ -67,8 +69,9 @@ static int take_paths(struct stream *s, const struct chain *chain, u32 into, u32
 	const struct image *img = chain->layers[into].img;
 
 	s->into_path = strdup(img->dev->path);
+	s->first_path = strdup(chain->layers[into + 1].img->dev->path);
 	s->old_name = strdup(img->backing_name);
-	if (!s->into_path || !s->old_name)
+	if (!s->into_path || !s->first_path || !s->old_name)
 		return qc_err_set(err, -ENOMEM, "out of memory");
 	if (base == chain->nr_layers)
 		return 0;
@@ -112,6 +115,17 @@ static int check_fits(const struct stream *s, struct qc_err *err)
 	ret = image_check_backing_fits(img, s->header_name, base_format_name(s), err);
 	image_close(img);
 	return ret;
+}
+
+/* Before the first byte (rule D5). */
+static int make_room(const struct stream *s, struct qc_err *err)
+{
+	const struct merge_part upper = { s->into_path, 1 };
+	const struct merge_part lower = { s->first_path, s->dropped };
+	struct merge_cost cost = {};
+	int ret = merge_cost(&upper, &lower, &s->offline, &cost, err);
+
+	return ret ? ret : merge_make_room(s->into_path, &cost.stream, err);
 }
 
 static int move_data(struct stream *s, struct merge *merge, struct qc_err *err)
@@ -177,6 +191,8 @@ static int stream_image(const char *name, struct stream *s, struct merge *merge,
 	if (!ret)
 		ret = check_fits(s, err);
 	if (!ret && s->dropped)
+		ret = make_room(s, err);
+	if (!ret && s->dropped)
 		ret = move_data(s, merge, err);
 	if (!ret && s->dropped)
 		ret = rewrite_header(s, err);
@@ -186,6 +202,7 @@ static int stream_image(const char *name, struct stream *s, struct merge *merge,
 static void stream_exit(struct stream *s)
 {
 	free(s->into_path);
+	free(s->first_path);
 	free(s->base_path);
 	free(s->header_name);
 	free(s->old_name);
@@ -239,7 +256,8 @@ static void take_option(void *arg, int option, struct qc_err *err)
 static int stream_served(const struct verb *verb, const char *name, const struct stream *s)
 {
 	struct served_merge merge = { .name = name, .base = s->base_name, .speed = s->speed,
-				      .detach = s->detach, .json = s->offline.json };
+				      .detach = s->detach, .json = s->offline.json,
+				      .offline = &s->offline };
 
 	if (s->into_name)
 		return verb_usage(verb, "--into: %s is served, and then layers are merged into the "

@@ -9,6 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 import harness
+from full import Volume
 from harness import expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, up
 from merge import break_compressed
@@ -238,6 +239,37 @@ def test_refused(place):
     reader.wait(harness.WAIT_S)
     place.ctl(*commit_words())
     judge(place, AFTER)
+
+
+def test_room(place):
+    """What receives must hold it all before it takes the first byte (rule D5); both numbers are told."""
+    volume = Volume(place, "volume", 4 << 20)
+    try:
+        place.run("qemu-img", "create", "-q", "-f", "qcow2", volume.path, "64M")
+        place.run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 2M", volume.path)
+        for name, below in (("mid.qcow2", volume.path), ("top.qcow2", "mid.qcow2")):
+            place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", place.path(name))
+        place.run("qemu-io", "-f", "qcow2", "-c", "write -P 2 1M 8M", place.path("mid.qcow2"))
+        words = ["--top", "mid.qcow2", "--allow-backing", "/dev"]
+        # 7 MiB that have no place yet, and 2 MiB for commits
+        for image in ("seven", "./top.qcow2"):
+            if image == "seven":
+                place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "seven.sock", "--allow-backing", "/dev")
+            refused = place.ctl("commit", image, *words, status=1).stderr
+            expect("needs 9 MiB of free space (9437184 bytes)" in refused and "has 1.69 MiB" in refused, refused)
+            expect_equal((jobs(place), snaps(place)), ([], {}), "the record")
+            if image == "seven":
+                place.ctl("down", "seven")
+        place.run("qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 7M", place.path("top.qcow2"))
+        volume.grow(12 << 20)
+        place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "seven.sock", "--allow-backing", "/dev")
+        place.ctl("commit", "seven", *words)
+        guest_io(place, "seven.sock", "read -P 1 0 1M", "read -P 3 1M 7M", "read -P 2 8M 1M")
+        place.ctl("down", "seven")
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", volume.path)
+    finally:
+        place.end()
+        volume.remove()
 
 
 if __name__ == "__main__":
