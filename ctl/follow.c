@@ -59,7 +59,7 @@ static void draw(struct progress *progress, json_object *row, bool *begun)
 	progress_update(progress, json_number(row, "current-progress", 0));
 }
 
-/* An error has made it rest: nothing goes on by itself. */
+/* An error has made it rest: of those only a full volume mends itself. */
 static void tell_stopped(json_object *row, bool *told)
 {
 	const char *status = json_text(row, "status"), *io = json_text(row, "io-status");
@@ -67,10 +67,14 @@ static void tell_stopped(json_object *row, bool *told)
 	if (*told || !status || strcmp(status, "paused") || !io)
 		return;
 	*told = true;
-	fprintf(stderr, "qchainctl: %s: %s, the job rests; mend that, then qchainctl job resume "
-		"NAME %s, or job cancel\n", json_text(row, "id"),
-		strcmp(io, "nospace") ? "I/O error" : "no space left on the volume",
-		json_text(row, "id"));
+	if (strcmp(io, "nospace"))
+		fprintf(stderr, "qchainctl: %s: I/O error, the job rests; mend that, then "
+			"qchainctl job resume NAME %s, or job cancel\n", json_text(row, "id"),
+			json_text(row, "id"));
+	else
+		fprintf(stderr, "qchainctl: %s: no space left on the volume, the job rests until "
+			"it has grown; or qchainctl job cancel NAME %s\n", json_text(row, "id"),
+			json_text(row, "id"));
 }
 
 static int outcome(json_object *row, const char *id, struct qc_err *err)

@@ -30,6 +30,9 @@ static void print_row(json_object *row)
 	if (rate)
 		printf("  %s/s, %lld:%02lld left", print_size(rate, speed), (long long)left / 60,
 		       (long long)left % 60);
+	if (json_text(row, "io-status"))
+		printf("  %s", strcmp(json_text(row, "io-status"), "nospace") ? "I/O error" :
+									       "no space left");
 	if (error)
 		printf("  %s%s%s", print_colour(stdout, COLOUR_BAD), error,
 		       print_colour(stdout, COLOUR_NONE));

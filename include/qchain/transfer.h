@@ -24,11 +24,14 @@
 /*
  * struct transfer_ops - of those who serve the targets meanwhile; on the job's loop
  * @ready: may it begin? Asked every millisecond until it may.
+ * @room: how much the target can take, in whatever unit; a job that rests because it was
+ *	full goes on when that is more than it was. May be NULL.
  * @prepare: as job_prepare_fn, when all is moved and durable
  * @clean: the job has ended, with or without that
  */
 struct transfer_ops {
 	bool (*ready)(void *arg);
+	u64 (*room)(void *arg);
 	void (*prepare)(struct job *job, void *arg);
 	void (*clean)(void *arg);
 };

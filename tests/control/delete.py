@@ -10,7 +10,7 @@ import sys
 import threading
 
 import harness
-from harness import Qmp, expect, expect_equal
+from harness import Qmp, expect, expect_equal, wait_until
 from lifecycle import kill_daemon, nothing_left, one_line, up
 from records import record_of
 from snapshot import check_all, images, tree, wait_sealed
@@ -253,6 +253,7 @@ def test_refused(place):
     qmp.command("block-stream", **{"job-id": "slow", "device": "top.3.qcow2", "speed": 65536})
     expect("job slow (stream)" in fails(place, "delete", "seven", "a"), "a job")
     qmp.command("job-cancel", id="slow")
+    wait_until(lambda: not qmp.command("query-jobs")["return"], "the job is gone")
     qmp.close()
     for words in (["delete"], ["delete", "seven"], ["delete", "seven", "a/b"], ["delete", "seven", "a", "--speed", "x"],
                   ["delete", "seven", "a", "--commit", "--stream"], ["delete", "seven", "a", "./", "x"]):

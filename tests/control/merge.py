@@ -395,6 +395,40 @@ def test_commit_base_lost(place):
         volume.remove()
 
 
+def test_full(place):
+    """What receives runs full: the job rests, says why, and goes on when the volume has grown."""
+    for start, receives in ((commit, "base.qcow2"), (stream, "top.qcow2")):
+        volume = Volume(place, "volume", 2 * MIB)
+        link = place.path(receives)
+        try:
+            for name, below in (("base.qcow2", None), ("mid.qcow2", "base.qcow2"), ("top.qcow2", "mid.qcow2")):
+                if os.path.lexists(place.path(name)):
+                    os.unlink(place.path(name))
+                if name == receives:
+                    os.symlink(volume.path, link)
+                create(place, name, below)
+            write(place, "mid.qcow2", "write -P 2 0 4M")
+            child = place.start_chain("--allow-backing", "/dev", "--allow-backing", place.folder)
+            qmp = Qmp(place.path("qmp"))
+            answer = commit(qmp, "mid.qcow2", names(qmp)[2]) if start == commit else \
+                qmp.command("block-stream", **{"job-id": "c", "device": names(qmp)[0], "base-node": "base.qcow2"})
+            expect_equal(answer, {"return": {}}, "answer")
+            wait_until(lambda: row(qmp)["status"] == "paused", "the job rests")
+            block = qmp.command("query-block-jobs")["return"][0]
+            expect_equal((block["io-status"], block["paused"]), ("nospace", True), f"{receives}: io-status")
+            volume.grow(16 * MIB)
+            wait_until(lambda: row(qmp) is None, "the job is gone")
+            expect_equal(said(qmp)[-3:], ["BLOCK_JOB_COMPLETED", "concluded", "null"], "what is said")
+            child.terminate()
+            expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+            expect_equal(content(place)[:4 * MIB], b"\2" * (4 * MIB), f"{receives}: content")
+        finally:
+            for child in place.children:
+                child.kill()
+                child.wait()
+            volume.remove()
+
+
 COMMIT_REFUSED = (
     ({"device": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
     ({"top_node": "nope"}, "Cannot find device='nope' nor node-name='nope'"),

@@ -24,6 +24,7 @@
 /* Adjacent extents become one region up to this. */
 #define REGION_BYTES (64u * 1024u * 1024u)
 #define READY_POLL_NS 1000000ull
+#define ROOM_POLL_NS 500000000ull
 
 enum wish { WISH_NOTHING, WISH_DATA, WISH_ZERO };
 
@@ -84,6 +85,8 @@ struct transfer {
 	struct cds_list_head again; /* struct retry */
 	u32 nr_regions; /* with the copier: each may come back */
 	struct loop_timer timer; /* until @ops->ready */
+	struct loop_timer room_timer; /* while it rests on a full target */
+	u64 room; /* of that, when it was found full */
 	u64 wanted; /* bytes of data, counted by the scan */
 	void *mem; /* lanes' memory for @compare */
 	struct request flush;
@@ -370,11 +373,18 @@ static bool tables_rest(struct transfer *t, int error)
 	return true;
 }
 
+static void note_room(struct transfer *t)
+{
+	if (t->o.ops && t->o.ops->room)
+		t->room = t->o.ops->room(t->o.arg);
+}
+
 static void scan_done(struct transfer *t)
 {
 	t->scanning = false;
 	rewind_walk(t);
 	job_set_remaining(t->job, t->wanted);
+	note_room(t);
 	copier_start(t->copier);
 }
 
@@ -452,6 +462,29 @@ static void drop_again(struct transfer *t)
 	CDS_INIT_LIST_HEAD(&t->again);
 }
 
+/* Somebody else may have made it go on, and it rests for another reason now. */
+static void look_for_room(struct loop *loop, struct loop_timer *timer)
+{
+	struct transfer *t = container_of(timer, struct transfer, room_timer);
+	struct qc_err ignored = { 0 };
+
+	if (t->ended || !t->job->user_paused || t->job->io_status != JOB_IO_NOSPACE)
+		return;
+	if (t->job->state == JOB_PAUSED && t->o.ops->room(t->o.arg) > t->room)
+		job_resume(t->job, &ignored);
+	else
+		loop_timer_set(loop, timer, ROOM_POLL_NS);
+}
+
+/* A volume may have grown between the write that failed and now, and files shrink the room. */
+static void wait_for_room(struct transfer *t)
+{
+	if (!t->o.ops || !t->o.ops->room || t->room_timer.deadline_ns)
+		return;
+	t->room = min(t->room, t->o.ops->room(t->o.arg));
+	loop_timer_set(t->loop, &t->room_timer, ROOM_POLL_NS);
+}
+
 static void region_failed(struct transfer *t, const struct copy_region *region, int error)
 {
 	enum job_action action;
@@ -461,6 +494,8 @@ static void region_failed(struct transfer *t, const struct copy_region *region, 
 		return;
 	}
 	action = job_error(t->job, t->read_failed, error);
+	if (action == JOB_ACTION_STOP && error == -ENOSPC)
+		wait_for_room(t);
 	if (action == JOB_ACTION_STOP && !keep_for_later(t, region))
 		return;
 	if (!t->job->err.code)
@@ -656,6 +691,7 @@ static void end(struct transfer *t, int error)
 		return;
 	t->ended = true;
 	loop_timer_cancel(&t->timer);
+	loop_timer_cancel(&t->room_timer);
 	job_end(t->job, error);
 }
 
@@ -766,6 +802,7 @@ static void transfer_resume(struct job *job)
 		scan_run(t);
 		return;
 	}
+	note_room(t);
 	copier_resume(t->copier);
 	copier_kick(t->copier);
 }
@@ -852,6 +889,7 @@ int transfer_create(struct jobs *jobs, const char *type, const struct job_option
 	t->o.region_bytes = options->region_bytes ? options->region_bytes : REGION_BYTES;
 	t->o.align = options->align ? options->align : 1;
 	t->timer.fn = scan_timer;
+	t->room_timer.fn = look_for_room;
 	CDS_INIT_LIST_HEAD(&t->again);
 	t->loop = job_options->loop;
 	cursor_init(&t->source, t, t->o.source, t->loop);

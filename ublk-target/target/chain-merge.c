@@ -8,6 +8,7 @@
 #include <qchain/online.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 /*
  *   copy      what the layers that go map is written into the active layer where that
@@ -297,6 +298,18 @@ static bool merge_ready(void *arg)
 	return !chain_is_sealing(((struct merge *)arg)->ct);
 }
 
+/* A volume's size, or what the file system of a file has left. */
+static u64 merge_room(void *arg)
+{
+	struct merge *m = arg;
+	struct io_dev *dev = m->base ? m->base->img->dev : m->ct->active->img->dev;
+	struct statvfs fs;
+
+	if (dev->blockdev)
+		return max(dev->ops->refresh_size(dev), (s64)0);
+	return fstatvfs(dev->fd, &fs) ? 0 : (u64)fs.f_bavail * fs.f_frsize;
+}
+
 static void merge_clean(void *arg)
 {
 	struct merge *m = arg;
@@ -312,6 +325,7 @@ static void merge_clean(void *arg)
 
 const struct transfer_ops merge_ops = {
 	.ready = merge_ready,
+	.room = merge_room,
 	.prepare = merge_prepare,
 	.clean = merge_clean,
 };
