@@ -49,6 +49,7 @@ extern const struct verb verb_down;
 extern const struct verb verb_list;
 extern const struct verb verb_show_status;
 extern const struct verb verb_tree;
+extern const struct verb verb_rename;
 extern const struct verb verb_snapshot;
 extern const struct verb verb_delete;
 extern const struct verb verb_expose;

@@ -68,25 +68,6 @@ static int find_record(struct device_images *d, struct qc_err *err)
 
 /* ---- its daemon --------------------------------------------------------------------- */
 
-static int check_no_job(const struct device_images *d, struct qc_err *err)
-{
-	json_object *jobs, *row;
-	int ret = client_command(d->served.client, "query-jobs", NULL, false, &jobs, err);
-
-	if (ret)
-		return ret;
-	for (u32 i = 0; i < json_object_array_length(jobs) && !ret; i++) {
-		row = json_object_array_get_idx(jobs, i);
-		if (!job_is_over(row))
-			ret = qc_err_set(err, -EBUSY, "%s: job %s (%s) changes the chain, must "
-					 "have ended; qchainctl job wait %s %s", d->name,
-					 json_text(row, "id"), json_text(row, "type"), d->name,
-					 json_text(row, "id"));
-	}
-	json_object_put(jobs);
-	return ret;
-}
-
 /* A snapshot that was killed half way is settled by the next one, or by `up`. */
 static int check_same_top(const struct device_images *d, struct qc_err *err)
 {
@@ -140,7 +121,7 @@ static int look_at_daemon(struct device_images *d, struct qc_err *err)
 	int ret = check_same_top(d, err);
 
 	if (!ret)
-		ret = check_no_job(d, err);
+		ret = job_check_none(d->served.client, d->name, err);
 	return ret ? ret : ask_layers(d, err);
 }
 

@@ -39,6 +39,25 @@ bool job_is_over(json_object *row)
 	return !status || !strcmp(status, "concluded") || !strcmp(status, "null");
 }
 
+int job_check_none(struct client *client, const char *name, struct qc_err *err)
+{
+	json_object *jobs, *row;
+	int ret = client_command(client, "query-jobs", NULL, false, &jobs, err);
+
+	if (ret)
+		return ret;
+	for (u32 i = 0; i < json_object_array_length(jobs) && !ret; i++) {
+		row = json_object_array_get_idx(jobs, i);
+		if (!job_is_over(row))
+			ret = qc_err_set(err, -EBUSY, "%s: job %s (%s) changes the chain, must "
+					 "have ended; qchainctl job wait %s %s", name,
+					 json_text(row, "id"), json_text(row, "type"), name,
+					 json_text(row, "id"));
+	}
+	json_object_put(jobs);
+	return ret;
+}
+
 int job_simple_command(struct client *client, const char *command, const char *key,
 		       const char *id, struct qc_err *err)
 {

@@ -18,6 +18,7 @@ static const struct verb *const verbs[] = {
 	&verb_list,
 	&verb_show_status,
 	&verb_tree,
+	&verb_rename,
 	&verb_snapshot,
 	&verb_delete,
 	&verb_expose,

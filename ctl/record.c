@@ -640,3 +640,30 @@ void record_note(const struct record_place *place, const struct device_record *r
 	if (record || place->dir[0]) /* else the run record's own is all that there is */
 		json_object_object_add(state, "jobs", note_jobs(place, record));
 }
+
+/* An older record of the same device may be on another LV. */
+static int drop_name(const struct record_place *place, const char *name, struct qc_err *err)
+{
+	struct record_place now;
+	int ret;
+
+	if (!place->vg[0])
+		return record_dir_remove(place->dir, name, err);
+	ret = record_place_open(place->vg, &now, err);
+	if (!ret && record_place_find(&now, name))
+		ret = record_place_remove(&now, name, err);
+	record_place_exit(&now);
+	return ret;
+}
+
+int record_place_rename(const struct record_place *place, struct device_record *record,
+			const char *name, struct qc_err *err)
+{
+	char before[sizeof(record->name)];
+	int ret;
+
+	memcpy(before, record->name, sizeof(before));
+	snprintf(record->name, sizeof(record->name), "%s", name);
+	ret = record_place_save(place, record, err);
+	return ret ? ret : drop_name(place, before, err);
+}

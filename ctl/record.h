@@ -61,9 +61,13 @@ const struct lvm_lv *record_place_lv(const struct record_place *place, const cha
  * that lies elsewhere in the VG is taken away afterwards; where that fails the
  * newer one counts, and the next save tries again.
  * record_place_remove - forget device @name
+ * record_place_rename - save @record under another name, then forget the old one: of an
+ * LV one change, of a directory two, and who is killed in between finds both
  */
 int record_place_save(const struct record_place *place, struct device_record *record,
 		      struct qc_err *err);
+int record_place_rename(const struct record_place *place, struct device_record *record,
+			const char *name, struct qc_err *err);
 int record_place_remove(const struct record_place *place, const char *name, struct qc_err *err);
 
 /* Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record. */

@@ -158,6 +158,21 @@ int rundir_remove(struct rundir *dir, struct qc_err *err)
 	return ret;
 }
 
+int rundir_rename(struct rundir *dir, const char *name, struct qc_err *err)
+{
+	char path[sizeof(dir->path)];
+	int ret = chain_run_path(name, NULL, path, sizeof(path), err);
+
+	if (ret)
+		return ret;
+	if (rename(dir->path, path) < 0)
+		return qc_err_set(err, errno == ENOTEMPTY ? -EEXIST : -errno,
+				  "%s: folder not renamed to %s (%m)", dir->path, path);
+	snprintf(dir->name, sizeof(dir->name), "%s", name);
+	snprintf(dir->path, sizeof(dir->path), "%s", path);
+	return 0;
+}
+
 /* ---- record ----------------------------------------------------------------------- */
 
 int rundir_load(const char *name, json_object **result, struct qc_err *err)
@@ -171,8 +186,11 @@ int rundir_load(const char *name, json_object **result, struct qc_err *err)
 	if (access(path, F_OK) < 0 && errno == ENOENT)
 		return 0;
 	*result = json_object_from_file(path);
-	if (json_object_is_type(*result, json_type_object) && json_text(*result, "top"))
+	if (json_object_is_type(*result, json_type_object) && json_text(*result, "top")) {
+		/* a folder that was renamed may have the old one in it */
+		json_object_object_add(*result, "name", json_object_new_string(name));
 		return 0;
+	}
 	json_object_put(*result);
 	*result = NULL;
 	return qc_err_set(err, -EINVAL, "%s: record not readable, expected JSON with the key top; "
@@ -350,4 +368,38 @@ void rundir_unlink_device(const char *name, s32 dev_id)
 	found[n] = '\0';
 	if (strcmp(found, target) == 0)
 		unlink(path);
+}
+
+/* udev makes and removes its links when it hears of a device. */
+static void tell_udev(s32 dev_id)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/class/block/ublkb%d/uevent", dev_id);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (write(fd, "change", 6) != 6) {
+		/* links by hand are all there is, then */
+	}
+	close(fd);
+}
+
+int rundir_rename_device(const char *name, const char *new_name, s32 dev_id, struct qc_err *err)
+{
+	char path[256], next[sizeof(path) + 8];
+	int ret;
+
+	device_path(path, sizeof(path), DEVICE_FOLDER, dev_id);
+	snprintf(next, sizeof(next), "%s.next", path);
+	unlink(next);
+	if (symlink(new_name, next) < 0 || rename(next, path) < 0)
+		return qc_err_set(err, -errno, "%s: link not made (%m)", path);
+	ret = rundir_link_device(new_name, dev_id, err);
+	if (ret)
+		return ret;
+	rundir_unlink_device(name, dev_id);
+	tell_udev(dev_id);
+	return 0;
 }

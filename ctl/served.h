@@ -45,10 +45,12 @@ struct rundir {
  */
 int rundir_lock(const char *name, bool create, struct rundir *result, struct qc_err *err);
 void rundir_unlock(struct rundir *dir);
+/* The folder gets another name; -EEXIST. The lock is still held. */
+int rundir_rename(struct rundir *dir, const char *name, struct qc_err *err);
 /* Remove the folder and all in it; the lock is given up. */
 int rundir_remove(struct rundir *dir, struct qc_err *err);
 
-/* The record of chain @name; *@result NULL when it has none. */
+/* The record of chain @name, which says that name; *@result NULL when it has none. */
 int rundir_load(const char *name, json_object **result, struct qc_err *err);
 /* Replace the record as a whole. */
 int rundir_save(const struct rundir *dir, json_object *record, struct qc_err *err);
@@ -63,6 +65,8 @@ int rundir_names(char ***result, u32 *nr, struct qc_err *err);
 int rundir_take_device(const char *name, bool scan, s32 *result, struct qc_err *err);
 void rundir_drop_device(s32 dev_id);
 int rundir_link_device(const char *name, s32 dev_id, struct qc_err *err);
+/* Links to device @dev_id of chain @name become those of @new_name. May be done again. */
+int rundir_rename_device(const char *name, const char *new_name, s32 dev_id, struct qc_err *err);
 void rundir_unlink_device(const char *name, s32 dev_id);
 
 /* ---- JSON (rundir.c) -------------------------------------------------------------- */

@@ -179,6 +179,7 @@ native() {
 	run style 120 .ci/check-style.sh
 	run merge 120 tests/control/merge.py --build "$build"
 	run jobs 200 tests/control/jobs.py --build "$build"
+	run rename 120 tests/control/rename.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"

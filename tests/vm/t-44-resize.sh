@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# A device in use grows: LV, image, ublk device where the kernel can, the file system on it; kill -9 on the way.
+# A device in use grows: LV, image, ublk device where the kernel can, the file system on it; it gets another name; kill -9 on the way.
 # timeout: 240
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
@@ -68,9 +68,20 @@ step "what is new reads as zero, whatever LV and base hold"
 chain_up disk vg/disk.qcow2
 grown $((128 << 20)) || fail "the device has $(bytes "$dev") bytes"
 cmp -n $((28 << 20)) -i $((100 << 20)):0 "$dev" /dev/zero || fail "old bytes appear"
+step "another name while it is in use, killed half way"
+for point in recorded linked; do
+	QCHAIN_CRASH_POINT=rename.$point qchainctl rename disk other && fail "not killed at $point"
+done
+qchainctl rename disk other || fail "rename"
+wait_for 10 "the link has the new name" test -e /dev/qchain/other -a ! -e /dev/qchain/disk
+[[ $(readlink -f /dev/qchain/other) == "$dev" && ! -e /run/qchain/disk ]] || fail "links"
+[[ $(lvs --noheadings -o lv_tags vg/disk.qcow2) == *qchain.device=other:* ]] || fail "tags"
+at_exit chain_end other
+crash other
+qchainctl up other > /dev/null || fail "takeover under the new name"
 dd if=/dev/urandom of="$dev" bs=1M seek=100 count=28 oflag=direct status=none || fail "the new space cannot be written"
 save_device "$dev" now
-chain_down disk
+chain_down other
 qemu_sees /dev/vg/disk.qcow2 now
 clean_image /dev/vg/disk.qcow2
 pass
