@@ -13,6 +13,7 @@ SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/qchain
 UDEVDIR ?= /usr/lib/udev/rules.d
+UNITDIR ?= /usr/lib/systemd/system
 
 ifeq ($(V),1)
 Q :=
@@ -163,6 +164,9 @@ install: all
 	install -m 755 $(BINS) $(DESTDIR)$(SBINDIR)
 	install -m 644 docs/man/*.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 debian/59-qchain.rules $(DESTDIR)$(UDEVDIR)
+	install -d $(DESTDIR)$(UNITDIR)
+	for unit in debian/*.service; do \
+		sed 's|/usr/sbin/|$(SBINDIR)/|' $$unit >$(DESTDIR)$(UNITDIR)/$${unit##*/}; done
 	install -d $(DESTDIR)$(DOCDIR)
 	install -m 644 README.md LICENSE debian/qchain-lvm.conf docs/*.md $(DESTDIR)$(DOCDIR)
 

@@ -45,9 +45,9 @@ static void print_row(const struct served *served, int width)
 
 	if (size >= 0)
 		print_size(size, text);
-	printf("%-*s  %s%-12s%s  %-9s  %-14s  %s\n", width, served->name,
+	printf("%-*s  %s%-12s%s  %-9s  %-8lld  %-14s  %s\n", width, served->name,
 	       print_colour(stdout, state_colour(served->state)), state,
-	       print_colour(stdout, COLOUR_NONE), text,
+	       print_colour(stdout, COLOUR_NONE), text, (long long)served_restarts(served),
 	       served_device(served, device)[0] ? device : "-", served_top(served));
 	print_jobs(served, width);
 }
@@ -83,8 +83,8 @@ static int list_all(char *const *names, u32 nr, json_object *rows)
 	struct qc_err err;
 
 	if (!rows && nr)
-		printf("%-*s  %-12s  %-9s  %-14s  %s\n", width, "NAME", "STATE", "SIZE", "DEVICE",
-		       "TOP");
+		printf("%-*s  %-12s  %-9s  %-8s  %-14s  %s\n", width, "NAME", "STATE", "SIZE",
+		       "RESTARTS", "DEVICE", "TOP");
 	for (u32 i = 0; i < nr; i++) {
 		err.code = 0;
 		if (list_one(names[i], width, rows, &err))
@@ -121,7 +121,7 @@ const struct verb verb_list = {
 	.summary = "the chains that are served here",
 	.usage = "[--json]",
 	.options =
-		"  --json     a list of {name, device, state, top, size, exports, jobs}\n"
+		"  --json     a list of {name, device, state, top, size, restarts, exports, jobs}\n"
 		"\n"
 		"States: serving; recoverable (its daemon has ended, the device waits for\n"
 		"qchainctl up NAME); dead (no daemon, no device); unresponsive.\n",

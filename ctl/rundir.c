@@ -210,6 +210,22 @@ int rundir_save(const struct rundir *dir, json_object *record, struct qc_err *er
 	return 0;
 }
 
+int rundir_save_pid(const struct rundir *dir, pid_t pid, struct qc_err *err)
+{
+	char path[sizeof(dir->path) + 16], next[sizeof(dir->path) + 16];
+	FILE *f;
+	bool written;
+
+	snprintf(path, sizeof(path), "%s/pid", dir->path);
+	snprintf(next, sizeof(next), "%s/pid.next", dir->path);
+	f = fopen(next, "we");
+	written = f && fprintf(f, "%d\n", (int)pid) > 0;
+	written = f && fclose(f) == 0 && written;
+	if (!written || rename(next, path) < 0)
+		return qc_err_set(err, -errno ? -errno : -EIO, "%s: not written (%m)", path);
+	return 0;
+}
+
 /* ---- names --------------------------------------------------------------------------- */
 
 static int compare_names(const void *a, const void *b)

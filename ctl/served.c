@@ -201,6 +201,15 @@ static json_object *text_or_null(const char *text)
 	return *text ? json_object_new_string(text) : NULL;
 }
 
+s64 served_restarts(const struct served *served)
+{
+	json_object *restarts;
+
+	if (!served->record || !json_object_object_get_ex(served->record, "restarts", &restarts))
+		return 0;
+	return json_number(restarts, "count", 0);
+}
+
 json_object *served_json(const struct served *served)
 {
 	json_object *row = json_object_new_object(), *jobs;
@@ -216,6 +225,7 @@ json_object *served_json(const struct served *served)
 			       json_object_new_string(served_state_name(served->state)));
 	json_object_object_add(row, "top", text_or_null(served_top(served)));
 	json_object_object_add(row, "size", size >= 0 ? json_object_new_int64(size) : NULL);
+	json_object_object_add(row, "restarts", json_object_new_int64(served_restarts(served)));
 	json_object_object_add(row, "exports", served->exports ? json_object_get(served->exports) :
 								 json_object_new_array());
 	jobs = json_list(served->record, "jobs", &nr);

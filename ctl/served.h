@@ -13,6 +13,7 @@
  *
  *	lock         held by the qchainctl that changes something
  *	state.json   the record: how to start the daemon again
+ *	pid          of the daemon, for systemd
  *	qmp.sock     the daemon answers there as long as it lives
  *	qchaind.log  what it has to say
  *	waiting.json what a start waits for, while it does
@@ -25,10 +26,11 @@
  *
  * The record: {name, top, options: [words for qchaind], nbd, ublk, dev-id, tag,
  * scan, activated: [VG/LV that `up` has activated], pid, snapshots: [{name, file}],
+ * restart-limit, guard, restarts: {count, reason, time, gave-up},
  * jobs: [{id, kind, phase, top, base, error}]}; nbd and dev-id only where there is
- * such an export. It ends with the chain; what outlives it is the device record
- * (ctl/record.h), of which top, snapshots and jobs are a copy that can be read while
- * LVM cannot.
+ * such an export, guard and restarts where there is or was one. It ends with the
+ * chain; what outlives it is the device record (ctl/record.h), of which top,
+ * snapshots and jobs are a copy that can be read while LVM cannot.
  */
 
 /* ---- the folder (rundir.c) --------------------------------------------------- */
@@ -54,6 +56,9 @@ int rundir_remove(struct rundir *dir, struct qc_err *err);
 int rundir_load(const char *name, json_object **result, struct qc_err *err);
 /* Replace the record as a whole. */
 int rundir_save(const struct rundir *dir, json_object *record, struct qc_err *err);
+
+/* Write the file pid, as a whole. */
+int rundir_save_pid(const struct rundir *dir, pid_t pid, struct qc_err *err);
 
 /* Names of all chains that have a folder, sorted; malloc'ed, each of them too. */
 int rundir_names(char ***result, u32 *nr, struct qc_err *err);
@@ -153,9 +158,11 @@ const char *served_top(const struct served *served);
 const char *served_snapshot(const struct served *served, const char *file);
 /* "/dev/ublkb0", else the NBD socket, else "". @text has room for 256. */
 const char *served_device(const struct served *served, char *text);
+/* How often its daemon was started again, as far as the record knows. */
+s64 served_restarts(const struct served *served);
 /*
- * {name, device, state, top, size, exports, jobs}: a row of list (the keys of
- * docs/design.md); jobs: as in the record
+ * {name, device, state, top, size, restarts, exports, jobs}: a row of list; jobs: as
+ * in the record
  */
 json_object *served_json(const struct served *served);
 /*

@@ -3,6 +3,7 @@
 #include "job-record.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <time.h>
 
@@ -253,6 +254,36 @@ static void print_jobs(const struct served *served)
 	}
 }
 
+/* The process that brings its daemon back; 0: none. */
+static pid_t guard_of(const struct served *served)
+{
+	pid_t pid = json_number(served->record, "guard", 0);
+
+	return pid > 0 && (kill(pid, 0) == 0 || errno == EPERM) ? pid : 0;
+}
+
+/* How often its daemon was started again, and who does it. */
+static void print_restarts(const struct served *served)
+{
+	json_object *restarts = NULL;
+	pid_t guard = guard_of(served);
+	char text[600], when[32];
+	time_t time;
+
+	snprintf(text, sizeof(text), "process %d", (int)guard);
+	print_line("guard", guard ? text : served->record ? "none" : NULL);
+	if (!served->record || !json_object_object_get_ex(served->record, "restarts", &restarts))
+		return;
+	print_line("", json_text(restarts, "gave-up"));
+	if (!served_restarts(served))
+		return;
+	time = json_number(restarts, "time", 0);
+	strftime(when, sizeof(when), "%F %T", localtime(&time));
+	snprintf(text, sizeof(text), "%lld, the last %s: %s",
+		 (long long)served_restarts(served), when, text_of(restarts, "reason"));
+	print_line("restarts", text);
+}
+
 static void print_status(const struct served *served)
 {
 	s64 size = json_number(served->status, "virtual-size", -1);
@@ -267,6 +298,7 @@ static void print_status(const struct served *served)
 		snprintf(bytes, sizeof(bytes), "%d", (int)served->pid);
 		print_line("process", bytes);
 	}
+	print_restarts(served);
 	print_line("device", served_device(served, text));
 	print_line("top", served_top(served));
 	if (size >= 0) {
@@ -282,11 +314,15 @@ static void print_status(const struct served *served)
 
 static void print_status_json(const struct served *served)
 {
-	json_object *object = served_json(served), *snapshots;
+	json_object *object = served_json(served), *snapshots, *restarts = NULL;
 	u32 nr;
 
 	json_object_object_add(object, "pid",
 			       served->pid ? json_object_new_int(served->pid) : NULL);
+	json_object_object_add(object, "guard", guard_of(served) ?
+					       json_object_new_int(guard_of(served)) : NULL);
+	json_object_object_get_ex(served->record, "restarts", &restarts);
+	json_object_object_add(object, "restarted", json_object_get(restarts));
 	json_object_object_add(object, "status", json_object_get(served->status));
 	json_object_object_add(object, "waiting", json_object_get(served->waiting));
 	snapshots = json_list(served->record, "snapshots", &nr);
@@ -319,7 +355,9 @@ const struct verb verb_show_status = {
 	.summary = "what one chain does: exports, map, metadata, what it waits for",
 	.usage = "NAME [--json]",
 	.options =
-		"  --json     one object: the keys of list, pid, status as query-status of QMP\n"
+		"  --json     one object: the keys of list, pid, guard (its process, or null),\n"
+		"             restarted: {count, reason, time, gave-up} of the last restart (null:\n"
+		"             none), status as query-status of QMP\n"
 		"             answers it (null without a daemon), waiting: {reason, since, pid}\n"
 		"             while a start waits for an image (null otherwise), and snapshots:\n"
 		"             a list of {name, file}, oldest first\n",

@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl up: serve a chain, or take over where its daemon died. */
+#include "guard.h"
 #include "job-record.h"
 
 #include <errno.h>
 #include <limits.h>
+#include <qchain/parse.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /*
  * The command line of `up`. @top: absolute, "" when not given; @where: a VG or
- * directory that was given instead, else ""
+ * directory that was given instead, else ""; @restarts: -1 when not given
+ * @death: of the daemon that its guard brings back; NULL: asked for by a person
  */
 struct up_options {
 	const char *name;
+	const char *death;
 	char top[PATH_MAX];
 	char where[PATH_MAX];
 	char nbd[PATH_MAX];
@@ -23,6 +28,7 @@ struct up_options {
 	bool scan;
 	bool json;
 	bool assume_unshared;
+	s32 restarts;
 	json_object *words; /* for qchaind, as they stand in the record */
 };
 
@@ -34,6 +40,7 @@ enum {
 	OPT_SCAN,
 	OPT_JSON,
 	OPT_UNSHARED,
+	OPT_RESTARTS,
 	OPT_ALLOW_BACKING,
 	OPT_PASSED_ON, /* and all behind it: qchaind has them under the same name */
 };
@@ -44,6 +51,7 @@ static const struct option long_options[] = {
 	{ "scan", no_argument, NULL, OPT_SCAN },
 	{ "json", no_argument, NULL, OPT_JSON },
 	{ "assume-unshared", no_argument, NULL, OPT_UNSHARED },
+	{ "restarts", required_argument, NULL, OPT_RESTARTS },
 	{ "allow-backing", required_argument, NULL, OPT_ALLOW_BACKING },
 	{ "read-only", no_argument, NULL, OPT_PASSED_ON },
 	{ "allow-data-file", no_argument, NULL, OPT_PASSED_ON + 1 },
@@ -97,6 +105,16 @@ static int take_nbd(struct up_options *up, struct qc_err *err)
 	return absolute_path(optarg, up->nbd, err);
 }
 
+static int take_restarts(struct up_options *up, struct qc_err *err)
+{
+	u64 value;
+	int ret = parse_number("--restarts", optarg, 0, GUARD_MAX_LIMIT, &value, err);
+
+	if (ret == 0)
+		up->restarts = value;
+	return ret;
+}
+
 static int take_allow_backing(struct up_options *up, const char *key, struct qc_err *err)
 {
 	char path[PATH_MAX];
@@ -138,6 +156,8 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 	case OPT_UNSHARED:
 		up->assume_unshared = true;
 		return 0;
+	case OPT_RESTARTS:
+		return take_restarts(up, err);
 	case OPT_ALLOW_BACKING:
 		return take_allow_backing(up, option->name, err);
 	default:
@@ -281,9 +301,52 @@ static json_object *record_activated(json_object *record)
 
 /* ---- starting --------------------------------------------------------------------- */
 
-/* What the daemon has become; the record learns its process. */
-static int finish_start(struct rundir *dir, json_object *record, struct served *result,
+/* What was said about restarts counts until something else is. */
+static int record_restarts(const struct up_options *up, json_object *record, struct qc_err *err)
+{
+	u32 limit = up->restarts;
+	int ret = 0;
+
+	if (up->restarts < 0) {
+		if (json_number(record, "restart-limit", -1) >= 0)
+			return 0;
+		ret = guard_default_limit(&limit, err);
+	}
+	if (ret == 0)
+		json_object_object_add(record, "restart-limit", json_object_new_int(limit));
+	return ret;
+}
+
+/* By a guard of its own or, after a death that one saw, by that one. */
+static int start_daemon(const struct up_options *up, json_object *record, bool wait, bool recover,
 			struct qc_err *err)
+{
+	int ret;
+
+	if (up->death)
+		return spawn_daemon(record, wait, recover, err);
+	ret = record_restarts(up, record, err);
+	return ret ? ret : guard_spawn(record, wait, recover, err);
+}
+
+/* {count, reason, time} of the record: that there was a daemon before. */
+static void note_restart(json_object *record, const char *death)
+{
+	json_object *restarts = NULL, *before;
+
+	json_object_object_get_ex(record, "restarts", &before);
+	restarts = json_object_new_object();
+	json_object_object_add(restarts, "count",
+			       json_object_new_int64(json_number(before, "count", 0) + 1));
+	json_object_object_add(restarts, "reason",
+			       json_object_new_string(death ? death : "its end was not watched"));
+	json_object_object_add(restarts, "time", json_object_new_int64(time(NULL)));
+	json_object_object_add(record, "restarts", restarts);
+}
+
+/* What the daemon has become; the record learns its process. */
+static int finish_start(const struct up_options *up, struct rundir *dir, json_object *record,
+			struct served *result, struct qc_err *err)
 {
 	int ret = served_find(dir->name, result, err);
 
@@ -294,8 +357,12 @@ static int finish_start(struct rundir *dir, json_object *record, struct served *
 		served_exit(result);
 		return ret;
 	}
+	if (json_number(record, "pid", 0))
+		note_restart(record, up->death);
 	json_object_object_add(record, "pid", json_object_new_int(result->pid));
 	ret = rundir_save(dir, record, err);
+	if (ret == 0)
+		ret = rundir_save_pid(dir, result->pid, err);
 	if (ret == 0 && result->dev_id >= 0)
 		ret = rundir_link_device(dir->name, result->dev_id, err);
 	if (ret)
@@ -350,9 +417,9 @@ static int start_new(const struct up_options *up, struct rundir *dir, struct rec
 	if (ret == 0)
 		ret = rundir_save(dir, record, err);
 	if (ret == 0)
-		ret = spawn_daemon(record, before != NULL, false, err);
+		ret = start_daemon(up, record, before != NULL, false, err);
 	if (ret == 0)
-		return finish_start(dir, record, result, err);
+		return finish_start(up, dir, record, result, err);
 	record_top_unclaim(top, up->name);
 	forget_device(record);
 	if (before) {
@@ -365,14 +432,14 @@ static int start_new(const struct up_options *up, struct rundir *dir, struct rec
 }
 
 /* Take the device over; it keeps waiting when that fails. */
-static int start_recovery(struct rundir *dir, json_object *record, struct served *result,
-			  struct qc_err *err)
+static int start_recovery(const struct up_options *up, struct rundir *dir, json_object *record,
+			  struct served *result, struct qc_err *err)
 {
 	int ret = activate_missing(json_text(record, "top"), record_activated(record), err);
 
 	if (ret == 0)
-		ret = spawn_daemon(record, true, true, err);
-	return ret ? ret : finish_start(dir, record, result, err);
+		ret = start_daemon(up, record, true, true, err);
+	return ret ? ret : finish_start(up, dir, record, result, err);
 }
 
 static int already_served(const struct served *served, struct qc_err *err)
@@ -452,7 +519,7 @@ static int up_again(const struct up_options *up, struct rundir *dir, struct serv
 				  "qchainctl; remove %s and start it as before", dead->name,
 				  dir->path);
 	if (dead->state == SERVED_RECOVERABLE)
-		return start_recovery(dir, dead->record, result, err);
+		return start_recovery(up, dir, dead->record, result, err);
 	forget_device(dead->record);
 	if (!up->top[0])
 		return up_start(up, dir, dead->record, dead->record, result, err);
@@ -514,9 +581,43 @@ static void print_result(const struct up_options *up, const struct served *serve
 	printf("%s\n", served_device(served, device));
 }
 
+/* A daemon that ended by itself has taken away its device and, last, its socket. */
+static bool has_died(const struct served *served)
+{
+	char path[256];
+
+	if (served->state != SERVED_DEAD || !served->record || served->dev_id >= 0)
+		return served->state == SERVED_RECOVERABLE;
+	return chain_run_path(served->name, "qmp.sock", path, sizeof(path), NULL) == 0 &&
+	       access(path, F_OK) == 0;
+}
+
+int up_after_death(const char *name, const char *death, struct qc_err *err)
+{
+	struct up_options up = { .name = name, .death = death, .restarts = -1 };
+	struct served dead = { .dev_id = -1 }, served = { .dev_id = -1 };
+	struct rundir dir = { .lock_fd = -1 };
+	int ret = rundir_lock(name, false, &dir, err);
+
+	if (ret)
+		return ret == -ENOENT ? -ESRCH : ret;
+	ret = served_find(name, &dead, err);
+	if (ret == 0 && has_died(&dead))
+		ret = up_again(&up, &dir, &dead, &served, err);
+	else if (ret == 0 || ret == -ENOENT)
+		ret = -ESRCH;
+	/* The caller tries again after -EBUSY of the lock alone. */
+	if (ret == -EBUSY)
+		ret = -EIO;
+	rundir_unlock(&dir);
+	served_exit(&dead);
+	served_exit(&served);
+	return ret;
+}
+
 static int up_run(const struct verb *verb, int argc, char **argv)
 {
-	struct up_options up = { .words = json_object_new_array() };
+	struct up_options up = { .words = json_object_new_array(), .restarts = -1 };
 	struct qc_err err = { 0 };
 	struct served served = { .dev_id = -1 };
 	struct rundir dir = { .lock_fd = -1 };
@@ -559,6 +660,8 @@ const struct verb verb_up = {
 		"  --on-full wait|fail    when the volume is full: writes wait (default) or fail\n"
 		"  --assume-unshared      the first time: what cannot be looked at (see below)\n"
 		"                         does not stand on TOP\n"
+		"  --restarts N           start its daemon again when it dies, N times in a minute\n"
+		"                         at most (10); 0: never\n"
 		"  --wait                 wait while a dead process's I/O holds an image\n"
 		"  --json                 one object: name, device, state, top, size, exports,\n"
 		"                         recovered\n"

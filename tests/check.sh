@@ -34,10 +34,10 @@ mkdir -p "$logs"
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
 case $mode in
-check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 fuzz_seconds=0 all=(native) ;;
-check) diff_count=200 kill_count=40 san_count=30 deep_count=1 sim_count=20 fuzz_seconds=10
+check-fast) diff_count=30 kill_count=8 death_count=12 san_count=0 sim_count=0 fuzz_seconds=0 all=(native) ;;
+check) diff_count=200 kill_count=40 death_count=30 san_count=30 deep_count=1 sim_count=20 fuzz_seconds=10
 	all=(native sanitizers simulation fuzzing system) ;;
-check-full) diff_count=1000 kill_count=300 san_count=300 deep_count=4 sim_count=1000 fuzz_seconds=600 slack=10
+check-full) diff_count=1000 kill_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 fuzz_seconds=600 slack=10
 	all=(native sanitizers simulation fuzzing system) ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
@@ -159,6 +159,7 @@ native() {
 	run tools 400 tests/images/tools.py --qchainctl "$build/qchainctl"
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
 	run takeover 120 tests/control/takeover.py --build "$build"
+	run alive 200 tests/control/alive.py --build "$build" --kills "$death_count" --seed $seed
 	run snapshot 200 tests/control/snapshot.py --build "$build"
 	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
 	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \

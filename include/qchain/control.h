@@ -73,6 +73,13 @@ void chain_wait_tell(const char *name);
 void process_protect(void);
 
 /*
+ * process_protect_guard - the same for a process that only watches a daemon: memory,
+ * I/O and the OOM killer. It stays in the host's mount namespace: one of its own
+ * would keep file systems on the device mounted. Nothing is said.
+ */
+void process_protect_guard(void);
+
+/*
  * process_release_mounts - let go of the host's file systems, in our own mount
  * namespace. After a recovery the one on our own device is among them, and the
  * device would stay in use for ever. Call when everything has been opened: paths

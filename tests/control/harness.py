@@ -116,7 +116,7 @@ class Place:
         self.build = build
         self.folder = folder
         self.children = []
-        self.environment = dict(os.environ, QCHAIN_RUN_DIR=self.path("run"), NO_COLOR="1",
+        self.environment = dict(os.environ, QCHAIN_RUN_DIR=self.path("run"), NO_COLOR="1", QCHAIN_RESTARTS="0",
                                 ASAN_OPTIONS=f"log_path={self.path('sanitizer')}:exitcode=99",
                                 UBSAN_OPTIONS=f"log_path={self.path('sanitizer')}:print_stacktrace=1")
 
@@ -177,13 +177,13 @@ class Place:
         for name in ("top.qcow2", "base.qcow2"):
             self.run("qemu-img", "check", "-q", "-f", "qcow2", self.path(name))
 
-    def daemon_pids(self):
-        """Processes of the records below run/ that are still ours."""
+    def recorded_pids(self, key):
+        """Processes of the records below run/ that are still ours; @key: pid or guard."""
         pids = []
         for name in os.listdir(self.path("run")) if os.path.isdir(self.path("run")) else []:
             try:
                 with open(self.path(f"run/{name}/state.json"), encoding="utf-8") as record:
-                    pid = json.load(record).get("pid", 0)
+                    pid = json.load(record).get(key, 0)
                 with open(f"/proc/{pid}/environ", "rb") as environment:
                     if self.path("run").encode() in environment.read():
                         pids.append(pid)
@@ -191,12 +191,15 @@ class Place:
                 continue
         return pids
 
+    def daemon_pids(self):
+        return self.recorded_pids("pid")
+
     def end(self):
         """Kill what is left; fail on what a sanitizer has said."""
         for child in self.children:
             child.kill()
             child.wait()
-        for pid in self.daemon_pids():
+        for pid in self.recorded_pids("guard") + self.daemon_pids():
             os.kill(pid, signal.SIGKILL)
         for name in sorted(os.listdir(self.folder)):
             if name.startswith("sanitizer"):

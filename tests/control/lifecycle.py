@@ -12,7 +12,7 @@ import sys
 import harness
 from harness import Qmp, expect, expect_equal, wait_until
 
-LIST_KEYS = {"name", "device", "state", "top", "size", "exports", "jobs"}
+LIST_KEYS = {"name", "device", "state", "top", "size", "restarts", "exports", "jobs"}
 LAYER_KEYS = {"node-name", "file", "snapshot", "state", "virtual-size", "actual-size", "depth"}
 
 
@@ -302,8 +302,8 @@ def test_list(place):
         expect_equal(set(row), LIST_KEYS, "keys")
         expect_equal(row["state"], "serving", "state")
     lines = place.ctl("list").stdout.splitlines()
-    expect_equal(lines[0].split(), ["NAME", "STATE", "SIZE", "DEVICE", "TOP"], "headings")
-    expect_equal(lines[2].split(), ["seven", "serving", "16", "MiB", place.path("seven.sock"),
+    expect_equal(lines[0].split(), ["NAME", "STATE", "SIZE", "RESTARTS", "DEVICE", "TOP"], "headings")
+    expect_equal(lines[2].split(), ["seven", "serving", "16", "MiB", "0", place.path("seven.sock"),
                                     place.path("top.qcow2")], "row")
     place.ctl("down", "base")
     place.ctl("down", "seven")
@@ -314,7 +314,7 @@ def test_status(place):
     place.make_chain()
     up(place)
     report = place.ctl_json("status", "seven")
-    expect_equal(set(report), LIST_KEYS | {"pid", "status", "waiting", "snapshots"}, "keys")
+    expect_equal(set(report), LIST_KEYS | {"pid", "guard", "restarted", "status", "waiting", "snapshots"}, "keys")
     expect_equal(report["waiting"], None, "waiting")
     expect_equal(report["status"]["status"], "running", "status")
     with open(f"/proc/{report['pid']}/comm", encoding="ascii") as comm:

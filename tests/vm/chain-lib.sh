@@ -3,6 +3,8 @@
 # Helpers for t-2x to t-4x: chains on LVs, also as Proxmox VE makes them; up and down by qchainctl; comparison with QEMU's view.
 
 old_text=QCHAIN-OLD-DATA
+# A daemon that a test kills stays dead, unless the test says otherwise.
+export QCHAIN_RESTARTS=0
 
 # --- volume groups ---
 
@@ -107,8 +109,10 @@ chain_down() {
 
 # chain_end NAME: at the end of a test, whatever state it is in; never asks the daemon to end, which may not be able to.
 chain_end() {
-	local record=/run/qchain/$1/state.json pid id
+	local record=/run/qchain/$1/state.json pid id guard
 	[[ -e $record ]] || return 0
+	guard=$(jq '.guard // empty' "$record")
+	[[ -z $guard ]] || kill -9 "$guard" || true
 	pid=$(jq '.pid // empty' "$record")
 	id=$(jq '."dev-id" // empty' "$record")
 	[[ -z $pid ]] || kill -9 "$pid" || true

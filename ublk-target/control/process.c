@@ -99,32 +99,52 @@ static int protect_files(void)
 	return -EPERM;
 }
 
-void process_protect(void)
+struct step {
+	const char *name;
+	int (*fn)(void);
+};
+
+/* What was not permitted, as "NAME (why), ..."; "": nothing. */
+static void run_steps(const struct step *steps, u32 nr, char *missing, size_t bytes)
 {
-	static const struct {
-		const char *name;
-		int (*fn)(void);
-	} steps[] = {
-		{ "locked memory", protect_memory },
-		{ "I/O flusher", protect_reclaim },
-		{ "OOM protection", protect_oom },
-		{ "own mount namespace", protect_mounts },
-		{ "descriptors", protect_files },
-	};
-	char missing[160] = "";
 	size_t at = 0;
 	int ret;
 
+	missing[0] = '\0';
 	umask(077);
-	for (u32 i = 0; i < ARRAY_SIZE(steps); i++) {
+	for (u32 i = 0; i < nr; i++) {
 		ret = steps[i].fn();
-		if (ret && at < sizeof(missing))
-			at += snprintf(missing + at, sizeof(missing) - at, "%s%s (%s)",
-				       at ? ", " : "", steps[i].name, strerror(-ret));
+		if (ret && at < bytes)
+			at += snprintf(missing + at, bytes - at, "%s%s (%s)", at ? ", " : "",
+				       steps[i].name, strerror(-ret));
 	}
-	if (at)
+}
+
+/* The first of them are for whoever must not wait for the device. */
+static const struct step steps[] = {
+	{ "locked memory", protect_memory },
+	{ "I/O flusher", protect_reclaim },
+	{ "OOM protection", protect_oom },
+	{ "own mount namespace", protect_mounts },
+	{ "descriptors", protect_files },
+};
+#define GUARD_STEPS 3u
+
+void process_protect(void)
+{
+	char missing[160];
+
+	run_steps(steps, ARRAY_SIZE(steps), missing, sizeof(missing));
+	if (missing[0])
 		log_warn("process: protection not permitted: %s; harmless for NBD, start as root "
 			 "for ublk", missing);
+}
+
+void process_protect_guard(void)
+{
+	char missing[160];
+
+	run_steps(steps, GUARD_STEPS, missing, sizeof(missing));
 }
 
 /* ---- mounts of the host ----------------------------------------------------- */
