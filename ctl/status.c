@@ -356,11 +356,10 @@ const struct verb verb_show_status = {
 	.usage = "NAME [--json]",
 	.options =
 		"  --json     one object: the keys of list, pid, guard (its process, or null),\n"
-		"             restarted: {count, reason, time, gave-up} of the last restart (null:\n"
-		"             none), status as query-status of QMP\n"
-		"             answers it (null without a daemon), waiting: {reason, since, pid}\n"
-		"             while a start waits for an image (null otherwise), and snapshots:\n"
-		"             a list of {name, file}, oldest first\n",
+		"             restarted: {count, reason, time, gave-up} (null: it never was),\n"
+		"             status as query-status of QMP answers it (null without a daemon),\n"
+		"             waiting: {reason, since, pid} while a start waits for an image\n"
+		"             (null otherwise), snapshots: a list of {name, file}, oldest first\n",
 	.examples =
 		"  qchainctl status vm7\n"
 		"  qchainctl status vm7 --json | jq .status.requests.stages\n",
