@@ -160,8 +160,10 @@ bench: deps
 	$(Q)O=$(O) tests/bench/bench.sh
 
 install: all
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UDEVDIR)
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8 \
+		$(DESTDIR)$(UDEVDIR)
 	install -m 755 $(BINS) $(DESTDIR)$(SBINDIR)
+	install -m 644 docs/man/*.5 $(DESTDIR)$(MANDIR)/man5
 	install -m 644 docs/man/*.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 debian/59-qchain.rules $(DESTDIR)$(UDEVDIR)
 	install -d $(DESTDIR)$(UNITDIR)

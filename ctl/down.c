@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl down: end a chain that nobody uses, and leave nothing behind. */
-#include "served.h"
+#include "tab.h"
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 struct down_options {
+	bool all;
 	bool force;
 	bool json;
 };
@@ -146,6 +148,7 @@ static int down_chain(const char *name, bool force, struct down_result *result,
 static int parse_options(const struct verb *verb, int argc, char **argv, struct down_options *down)
 {
 	static const struct option options[] = {
+		{ "all", no_argument, NULL, 'a' },
 		{ "force", no_argument, NULL, 'f' },
 		{ "json", no_argument, NULL, 'j' },
 		{ NULL },
@@ -153,30 +156,99 @@ static int parse_options(const struct verb *verb, int argc, char **argv, struct 
 	int c;
 
 	while ((c = verb_option(verb, argc, argv, options)) != -1) {
-		if (c == 'f')
+		if (c == 'a')
+			down->all = true;
+		else if (c == 'f')
 			down->force = true;
 		else if (c == 'j')
 			down->json = true;
 		else
 			return verb_status(verb);
 	}
-	return verb_arguments(verb, argc, argv, 1, 1);
+	return verb_arguments(verb, argc, argv, down->all ? 0 : 1, down->all ? 0 : 1);
+}
+
+static json_object *result_json(const char *name, enum served_state before)
+{
+	json_object *object = json_object_new_object();
+
+	json_object_object_add(object, "name", json_object_new_string(name));
+	json_object_object_add(object, "before",
+			       json_object_new_string(served_state_name(before)));
+	return object;
 }
 
 static void print_result(const char *name, const struct down_result *result, bool json)
 {
-	json_object *object;
-
 	if (json) {
-		object = json_object_new_object();
-		json_object_object_add(object, "name", json_object_new_string(name));
-		json_object_object_add(object, "before",
-				       json_object_new_string(served_state_name(result->before)));
-		print_json(object);
+		print_json(result_json(name, result->before));
 	} else if (result->before != SERVED_LIVE) {
 		fprintf(stderr, "qchainctl: %s: its daemon had ended, %s\n", name,
 			result->recovered ? "recovered to end it" : "cleaned up");
 	}
+}
+
+/* ---- all of them ------------------------------------------------------------------ */
+
+static const struct tab *order_tab; /* for compare_order() */
+
+/* As the table has them, the last line first; others before that. */
+static int compare_order(const void *a, const void *b)
+{
+	const struct tab_entry *one = tab_find(order_tab, *(char *const *)a);
+	const struct tab_entry *two = tab_find(order_tab, *(char *const *)b);
+
+	if (one && two)
+		return two->line > one->line ? 1 : -1;
+	if (one || two)
+		return one ? 1 : -1;
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static int end_one(const char *name, bool force, json_object *rows)
+{
+	struct down_result result = { .before = SERVED_DEAD };
+	struct qc_err err = { 0 };
+
+	if (down_chain(name, force, &result, &err)) {
+		/* Somebody else was faster. */
+		return err.code == -ENOENT ? CTL_DONE : print_error(&err);
+	}
+	if (rows)
+		json_object_array_add(rows, result_json(name, result.before));
+	else
+		printf("%s: ended\n", name);
+	fflush(stdout);
+	return CTL_DONE;
+}
+
+/* Every chain that is served here. One that is in use is told, and left. */
+static int down_all(const struct down_options *down)
+{
+	json_object *rows = down->json ? json_object_new_array() : NULL;
+	struct qc_err err = { 0 }, no_table = { 0 };
+	struct tab table = { .nr = 0 };
+	int status = CTL_DONE;
+	char **names;
+	u32 nr;
+
+	if (rundir_names(&names, &nr, &err))
+		return print_error(&err);
+	if (tab_load(TAB_PATH, "", &table, &no_table))
+		tab_exit(&table); /* then by name */
+	order_tab = &table;
+	if (nr)
+		qsort(names, nr, sizeof(*names), compare_order);
+	for (u32 i = 0; i < nr; i++) {
+		if (end_one(names[i], down->force, rows))
+			status = CTL_FAILED;
+		free(names[i]);
+	}
+	free(names);
+	tab_exit(&table);
+	if (rows)
+		print_json(rows);
+	return status;
 }
 
 static int down_run(const struct verb *verb, int argc, char **argv)
@@ -188,6 +260,8 @@ static int down_run(const struct verb *verb, int argc, char **argv)
 
 	if (status)
 		return status;
+	if (down.all)
+		return down_all(&down);
 	if (chain_name_check(argv[optind], &err))
 		return verb_usage(verb, "%s", err.msg);
 	if (down_chain(argv[optind], down.force, &result, &err))
@@ -199,11 +273,15 @@ static int down_run(const struct verb *verb, int argc, char **argv)
 const struct verb verb_down = {
 	.name = "down",
 	.summary = "end a chain, flushed and clean; refused while it is in use",
-	.usage = "NAME [--force] [--json]",
+	.usage = "NAME [--force] [--json] | --all [--force] [--json]",
 	.options =
+		"  --all      every chain that is served here: first what is not in\n"
+		"             /etc/qchaintab, then its lines from the last up; what is in use\n"
+		"             is told and left, and the status is 1\n"
 		"  --force    also while it is open or mounted: its users get I/O errors;\n"
 		"             of a dead daemon on NBD alone: what its intent log holds is lost\n"
-		"  --json     one object: name, and before, the state that it was in\n",
+		"  --json     one object: name, and before, the state that it was in; with\n"
+		"             --all a list\n",
 	.examples =
 		"  umount /mnt && qchainctl down vm7\n",
 	.run = down_run,

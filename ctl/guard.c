@@ -31,11 +31,13 @@
 
 /*
  * struct guard - what one guard knows
+ * @daemon: its process; 0: it was dead before that was known
  * @begin, @tries: of the minute that is counted
  */
 struct guard {
 	char name[QC_MAX_CHAIN_NAME + 1];
 	u32 limit;
+	pid_t daemon;
 	time_t begin;
 	u32 tries;
 };
@@ -63,15 +65,22 @@ static void tell(int priority, const char *name, const char *text)
 	syslog(priority, "%s: %s", name, text);
 }
 
-/* How the daemon ended, in words; false: by itself, as it was asked to. */
-static bool wait_death(char *text, size_t bytes)
+/*
+ * How the daemon ended, in words; false: by itself, as it was asked to. Others of our
+ * children write down the end of a job.
+ */
+static bool wait_death(const struct guard *guard, char *text, size_t bytes)
 {
+	pid_t daemon = guard->daemon, pid;
 	int status;
-	pid_t pid;
 
+	if (!daemon) {
+		snprintf(text, bytes, "it died as it was started");
+		return true;
+	}
 	do {
 		pid = waitpid(-1, &status, 0);
-	} while (pid < 0 && errno == EINTR);
+	} while (pid != daemon && (pid >= 0 || errno == EINTR));
 	if (pid < 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 0))
 		return false;
 	if (WIFSIGNALED(status))
@@ -142,15 +151,30 @@ static void give_up(const struct guard *guard, const char *why)
 	note_end(guard, text);
 }
 
-/* One that died while it was being started is no news. True: one is alive. */
-static bool reap(void)
+/* Those that died while they were being started are no news. */
+static void reap(void)
 {
-	pid_t pid;
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
+}
 
+static bool is_my_child(pid_t pid)
+{
+	return waitpid(pid, NULL, WNOHANG) == 0;
+}
+
+static int try_once(struct guard *guard, const char *death, struct qc_err *err)
+{
+	int ret;
+
+	reap();
 	do {
-		pid = waitpid(-1, NULL, WNOHANG);
-	} while (pid > 0 || (pid < 0 && errno == EINTR));
-	return pid == 0;
+		err->code = 0;
+		ret = up_after_death(guard->name, death, &guard->daemon, err);
+		if (ret == -EBUSY)
+			pause_ms(BUSY_PAUSE_MS);
+	} while (ret == -EBUSY);
+	return ret == -EALREADY && is_my_child(guard->daemon) ? 0 : ret;
 }
 
 /* Until it serves again; false: there is nothing more to guard. */
@@ -163,18 +187,11 @@ static bool bring_back(struct guard *guard, const char *death)
 
 	snprintf(why, sizeof(why), "%s", death);
 	while (may_try(guard)) {
-		reap();
-		err.code = 0;
-		while ((ret = up_after_death(guard->name, death, &err)) == -EBUSY) {
-			pause_ms(BUSY_PAUSE_MS);
-			err.code = 0;
-		}
-		if (ret == -ESRCH)
-			return reap();
-		if (ret == 0) {
+		ret = try_once(guard, death, &err);
+		if (ret == 0)
 			tell(LOG_INFO, guard->name, "brought back");
-			return true;
-		}
+		if (ret == 0 || ret == -ESRCH || ret == -EALREADY)
+			return ret == 0;
 		snprintf(why, sizeof(why), "%s", err.msg);
 		tell(LOG_ERR, guard->name, why);
 		pause_ms(pause);
@@ -189,10 +206,24 @@ static void watch(struct guard *guard)
 	char death[128];
 
 	do {
-		if (!wait_death(death, sizeof(death)))
+		if (!wait_death(guard, death, sizeof(death)))
 			return;
 		tell(LOG_WARNING, guard->name, death);
 	} while (bring_back(guard, death));
+}
+
+/* Who it is that answers; 0: nobody any more. */
+static pid_t find_daemon(const char *name)
+{
+	struct qc_err ignored = { 0 };
+	struct served served;
+	pid_t pid;
+
+	if (served_find(name, &served, &ignored))
+		return 0;
+	pid = served.state == SERVED_LIVE ? served.pid : 0;
+	served_exit(&served);
+	return pid;
 }
 
 /* ---- starting --------------------------------------------------------------------- */
@@ -231,6 +262,8 @@ static void guard_run(json_object *record, bool wait, bool recover, int answer_f
 	close_range(STDERR_FILENO + 1, answer_fd - 1, 0);
 	close_range(answer_fd + 1, ~0u, 0);
 	ret = spawn_daemon(record, wait, recover, &err);
+	if (ret == 0)
+		guard.daemon = find_daemon(guard.name);
 	if (write(answer_fd, &err, sizeof(err)) != sizeof(err) || ret)
 		_exit(CTL_FAILED);
 	if (leave(guard.name))

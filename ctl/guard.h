@@ -30,10 +30,12 @@ int guard_spawn(json_object *record, bool wait, bool recover, struct qc_err *err
 /*
  * up_after_death - take over or start again chain @name, whose daemon has died of
  * @death (up.c)
+ * @pid: the process that serves it now, if there is one
  *
- * 0: it is served again. -ESRCH: there is nothing to bring back. -EBUSY: another
- * qchainctl is at work on it. Other -errno: not started, @err says why.
+ * 0: it is served again. -EALREADY: it is served, by a daemon that was not started
+ * here, or was and did not seem so. -ESRCH: there is nothing to bring back. -EBUSY:
+ * another qchainctl is at work on it. Other -errno: not started, @err says why.
  */
-int up_after_death(const char *name, const char *death, struct qc_err *err);
+int up_after_death(const char *name, const char *death, pid_t *pid, struct qc_err *err);
 
 #endif

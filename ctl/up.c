@@ -2,6 +2,7 @@
 /* qchainctl up: serve a chain, or take over where its daemon died. */
 #include "guard.h"
 #include "job-record.h"
+#include "tab.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -17,16 +18,20 @@
  * The command line of `up`. @top: absolute, "" when not given; @where: a VG or
  * directory that was given instead, else ""; @restarts: -1 when not given
  * @death: of the daemon that its guard brings back; NULL: asked for by a person
+ * @tab: the table of devices, NULL: the host's
  */
 struct up_options {
 	const char *name;
 	const char *death;
+	const char *tab;
 	char top[PATH_MAX];
 	char where[PATH_MAX];
 	char nbd[PATH_MAX];
 	bool no_ublk;
 	bool scan;
 	bool json;
+	bool all;
+	bool boot;
 	bool assume_unshared;
 	s32 restarts;
 	json_object *words; /* for qchaind, as they stand in the record */
@@ -39,6 +44,9 @@ enum {
 	OPT_NO_UBLK,
 	OPT_SCAN,
 	OPT_JSON,
+	OPT_ALL,
+	OPT_TAB,
+	OPT_BOOT,
 	OPT_UNSHARED,
 	OPT_RESTARTS,
 	OPT_ALLOW_BACKING,
@@ -50,6 +58,9 @@ static const struct option long_options[] = {
 	{ "no-ublk", no_argument, NULL, OPT_NO_UBLK },
 	{ "scan", no_argument, NULL, OPT_SCAN },
 	{ "json", no_argument, NULL, OPT_JSON },
+	{ "all", no_argument, NULL, OPT_ALL },
+	{ "tab", required_argument, NULL, OPT_TAB },
+	{ "boot", no_argument, NULL, OPT_BOOT },
 	{ "assume-unshared", no_argument, NULL, OPT_UNSHARED },
 	{ "restarts", required_argument, NULL, OPT_RESTARTS },
 	{ "allow-backing", required_argument, NULL, OPT_ALLOW_BACKING },
@@ -66,6 +77,17 @@ static const struct option long_options[] = {
 };
 
 /* ---- command line ------------------------------------------------------------- */
+
+const struct option *up_tab_option(const char *name)
+{
+	for (u32 i = 0; long_options[i].name; i++) {
+		int c = long_options[i].val;
+
+		if (!strcmp(long_options[i].name, name))
+			return c >= OPT_JSON && c <= OPT_BOOT ? NULL : &long_options[i];
+	}
+	return NULL;
+}
 
 /* @path as it is from every folder, links kept: backing names count from there. */
 static int absolute_path(const char *path, char *result, struct qc_err *err)
@@ -153,6 +175,15 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 	case OPT_JSON:
 		up->json = true;
 		return 0;
+	case OPT_ALL:
+		up->all = true;
+		return 0;
+	case OPT_TAB:
+		up->tab = optarg;
+		return 0;
+	case OPT_BOOT:
+		up->boot = true;
+		return 0;
 	case OPT_UNSHARED:
 		up->assume_unshared = true;
 		return 0;
@@ -187,6 +218,36 @@ static int take_top(struct up_options *up, const char *text, struct qc_err *err)
 	return absolute_path(name.path, up->top, err);
 }
 
+/* What is served, and how, must make sense together; 0 or the exit status. */
+static int check_exports(const struct verb *verb, struct up_options *up)
+{
+	if (!up->no_ublk && up->nbd[0] && access("/dev/ublk-control", F_OK)) {
+		fprintf(stderr, "qchainctl: %s: no ublk_drv on this host, served on %s only\n",
+			up->name, up->nbd);
+		up->no_ublk = true;
+	}
+	if (up->no_ublk && !up->nbd[0])
+		return verb_usage(verb, "--no-ublk: nothing is left to be served, expected --nbd "
+					"SOCK too");
+	return 0;
+}
+
+/* NAME and TOP; 0 or the exit status. */
+static int take_names(const struct verb *verb, int argc, char **argv, struct up_options *up)
+{
+	struct qc_err err = { 0 };
+	int ret;
+
+	if (argc - optind == 2 && up->tab)
+		return verb_usage(verb, "--tab: not used with %s, expected NAME alone, or --all",
+				  argv[optind + 1]);
+	up->name = argv[optind];
+	ret = chain_name_check(up->name, &err);
+	if (ret == 0 && optind + 1 < argc)
+		ret = take_top(up, argv[optind + 1], &err);
+	return ret ? verb_usage(verb, "%s", err.msg) : 0;
+}
+
 /* 0, or the exit status of a wrong command line. */
 static int up_parse(const struct verb *verb, int argc, char **argv, struct up_options *up)
 {
@@ -200,24 +261,64 @@ static int up_parse(const struct verb *verb, int argc, char **argv, struct up_op
 	}
 	if (ret)
 		return verb_usage(verb, "%s", err.msg);
-	status = verb_arguments(verb, argc, argv, 1, 2);
-	if (status)
-		return status;
-	up->name = argv[optind];
-	ret = chain_name_check(up->name, &err);
-	if (ret == 0 && optind + 1 < argc)
-		ret = take_top(up, argv[optind + 1], &err);
-	if (ret)
-		return verb_usage(verb, "%s", err.msg);
-	if (!up->no_ublk && up->nbd[0] && access("/dev/ublk-control", F_OK)) {
-		fprintf(stderr, "qchainctl: %s: no ublk_drv on this host, served on %s only\n",
-			up->name, up->nbd);
-		up->no_ublk = true;
-	}
-	if (up->no_ublk && !up->nbd[0])
-		return verb_usage(verb, "--no-ublk: nothing is left to be served, expected --nbd "
-					"SOCK too");
-	return 0;
+	if (up->boot && !up->all)
+		return verb_usage(verb, "--boot: nothing to choose from, expected --all too");
+	status = verb_arguments(verb, argc, argv, up->all ? 0 : 1, up->all ? 0 : 2);
+	return status || up->all ? status : take_names(verb, argc, argv, up);
+}
+
+/* ---- the table ------------------------------------------------------------------- */
+
+/* The words of its line in front of those that were given, which therefore count. */
+static int parse_with_entry(const struct verb *verb, int argc, char **argv,
+			    const struct tab_entry *entry, struct up_options *up)
+{
+	char **all = calloc(argc + entry->nr_words + 1, sizeof(*all));
+	struct qc_err err = { 0 };
+	int status;
+
+	if (!all)
+		return verb_usage(verb, "out of memory");
+	all[0] = argv[0];
+	memcpy(all + 1, entry->words, entry->nr_words * sizeof(*all));
+	memcpy(all + 1 + entry->nr_words, argv + 1, (argc - 1) * sizeof(*all));
+	json_object_put(up->words);
+	*up = (struct up_options){ .words = json_object_new_array(), .restarts = -1 };
+	optind = 0;
+	status = up_parse(verb, argc + entry->nr_words, all, up);
+	if (status == 0 && entry->place[0] && take_top(up, entry->place, &err))
+		status = verb_usage(verb, "%s", err.msg);
+	free(all);
+	return status;
+}
+
+/* A chain that is known here has the options of its start; they are in its record. */
+static bool is_known(const char *name)
+{
+	json_object *record = NULL;
+	bool known = rundir_load(name, &record, NULL) || record;
+
+	json_object_put(record);
+	return known;
+}
+
+/* NAME alone: as its line in the table says, if it has one. */
+static int look_up(const struct verb *verb, int argc, char **argv, struct up_options *up,
+		   struct tab *table)
+{
+	const struct tab_entry *entry;
+	struct qc_err err = { 0 };
+	int ret;
+
+	if (up->top[0] || up->where[0] || is_known(up->name))
+		return 0;
+	ret = tab_load(up->tab ? up->tab : TAB_PATH, up->name, table, &err);
+	if (ret && (up->tab || ret != -ENOENT))
+		return print_error(&err);
+	if (table->nr_bad)
+		return CTL_FAILED;
+	entry = tab_find(table, up->name);
+	return entry ? parse_with_entry(verb, argc, argv, entry, up) : 0;
 }
 
 /* ---- the record ------------------------------------------------------------------ */
@@ -592,25 +693,41 @@ static bool has_died(const struct served *served)
 	       access(path, F_OK) == 0;
 }
 
-int up_after_death(const char *name, const char *death, struct qc_err *err)
+/* With the chain locked; @err of what was there before is not of interest. */
+static int bring_back(const struct up_options *up, struct rundir *dir, struct served *result,
+		      struct qc_err *err)
+{
+	struct qc_err ignored = { 0 };
+	struct served dead;
+	int ret = served_find(up->name, &dead, &ignored);
+
+	if (ret)
+		return ret == -ENOENT ? -ESRCH : qc_err_set(err, ret, "%s", ignored.msg);
+	if (dead.state == SERVED_LIVE) {
+		result->pid = dead.pid;
+		ret = -EALREADY;
+	} else {
+		ret = has_died(&dead) ? up_again(up, dir, &dead, result, err) : -ESRCH;
+	}
+	served_exit(&dead);
+	/* -EBUSY is for the lock of the chain. */
+	return ret == -EBUSY ? -EIO : ret;
+}
+
+int up_after_death(const char *name, const char *death, pid_t *pid, struct qc_err *err)
 {
 	struct up_options up = { .name = name, .death = death, .restarts = -1 };
-	struct served dead = { .dev_id = -1 }, served = { .dev_id = -1 };
+	struct served served = { .dev_id = -1 };
 	struct rundir dir = { .lock_fd = -1 };
 	int ret = rundir_lock(name, false, &dir, err);
 
 	if (ret)
 		return ret == -ENOENT ? -ESRCH : ret;
-	ret = served_find(name, &dead, err);
-	if (ret == 0 && has_died(&dead))
-		ret = up_again(&up, &dir, &dead, &served, err);
-	else if (ret == 0 || ret == -ENOENT)
-		ret = -ESRCH;
-	/* The caller tries again after -EBUSY of the lock alone. */
-	if (ret == -EBUSY)
-		ret = -EIO;
+	ret = bring_back(&up, &dir, &served, err);
+	*pid = served.pid;
+	if (ret == 0)
+		job_recover(&dir, name);
 	rundir_unlock(&dir);
-	served_exit(&dead);
 	served_exit(&served);
 	return ret;
 }
@@ -621,9 +738,18 @@ static int up_run(const struct verb *verb, int argc, char **argv)
 	struct qc_err err = { 0 };
 	struct served served = { .dev_id = -1 };
 	struct rundir dir = { .lock_fd = -1 };
+	struct tab table = { .nr = 0 };
 	const char *how = NULL;
 	int status = up_parse(verb, argc, argv, &up);
 
+	if (status == 0 && up.all) {
+		status = up_all(up.tab ? up.tab : TAB_PATH, up.boot, up.json);
+		goto out;
+	}
+	if (status == 0)
+		status = look_up(verb, argc, argv, &up, &table);
+	if (status == 0)
+		status = check_exports(verb, &up);
 	if (status)
 		goto out;
 	if (rundir_lock(up.name, true, &dir, &err) ||
@@ -636,6 +762,7 @@ static int up_run(const struct verb *verb, int argc, char **argv)
 	rundir_unlock(&dir);
 	served_exit(&served);
 out:
+	tab_exit(&table);
 	json_object_put(up.words);
 	return status;
 }
@@ -643,7 +770,7 @@ out:
 const struct verb verb_up = {
 	.name = "up",
 	.summary = "serve a chain as a block device, or recover it after a crash",
-	.usage = "NAME [TOP|VG|DIR] [OPTION]...",
+	.usage = "NAME [TOP|VG|DIR] [OPTION]... | --all [--tab FILE] [--boot] [--json]",
 	.options =
 		"  --read-only            serve it for reading only\n"
 		"  --nbd SOCK             serve it on this NBD socket too; alone where\n"
@@ -663,6 +790,10 @@ const struct verb verb_up = {
 		"  --restarts N           when its daemon dies start it again, at most N times in\n"
 		"                         a minute (10); 0: never\n"
 		"  --wait                 wait while a dead process's I/O holds an image\n"
+		"  --all                  every device of the table that is not up yet, with a\n"
+		"                         line for each; 1 if one has failed, the others are up\n"
+		"  --tab FILE             the table, instead of /etc/qchaintab: see qchaintab(5)\n"
+		"  --boot                 with --all: only lines with the option boot\n"
 		"  --json                 one object: name, device, state, top, size, exports,\n"
 		"                         recovered\n"
 		"\n"
@@ -675,6 +806,7 @@ const struct verb verb_up = {
 		"  qchainctl up vm7 vg/vm-7-disk-0.qcow2      then use /dev/qchain/vm7\n"
 		"  qchainctl up vm7                           after its daemon has ended, or down\n"
 		"  qchainctl up web /srv/web                  files: the directory\n"
+		"  qchainctl up --all                         what stands in /etc/qchaintab\n"
 		"  qchainctl up old ./disk.qcow2 --read-only --no-ublk --nbd /run/old.sock\n",
 	.run = up_run,
 };

@@ -182,6 +182,7 @@ native() {
 	run jobs 200 tests/control/jobs.py --build "$build"
 	run rename 120 tests/control/rename.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"
+	run tab 120 tests/control/tab.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"

@@ -3,13 +3,15 @@
 # kill -9 of qchaind many times in a row, idle, under load, snapshots, merges, and full; nobody takes over but the guard, fio sees nothing.
 # timeout: 1500
 # kernel: 6.12
-# QCHAIN_KILLS=200 tests/vm/run-vm.sh ...: that many, else 20.
+# QCHAIN_KILLS=200 tests/vm/run-vm.sh ...: about that many, else 6.
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
 need_cmd jq fio qemu-img
 
-kills=${QCHAIN_KILLS:-20}
+kills=${QCHAIN_KILLS:-6}
+share=$((kills / 6)) # of a mode; under load two
+((share)) || fail "QCHAIN_KILLS=$kills, expected 6 at least"
 export QCHAIN_RESTARTS=10000
 run=/run/qchain/disk
 
@@ -49,6 +51,7 @@ end_fio() {
 wrote() { (($(awk '{ print $5 }' "/sys/block/${dev##*/}/stat") >= $1)); }
 writes() { awk '{ print $5 }' "/sys/block/${dev##*/}/stat"; }
 
+declare -A extra=([load]=$share)
 lvm_filter
 mkvg vg $((kills * 8 + 256))
 qchainctl create vg/disk.qcow2 --size 16M
@@ -56,12 +59,12 @@ chain_up disk vg/disk.qcow2
 guard=$(jq .guard $run/state.json)
 
 step "idle"
-for ((n = 0; n < kills / 10; n++)); do die idle; done
+for ((n = 0; n < share; n++)); do die idle; done
 
 start_fio
 for mode in load snapshot merge; do
 	step "$mode"
-	for ((n = 0; n < kills / 10 * 3 || n < 1; n++)); do
+	for ((n = 0; n < share + ${extra[$mode]:-0}; n++)); do
 		is_dead $fio && { cat fio.out; fail "fio has ended"; }
 		wait_for 60 "fio to write" wrote $(($(writes) + 50))
 		die $mode
@@ -81,7 +84,7 @@ clean_image "$top"
 vgchange -q -an vg > /dev/null
 
 step "full: what waits for space waits on, and ends when there is some"
-mkvg small 64
+mkvg small 120
 qchainctl create small/disk.qcow2 --size 32M
 lvreduce -q -f -y -L 16m small/disk.qcow2 > /dev/null
 run=/run/qchain/full
@@ -89,7 +92,7 @@ chain_up full small/disk.qcow2
 dd if=/dev/urandom of=data bs=1M count=24 status=none
 dd if=data of="$dev" bs=64k oflag=direct conv=notrunc status=none &
 writer=$!
-for ((n = 0; n < kills / 10; n++)); do
+for ((n = 0; n < share; n++)); do
 	wait_for 60 "status to say full" chain_is full .status.metadata.full true
 	die full
 done
