@@ -44,6 +44,7 @@ struct copy_io {
 	const struct copy_region *region;
 	u32 lane; /* 0 .. lanes - 1 */
 	/* copier only */
+	u64 start_ns;
 	struct copier *copier;
 	struct cds_list_head node;
 	struct io_op op;
@@ -79,7 +80,7 @@ struct copier_options {
 	u32 zero_bytes;
 	u32 private_bytes;
 	u64 speed; /* bytes a second, 0: no limit */
-	const struct latency_probe *probe; /* the guest to give way to; NULL: nobody */
+	struct latency_probe *probe; /* the guest to give way to; NULL: nobody */
 };
 
 int copier_create(struct loop *loop, const struct copier_options *options,

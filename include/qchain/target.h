@@ -6,6 +6,7 @@
 #include <json-c/json.h>
 #include <qchain/err.h>
 #include <qchain/request.h>
+#include <qchain/throttle.h>
 #include <qchain/types.h>
 
 struct target;
@@ -98,6 +99,7 @@ struct target_stats {
 	struct target_count kinds[STAT_NR];
 	u64 highest; /* end of the last guest byte that was ever written */
 	u64 last_ns; /* when the last one ended; 0: none yet */
+	struct latency_probe *probe; /* set once: of the target */
 };
 
 /* All callbacks but map may be NULL; the core checks that in one place. */
@@ -127,6 +129,7 @@ struct target {
 	struct target_limits limits;
 	target_event_fn event;
 	void *event_arg;
+	struct latency_probe probe; /* what comes from attached loops */
 	/* control thread only */
 	struct cds_list_head attached; /* struct attached_loop */
 	struct target_stats detached; /* sum of the loops that are gone */

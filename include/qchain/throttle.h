@@ -1,55 +1,77 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
-/* How many I/Os a background job may have in flight without harm to the guest. */
+/* How much a background job may do without harm to the guest. */
 #ifndef QCHAIN_THROTTLE_H
 #define QCHAIN_THROTTLE_H
 
 #include <qchain/types.h>
 
 /*
- * struct latency_probe - what the guest's I/O takes, as sampled by its loops
- * Any thread, atomic. Zeroed: no guest was seen.
+ * struct latency_probe - what the guest's reads and writes take, summed by its loops
+ * Any thread, atomic. Costs nothing while nobody watches.
  */
 struct latency_probe {
-	u64 mean_ns; /* moving mean, over about 16 samples */
-	u64 stamp_ns; /* of the last sample */
+	u32 watchers; /* jobs that look */
+	u64 count;
+	u64 total_ns;
 };
 
-/* One request of the guest took @ns and ended at @now_ns. Any thread, no lock. */
-static inline void latency_sample(struct latency_probe *probe, u64 ns, u64 now_ns)
+static inline bool latency_watched(const struct latency_probe *probe)
 {
-	u64 mean = __atomic_load_n(&probe->mean_ns, __ATOMIC_RELAXED);
-
-	__atomic_store_n(&probe->mean_ns, mean ? mean - mean / 16 + ns / 16 : ns,
-			 __ATOMIC_RELAXED);
-	__atomic_store_n(&probe->stamp_ns, now_ns, __ATOMIC_RELAXED);
+	return __atomic_load_n(&probe->watchers, __ATOMIC_RELAXED);
 }
 
+/* One request of the guest took @ns. */
+static inline void latency_sample(struct latency_probe *probe, u64 ns)
+{
+	__atomic_fetch_add(&probe->total_ns, ns, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&probe->count, 1, __ATOMIC_RELAXED);
+}
+
+static inline void latency_watch(struct latency_probe *probe, bool on)
+{
+	__atomic_fetch_add(&probe->watchers, on ? 1 : -1, __ATOMIC_RELAXED);
+}
+
+/* A job's share of one lane: all of it. */
+#define THROTTLE_LANE 1000u
+/* It is never less than so much, whatever the guest sees: a job comes to its end. */
+#define THROTTLE_FLOOR 333u
+
 /*
- * struct throttle - the window of one job, on its loop
+ * struct throttle - the share of one job, on its loop
  *
- * The window grows by one while the guest's latency stays near what it is
- * without us, and shrinks by a third when it has doubled. "Without us" is the
- * lowest mean of late: the job begins with one I/O, and goes back to one for a
- * moment every few seconds to listen. A guest that does nothing has no claim:
- * then the window doubles up to the limit.
+ * The share is counted in thousandths of a lane that is always busy: 4000 is four
+ * I/Os in flight, 333 is one for a third of the time. It grows while the guest's
+ * requests take about what they take without us, and as many come; it shrinks by a
+ * quarter when they take a quarter longer, or when a fifth fewer come: where the
+ * processors are what is short, requests wait before we see them. How it is without us
+ * is heard by doing nothing for a tenth of a second, every few seconds. A guest that
+ * does nothing has no claim: the share doubles up to the limit.
  */
 struct throttle {
-	const struct latency_probe *probe; /* NULL: nobody to watch */
-	u32 most;
-	u32 window;
-	u64 base_ns; /* lowest mean of this stretch */
-	u64 last_base_ns; /* of the one before */
-	u64 stretch_ns; /* when this one began */
-	u64 changed_ns; /* the window's last change */
-	bool listening;
+	struct latency_probe *probe; /* NULL: nobody to watch */
+	u32 most; /* lanes */
+	u32 share;
+	u64 base_ns; /* of one request without us; 0: not heard yet */
+	u64 base_gap_ns; /* from one request to the next, likewise */
+	u64 count; /* of the probe, when enough had come */
+	u64 total_ns;
+	u64 counted_ns; /* when that was */
+	u64 step_ns; /* when it was looked at last */
+	u64 busy_ns; /* when the guest was seen at work last */
+	u64 listen_ns; /* when listening began; 0: it is over */
+	u64 stretch_ns; /* when it was over last */
+	u64 rest_ns; /* a share below a lane rests until then */
 };
 
-void throttle_init(struct throttle *throttle, const struct latency_probe *probe, u32 most);
+void throttle_init(struct throttle *throttle, struct latency_probe *probe, u32 most);
 
 /*
- * throttle_window - I/Os that may be in flight now, 1 to most. To be asked often:
- * it changes only every 20 ms.
+ * throttle_window - I/Os that may be in flight now
+ * 0: none, *@wait_ns later it is worth asking again. To be asked before each I/O.
+ * throttle_done - one has ended that took @ns
  */
-u32 throttle_window(struct throttle *throttle, u64 now_ns);
+u32 throttle_window(struct throttle *throttle, u64 now_ns, u64 *wait_ns);
+void throttle_done(struct throttle *throttle, u64 now_ns, u64 ns);
 
 #endif

@@ -68,7 +68,7 @@ struct transfer_options {
 	u32 align;
 	u32 region_bytes;
 	u32 lanes; /* 0: 32 */
-	const struct latency_probe *probe;
+	struct latency_probe *probe; /* the guest that the job gives way to; NULL: none */
 	const struct transfer_ops *ops;
 	void *arg;
 };

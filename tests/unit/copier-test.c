@@ -272,36 +272,94 @@ static void test_random(void)
 	}
 }
 
-/* The guest's latency doubles: the window shrinks; it is quiet: it grows. */
+/* @ms of a guest that does one request of @ns each @gap ms; the window at the end. */
+static u32 guest_each(struct throttle *t, struct latency_probe *probe, u64 *now, u32 ms, u64 ns,
+		      u32 gap)
+{
+	u64 wait;
+	u32 window = 0;
+
+	for (u32 i = 0; i < ms; i++) {
+		if (i % gap == 0 && ns)
+			latency_sample(probe, ns);
+		window = throttle_window(t, *now += 1000000ull, &wait);
+	}
+	return window;
+}
+
+static u32 guest(struct throttle *t, struct latency_probe *probe, u64 *now, u32 ms, u64 ns)
+{
+	return guest_each(t, probe, now, ms, ns, 5);
+}
+
+/* The guest's requests take longer: the share shrinks to its floor; it is quiet: it grows. */
 static void test_throttle(void)
 {
 	struct latency_probe probe = { 0 };
 	struct throttle t;
-	u64 now = 1000000000ull;
-	u32 i, before;
+	u64 now = 1000000000ull, wait = 0;
 
 	throttle_init(&t, NULL, 16);
-	CU_ASSERT_EQUAL(throttle_window(&t, now), 16);
+	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 16);
 	throttle_init(&t, &probe, 16);
-	CU_ASSERT_EQUAL(throttle_window(&t, 0), 1);
-	for (i = 0; i < 10; i++)
-		throttle_window(&t, now += 25000000ull);
-	CU_ASSERT_EQUAL(t.window, 16); /* nobody there */
+	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 0); /* it listens first */
+	CU_ASSERT(wait > 0);
+	CU_ASSERT_EQUAL(guest(&t, &probe, &now, 1000, 0), 16); /* nobody there */
+
 	throttle_init(&t, &probe, 16);
-	for (i = 0; i < 200; i++) {
-		latency_sample(&probe, 100000, now += 5000000ull);
-		throttle_window(&t, now);
+	guest(&t, &probe, &now, 3500, 100000);
+	CU_ASSERT_EQUAL(t.base_ns, 100000);
+	CU_ASSERT_EQUAL(t.share, 16 * THROTTLE_LANE); /* it does not mind */
+	guest(&t, &probe, &now, 2000, 100000);
+	guest(&t, &probe, &now, 1500, 150000);
+	CU_ASSERT_EQUAL(t.share, THROTTLE_FLOOR); /* it does */
+	CU_ASSERT_EQUAL(guest(&t, &probe, &now, 1000, 0), 16); /* gone */
+
+	throttle_init(&t, &probe, 16);
+	guest(&t, &probe, &now, 3500, 100000);
+	guest_each(&t, &probe, &now, 1000, 100000, 10);
+	CU_ASSERT(t.share < 4 * THROTTLE_LANE); /* fewer come: they wait elsewhere */
+}
+
+/* Less than a lane: it rests in proportion to what one I/O took, and not for ever. */
+static void test_throttle_rests(void)
+{
+	struct latency_probe probe = { 0 };
+	struct throttle t;
+	u64 now = 1000000000ull, wait = 0;
+
+	throttle_init(&t, &probe, 16);
+	guest(&t, &probe, &now, 3000, 0);
+	t.share = THROTTLE_FLOOR;
+	t.step_ns = now;
+	throttle_done(&t, now, 1000000);
+	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 0);
+	CU_ASSERT(wait > 2000000 && wait < 2100000);
+	CU_ASSERT_EQUAL(throttle_window(&t, now + wait, &wait), 1);
+	throttle_done(&t, now, 10000000000ull);
+	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 0);
+	CU_ASSERT(wait <= 50000000);
+}
+
+/* It copies all in the end, also beside a guest that suffers. */
+static void test_throttled_copy(void)
+{
+	struct latency_probe probe = { 0 };
+	u64 ns = 0;
+
+	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192, .probe = &probe });
+	CU_ASSERT(latency_watched(&probe));
+	add(0, 0, DISK);
+	io_mock_order(mock, IO_MOCK_FIFO, 0);
+	copier_start(copier);
+	while (!ended) {
+		latency_sample(&probe, ns += 1000);
+		loop_run_once(mock_loop, true);
 	}
-	CU_ASSERT(t.window >= 14); /* it does not mind */
-	before = t.window;
-	for (i = 0; i < 200; i++) {
-		latency_sample(&probe, 500000, now += 5000000ull);
-		throttle_window(&t, now);
-	}
-	CU_ASSERT(t.window <= before / 4); /* it does */
-	for (i = 0; i < 10; i++)
-		throttle_window(&t, now += 250000000ull);
-	CU_ASSERT_EQUAL(throttle_window(&t, now), 16); /* gone */
+	io_mock_order(mock, IO_MOCK_HOLD, 0);
+	CU_ASSERT(same(0, 0, DISK));
+	finish();
+	CU_ASSERT(!latency_watched(&probe));
 }
 
 static const struct unit_test tests[] = {
@@ -315,6 +373,8 @@ static const struct unit_test tests[] = {
 	{ "speed limit", test_speed },
 	{ "random regions, shuffled", test_random },
 	{ "throttle", test_throttle },
+	{ "throttle, less than a lane", test_throttle_rests },
+	{ "throttled copy", test_throttled_copy },
 	{ NULL },
 };
 

@@ -102,7 +102,7 @@ static bool have_region(struct copier *c)
 
 /* ---- the rate limit --------------------------------------------------------------- */
 
-static void rate_timer(struct loop *loop, struct loop_timer *timer)
+static void fill_timer(struct loop *loop, struct loop_timer *timer)
 {
 	copier_fill(container_of(timer, struct copier, timer));
 }
@@ -136,7 +136,9 @@ static void lane_free(struct copy_io *io, int error)
 	struct copier *c = io->copier;
 	struct track *t = container_of(io->region, struct track, region);
 	bool filling = c->filling;
+	u64 now = loop_now_ns(c->loop);
 
+	throttle_done(&c->throttle, now, now - io->start_ns);
 	c->filling = true; /* the owner's callbacks begin nothing yet, and end nothing */
 	if (error && !t->error)
 		t->error = error;
@@ -206,6 +208,7 @@ static void lane_start(struct copier *c)
 							     c->options.chunk_bytes;
 
 	cds_list_del(&io->node);
+	io->start_ns = loop_now_ns(c->loop);
 	io->region = &t->region;
 	io->src_offset = t->region.src_offset + t->cut;
 	io->dst_offset = t->region.dst_offset + t->cut;
@@ -226,11 +229,20 @@ static void lane_start(struct copier *c)
 	lane_write(io);
 }
 
+static bool throttle_allows(struct copier *c)
+{
+	u64 wait_ns = 0;
+	u32 window = throttle_window(&c->throttle, loop_now_ns(c->loop), &wait_ns);
+
+	if (!window)
+		loop_timer_set(c->loop, &c->timer, wait_ns);
+	return c->active < window;
+}
+
 static bool may_start(struct copier *c)
 {
-	u32 limit = min(c->options.lanes, throttle_window(&c->throttle, loop_now_ns(c->loop)));
-
-	return !c->pausing && c->active < limit && have_region(c) && rate_allows(c);
+	return !c->pausing && c->active < c->options.lanes && have_region(c) &&
+	       rate_allows(c) && throttle_allows(c);
 }
 
 /* A stop leaves the region that was being cut unfinished. */
@@ -327,9 +339,11 @@ int copier_create(struct loop *loop, const struct copier_options *options,
 	c->options = *options;
 	c->ops = ops;
 	c->arg = arg;
-	c->timer.fn = rate_timer;
+	c->timer.fn = fill_timer;
 	CDS_INIT_LIST_HEAD(&c->idle);
 	throttle_init(&c->throttle, options->probe, options->lanes);
+	if (options->probe)
+		latency_watch(options->probe, true);
 	c->lanes = calloc(options->lanes, sizeof(*c->lanes));
 	c->tracks = calloc(options->lanes + 1, sizeof(*c->tracks));
 	c->memory = io_alloc((size_t)options->lanes * options->chunk_bytes);
@@ -356,6 +370,8 @@ void copier_destroy(struct copier *c)
 	assert(!c->active);
 	if (c->timer.fn)
 		loop_timer_cancel(&c->timer);
+	if (c->options.probe)
+		latency_watch(c->options.probe, false);
 	free(c->lanes);
 	free(c->tracks);
 	free(c->memory);

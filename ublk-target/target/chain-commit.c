@@ -364,7 +364,7 @@ int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit
 	transfer = (struct transfer_options){
 		.source = &m->source, .target = &m->target, .first_depth = 1, .last_depth = m->nr,
 		.align = granule_of(m), .region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops,
-		.arg = m,
+		.arg = m, .probe = &ti->probe,
 	};
 	job.loop = ct->loop;
 	return transfer_create(jobs, "commit", &job, &transfer, result, err);

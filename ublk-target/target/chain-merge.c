@@ -463,7 +463,8 @@ int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream
 	transfer = (struct transfer_options){
 		.source = ti, .target = &m->target, .first_depth = 2, .last_depth = m->nr + 1,
 		.skip_zero = !m->name, .align = 1u << m->ct->chain->layers[0].img->subcluster_bits,
-		.region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops, .arg = m,
+		.region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops,
+		.arg = m, .probe = &ti->probe,
 	};
 	job.loop = m->ct->loop;
 	return transfer_create(jobs, "stream", &job, &transfer, result, err);

@@ -38,10 +38,24 @@ static enum stat_kind kind_of(const struct request *req)
 	return kinds[req->op];
 }
 
+/* To the batch while that is enough; who watches the latency needs it exactly. */
+static u64 stats_now(const struct request *req)
+{
+	return latency_watched(req->loop->stats->probe) ? loop_now_ns(req->loop) :
+							   loop_batch_ns(req->loop);
+}
+
 void stats_begin(struct request *req)
 {
 	if (req->loop->stats)
-		req->start_ns = loop_batch_ns(req->loop);
+		req->start_ns = stats_now(req);
+}
+
+static void sample(const struct target_stats *stats, enum stat_kind kind,
+		   const struct request *req, u64 now_ns)
+{
+	if (kind <= STAT_WRITE && latency_watched(stats->probe))
+		latency_sample(stats->probe, now_ns - min(req->start_ns, now_ns));
 }
 
 static void count_success(struct target_stats *stats, struct target_count *count,
@@ -62,13 +76,17 @@ void stats_end(struct request *req, int error)
 {
 	struct target_stats *stats = req->loop->stats;
 	enum stat_kind kind = kind_of(req);
+	u64 now;
 
 	if (!stats || kind == STAT_NR)
 		return;
-	if (error)
+	if (error) {
 		count_add(&stats->kinds[kind].failed, 1);
-	else
-		count_success(stats, &stats->kinds[kind], req, loop_batch_ns(req->loop));
+		return;
+	}
+	now = stats_now(req);
+	count_success(stats, &stats->kinds[kind], req, now);
+	sample(stats, kind, req, now);
 }
 
 void stats_invalid(struct request *req)
@@ -91,6 +109,7 @@ int stats_attach(struct target *ti, struct loop *loop)
 		return -ENOMEM;
 	memset(al, 0, sizeof(*al));
 	al->loop = loop;
+	al->stats.probe = &ti->probe;
 	loop->stats = &al->stats;
 	cds_list_add_tail(&al->node, &ti->attached);
 	return 0;
