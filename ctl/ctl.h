@@ -52,6 +52,7 @@ extern const struct verb verb_tree;
 extern const struct verb verb_rename;
 extern const struct verb verb_snapshot;
 extern const struct verb verb_delete;
+extern const struct verb verb_revert;
 extern const struct verb verb_expose;
 extern const struct verb verb_unexpose;
 extern const struct verb verb_events;

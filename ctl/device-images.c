@@ -3,7 +3,9 @@
 #include "device-images.h"
 
 #include "follow.h"
+#include "job-record.h"
 #include "overlay.h"
+#include "revert-record.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -179,12 +181,28 @@ static int clean(struct device_images *d, struct qc_err *err)
 	return ret || !left ? ret : find_record(d, err);
 }
 
+/* A revert that was killed; the place is read again then. */
+static int settle(struct device_images *d, struct qc_err *err)
+{
+	int ret;
+
+	if (!d->record->revert.overlay[0])
+		return 0;
+	ret = d->online ? revert_settle_served(&d->served, &d->dir, &d->place, d->record, err) :
+			  revert_settle(&d->place, d->record, NULL, err);
+	return ret ? ret : find_record(d, err);
+}
+
 int device_images_look(struct device_images *d, struct qc_err *err)
 {
 	int ret;
 
 	forget(d);
-	ret = find_record(d, err);
+	ret = d->online ? job_settle_all(&d->dir, &d->served, err) : 0;
+	if (!ret)
+		ret = find_record(d, err);
+	if (!ret)
+		ret = settle(d, err);
 	if (!ret && d->online)
 		ret = look_at_daemon(d, err);
 	if (!ret && !d->online) {

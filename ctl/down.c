@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl down: end a chain that nobody uses, and leave nothing behind. */
+#include "revert-record.h"
 #include "tab.h"
 
 #include <errno.h>
@@ -124,6 +125,27 @@ static int clean_up(struct rundir *dir, const struct served *served, struct qc_e
 	return ret ? ret : removed;
 }
 
+/* A revert that was killed: while the daemon lives, it is sure what the top is. */
+static int settle(struct served *served, const struct rundir *dir, struct qc_err *err)
+{
+	struct record_place place;
+	struct device_record *record;
+	char image[RECORD_IMAGE_BYTES];
+	int ret;
+
+	if (!json_text(served->record, "reverting"))
+		return 0;
+	revert_settle_state(served->record);
+	if (served->state != SERVED_LIVE)
+		return 0;
+	ret = record_place_of(served_top(served), &place, image, err);
+	record = ret ? NULL : record_place_find(&place, served->name);
+	if (record)
+		ret = revert_settle_served(served, dir, &place, record, err);
+	record_place_exit(&place);
+	return ret;
+}
+
 static int down_chain(const char *name, bool force, struct down_result *result,
 		      struct qc_err *err)
 {
@@ -136,7 +158,9 @@ static int down_chain(const char *name, bool force, struct down_result *result,
 	ret = served_find(name, &served, err);
 	if (ret == 0) {
 		result->before = served.state;
-		ret = stop_chain(&served, force, &result->recovered, err);
+		ret = settle(&served, &dir, err);
+		if (ret == 0)
+			ret = stop_chain(&served, force, &result->recovered, err);
 		if (ret == 0)
 			ret = clean_up(&dir, &served, err);
 		served_exit(&served);

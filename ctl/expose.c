@@ -58,11 +58,14 @@ static int find_layer(const struct served *served, const char *snap, char **resu
 			  served->name, snap, served->name);
 }
 
-/* Is what was written to it before the snapshot durable, and its writer gone? */
+/*
+ * Is what was written to it before the snapshot durable, and its writer gone? What is no
+ * layer of the device, but of a branch that it was reverted from, is.
+ */
 static int is_sealed(const struct served *served, const char *file, struct qc_err *err)
 {
 	json_object *nodes;
-	bool sealed = false;
+	bool sealed = true;
 	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
 				 err);
 
@@ -70,7 +73,7 @@ static int is_sealed(const struct served *served, const char *file, struct qc_er
 		json_object *node = json_object_array_get_idx(nodes, i);
 		const char *state = json_text(node, "state"), *name = json_text(node, "file");
 
-		sealed |= name && state && !strcmp(name, file) && !strcmp(state, "sealed");
+		sealed &= !name || !state || strcmp(name, file) || !strcmp(state, "sealed");
 	}
 	if (!ret)
 		json_object_put(nodes);

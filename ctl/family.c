@@ -51,33 +51,46 @@ static bool is_left_out(const struct record_place *place, const char *image)
 	return false;
 }
 
-static int add_lv(struct family *family, const struct record_place *place,
-		  const struct lvm_lv *lv)
+/* An LV that is looked at. */
+static bool is_member(const struct record_place *place, const struct lvm_lv *lv)
 {
-	bool activated = !lv->active && lvm_activate(lv->vg, lv->name, true, NULL) == 0;
-	char path[300];
-	int ret = 0;
+	return !strstr(lv->tags, "qchain.new=") && !is_left_out(place, lv->uuid);
+}
 
-	snprintf(path, sizeof(path), "/dev/%s/%s", lv->vg, lv->name);
-	if (lv->active || activated)
-		ret = add(family, path, lv->uuid);
-	else
-		set_unknown(family, path, -ENODEV);
-	if (activated)
-		lvm_activate(lv->vg, lv->name, false, NULL);
-	return ret;
+/* All before the first is looked at: a backing name leads nowhere if that is not active. */
+static void activate(const struct record_place *place, bool *activated)
+{
+	for (u32 i = 0; i < place->nr_lvs; i++) {
+		const struct lvm_lv *lv = &place->lvs[i];
+
+		activated[i] = !lv->active && is_member(place, lv) &&
+			       !lvm_activate(lv->vg, lv->name, true, NULL);
+	}
 }
 
 static int read_group(struct family *family, const struct record_place *place)
 {
-	int ret = 0;
+	bool *activated = calloc(place->nr_lvs + 1, sizeof(*activated));
+	char path[300];
+	int ret = activated ? 0 : -ENOMEM;
 
+	if (!ret)
+		activate(place, activated);
 	for (u32 i = 0; i < place->nr_lvs && !ret; i++) {
 		const struct lvm_lv *lv = &place->lvs[i];
 
-		if (!strstr(lv->tags, "qchain.new=") && !is_left_out(place, lv->uuid))
-			ret = add_lv(family, place, lv);
+		snprintf(path, sizeof(path), "/dev/%s/%s", lv->vg, lv->name);
+		if (!is_member(place, lv))
+			continue;
+		if (lv->active || activated[i])
+			ret = add(family, path, lv->uuid);
+		else
+			set_unknown(family, path, -ENODEV);
 	}
+	for (u32 i = 0; activated && i < place->nr_lvs; i++)
+		if (activated[i])
+			lvm_activate(place->lvs[i].vg, place->lvs[i].name, false, NULL);
+	free(activated);
 	return ret;
 }
 
@@ -114,7 +127,7 @@ static void link_members(struct family *family)
 				family->members[i].backing = k;
 }
 
-int family_read(struct record_place *place, struct family *result, struct qc_err *err)
+int family_read(const struct record_place *place, struct family *result, struct qc_err *err)
 {
 	int ret;
 

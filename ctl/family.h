@@ -40,7 +40,7 @@ struct family {
  * LVs that are not active are made so for the look. An overlay of the device that is
  * being made is left out, and so is what a record calls dead.
  */
-int family_read(struct record_place *place, struct family *result, struct qc_err *err);
+int family_read(const struct record_place *place, struct family *result, struct qc_err *err);
 void family_exit(struct family *family);
 
 /* By the name that records have for it, or by its path; FAMILY_NONE: not here. */

@@ -21,6 +21,7 @@ static const struct verb *const verbs[] = {
 	&verb_rename,
 	&verb_snapshot,
 	&verb_delete,
+	&verb_revert,
 	&verb_expose,
 	&verb_unexpose,
 	&verb_events,

@@ -46,4 +46,14 @@ bool overlay_is_unused(const char *path);
 int overlay_clean(const struct record_place *place, struct device_record *record,
 		  struct qc_err *err);
 
+/* ---- in the daemon (bring-in.c) --------------------------------------------------- */
+
+/* As the daemon would call the image at the next start; room for QC_MAX_NODE_NAME. */
+void overlay_node_name(const struct overlay *overlay, char *node);
+/* A node of the daemon; *@node: its name. Takes back one of this name that was not used. */
+int overlay_bring_in(struct client *client, const struct overlay *overlay, char *node,
+		     struct qc_err *err);
+/* Take back what was brought in and not used; fine when there is nothing. */
+void overlay_withdraw(struct client *client, const char *node);
+
 #endif

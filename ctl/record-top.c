@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Which image `up` may serve as the top of a device (rule D1). */
 #include "overlay.h"
+#include "revert-record.h"
 
 #include <errno.h>
 #include <qchain/overlays.h>
@@ -26,6 +27,23 @@ static int no_record(const char *name, const char *where, struct qc_err *err)
 			  "its TOP, or the directory, too: qchainctl up %s TOP", name);
 }
 
+/* A revert that was killed: which is the top? The place is read again then. */
+static int settle(struct record_top *top, const char *name, struct qc_err *err)
+{
+	struct device_record *record = record_place_find(&top->place, name);
+	char where[4096];
+	int ret;
+
+	if (!record || !record->revert.overlay[0])
+		return 0;
+	ret = revert_settle(&top->place, record, NULL, err);
+	if (ret)
+		return ret;
+	snprintf(where, sizeof(where), "%s", top->place.vg[0] ? top->place.vg : top->place.dir);
+	record_place_exit(&top->place);
+	return record_place_open(where, &top->place, err);
+}
+
 /* No TOP was given: the record says it. */
 static int top_from_record(struct record_top *top, const char *name, const char *where,
 			   struct qc_err *err)
@@ -37,6 +55,9 @@ static int top_from_record(struct record_top *top, const char *name, const char 
 	if (ret)
 		return ret == -ENOENT && !*where ? no_record(name, where, err) : ret;
 	top->has_place = true;
+	ret = settle(top, name, err);
+	if (ret)
+		return ret;
 	record = record_place_find(&top->place, name);
 	if (!record)
 		return no_record(name, where, err);
@@ -44,11 +65,13 @@ static int top_from_record(struct record_top *top, const char *name, const char 
 	return record_place_path(&top->place, record->top, top->path, sizeof(top->path), err);
 }
 
-static int top_from_path(struct record_top *top, struct qc_err *err)
+static int top_from_path(struct record_top *top, const char *name, struct qc_err *err)
 {
 	int ret = record_place_of(top->path, &top->place, top->image, err);
 
 	top->has_place = ret == 0;
+	if (!ret)
+		ret = settle(top, name, err);
 	return ret == -EOPNOTSUPP ? 0 : ret;
 }
 
@@ -88,7 +111,8 @@ static int check_record(const struct record_top *top, const char *name, struct q
 int record_top_choose(struct record_top *top, const char *name, const char *where, bool writes,
 		      struct qc_err *err)
 {
-	int ret = top->path[0] ? top_from_path(top, err) : top_from_record(top, name, where, err);
+	int ret = top->path[0] ? top_from_path(top, name, err) :
+				 top_from_record(top, name, where, err);
 
 	if (ret || !writes || !top->has_place)
 		return ret;

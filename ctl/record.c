@@ -20,6 +20,7 @@
 #define TAG_SNAPSHOT "qchain.snapshot="
 #define TAG_NEW "qchain.new="
 #define TAG_DEAD "qchain.dead="
+#define TAG_REVERT "qchain.revert="
 
 /* ---- tags ------------------------------------------------------------------------ */
 
@@ -87,6 +88,24 @@ static int parse_dead(char *text, struct device_record *record)
 	return device_record_bury(record, text, colon != NULL);
 }
 
+/* "UUID:SNAP:WIPE:KEEP" */
+static void parse_revert(char *text, struct record_revert *revert)
+{
+	char *words[4] = { text }, *colon;
+	u32 n;
+
+	for (n = 1; n < 4 && (colon = strchr(words[n - 1], ':')); n++) {
+		*colon = 0;
+		words[n] = colon + 1;
+	}
+	if (n < 4)
+		return;
+	snprintf(revert->overlay, sizeof(revert->overlay), "%s", words[0]);
+	snprintf(revert->snapshot, sizeof(revert->snapshot), "%s", words[1]);
+	revert->wipe = words[2][0] == '1';
+	snprintf(revert->keep, sizeof(revert->keep), "%s", words[3]);
+}
+
 static int compare_numbers(const void *a, const void *b)
 {
 	const struct record_snapshot *x = a, *y = b;
@@ -110,6 +129,8 @@ static int parse_record(const struct lvm_lv *lv, struct device_record *record)
 			ret = parse_snapshot(tag + strlen(TAG_SNAPSHOT), record);
 		else if (!strncmp(tag, TAG_DEAD, strlen(TAG_DEAD)))
 			ret = parse_dead(tag + strlen(TAG_DEAD), record);
+		else if (!strncmp(tag, TAG_REVERT, strlen(TAG_REVERT)))
+			parse_revert(tag + strlen(TAG_REVERT), &record->revert);
 		else
 			ret = record_tag_take_job(tag, record);
 	}
@@ -397,8 +418,8 @@ static bool has_tag(const char *tags, const char *tag)
 
 static bool is_ours(const char *tag)
 {
-	static const char *const ours[] = { TAG_DEVICE, TAG_SNAPSHOT, TAG_DEAD, RECORD_TAG_JOB,
-					    RECORD_TAG_JOB_ERROR };
+	static const char *const ours[] = { TAG_DEVICE, TAG_SNAPSHOT, TAG_DEAD, TAG_REVERT,
+					    RECORD_TAG_JOB, RECORD_TAG_JOB_ERROR };
 	bool found = false;
 
 	for (u32 i = 0; i < ARRAY_SIZE(ours); i++)
@@ -440,6 +461,11 @@ static int list_record(struct tag_list *list, const struct device_record *record
 	for (u32 i = 0; i < record->nr_dead && !ret; i++) {
 		snprintf(tag, sizeof(tag), TAG_DEAD "%.40s%s", record->dead[i].image,
 			 record->dead[i].wipe ? ":wipe" : "");
+		ret = list_add(list, tag);
+	}
+	if (!ret && record->revert.overlay[0]) {
+		snprintf(tag, sizeof(tag), TAG_REVERT "%.40s:%s:%d:%s", record->revert.overlay,
+			 record->revert.snapshot, record->revert.wipe, record->revert.keep);
 		ret = list_add(list, tag);
 	}
 	return ret ? ret : list_jobs(list, record);
@@ -639,6 +665,10 @@ void record_note(const struct record_place *place, const struct device_record *r
 	json_object_object_add(state, "snapshots", list);
 	if (record || place->dir[0]) /* else the run record's own is all that there is */
 		json_object_object_add(state, "jobs", note_jobs(place, record));
+	json_object_object_del(state, "reverting");
+	if (record && record->revert.overlay[0] &&
+	    !record_place_path(place, record->revert.overlay, path, sizeof(path), NULL))
+		json_object_object_add(state, "reverting", json_object_new_string(path));
 }
 
 /* An older record of the same device may be on another LV. */

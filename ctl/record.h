@@ -70,7 +70,10 @@ int record_place_rename(const struct record_place *place, struct device_record *
 			const char *name, struct qc_err *err);
 int record_place_remove(const struct record_place *place, const char *name, struct qc_err *err);
 
-/* Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record. */
+/*
+ * Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record,
+ * and, while it is being reverted, that of what may be the top.
+ */
 void record_note(const struct record_place *place, const struct device_record *record,
 		 const char *top, json_object *state);
 

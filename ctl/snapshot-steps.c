@@ -2,21 +2,16 @@
 /* The steps of one snapshot, and the way back from each. */
 #include "snapshot.h"
 
-#include <ctype.h>
+#include "revert-record.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <qchain/crash-point.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
-/* Our descriptors in the daemon: one at a time, the chain's lock is held. */
-#define OUR_FDSET 71
 /* A daemon lets writes go on by itself after so long; we stop to rely on it earlier. */
 #define HOLD_MS 1000
 #define HOLD_MARGIN_MS 200
-
-/* ---- the daemon's side ------------------------------------------------------------- */
 
 static json_object *one_argument(const char *key, json_object *value)
 {
@@ -24,68 +19,6 @@ static json_object *one_argument(const char *key, json_object *value)
 
 	json_object_object_add(arguments, key, value);
 	return arguments;
-}
-
-/* Take back what was brought in and not used; fine when there is nothing. */
-static void withdraw(struct snapshot *s)
-{
-	struct qc_err ignored = { 0 };
-
-	client_command(s->served.client, "remove-fd",
-		       one_argument("fdset-id", json_object_new_int(OUR_FDSET)), false, NULL,
-		       &ignored);
-	if (s->node[0])
-		client_command(s->served.client, "blockdev-del",
-			       one_argument("node-name", json_object_new_string(s->node)), false,
-			       NULL, &ignored);
-}
-
-/* As the daemon would call the image at the next start. */
-static void choose_node(struct snapshot *s)
-{
-	char *at;
-
-	snprintf(s->node, sizeof(s->node), "%s", s->overlay.name);
-	for (at = s->node; *at; at++)
-		if (!isalnum((unsigned char)*at) && !strchr("._-", *at))
-			*at = '_';
-}
-
-static json_object *blockdev_arguments(const struct snapshot *s)
-{
-	json_object *arguments = json_object_new_object(), *file = json_object_new_object();
-	char name[32];
-
-	snprintf(name, sizeof(name), "/dev/fdset/%d", OUR_FDSET);
-	json_object_object_add(file, "driver", json_object_new_string("file"));
-	json_object_object_add(file, "filename", json_object_new_string(name));
-	json_object_object_add(arguments, "driver", json_object_new_string("qcow2"));
-	json_object_object_add(arguments, "node-name", json_object_new_string(s->node));
-	json_object_object_add(arguments, "file", file);
-	json_object_object_add(arguments, "backing", NULL);
-	return arguments;
-}
-
-/* The daemon cannot see the host's folders any more: it gets a descriptor. */
-static int bring_in(struct snapshot *s, struct qc_err *err)
-{
-	int fd, ret;
-
-	choose_node(s);
-	withdraw(s);
-	fd = open(s->overlay.path, O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		return qc_err_set(err, -errno, "%s: not opened (%m)", s->overlay.path);
-	ret = client_add_fd(s->served.client, OUR_FDSET, fd, s->overlay.path, err);
-	close(fd);
-	if (!ret)
-		ret = client_command(s->served.client, "blockdev-add", blockdev_arguments(s),
-				     false, NULL, err);
-	if (!ret)
-		ret = client_command(s->served.client, "remove-fd",
-				     one_argument("fdset-id", json_object_new_int(OUR_FDSET)),
-				     false, NULL, err);
-	return ret;
 }
 
 /* ---- opening -------------------------------------------------------------------------- */
@@ -141,8 +74,10 @@ static int find_record(struct snapshot *s, struct qc_err *err)
 	if (ret)
 		return ret;
 	s->record = record_place_find(&s->place, s->name);
-	return s->record ? 0 : qc_err_set(err, -ENOENT, "%s: has no record in %s; take it down "
-					  "and up again with qchainctl", s->name, s->place.dir);
+	if (s->record)
+		return revert_settle_served(&s->served, &s->dir, &s->place, s->record, err);
+	return qc_err_set(err, -ENOENT, "%s: has no record in %s; take it down and up again with "
+			  "qchainctl", s->name, s->place.dir);
 }
 
 /* "VG/LV" of the overlay first in the list of what is to be deactivated, or not in it. */
@@ -182,7 +117,7 @@ static int take_back(struct snapshot *s, struct qc_err *err)
 	struct device_record *record = s->record;
 	int ret = 0;
 
-	withdraw(s);
+	overlay_withdraw(s->served.client, s->node);
 	if (s->overlay.image[0] && !strcmp(record->top, s->overlay.image)) {
 		snprintf(record->pending, sizeof(record->pending), "%s", s->overlay.image);
 		snprintf(record->top, sizeof(record->top), "%s", s->old_image);
@@ -220,7 +155,7 @@ static int settle_recorded(struct snapshot *s, struct qc_err *err)
 	snprintf(o->image, sizeof(o->image), "%s", record->top);
 	snprintf(o->name, sizeof(o->name), "%s", strrchr(o->path, '/') + 1);
 	o->made = true;
-	choose_node(s);
+	overlay_node_name(&s->overlay, s->node);
 	ret = take_back(s, err);
 	s->node[0] = o->name[0] = o->image[0] = 0;
 	o->made = false;
@@ -238,8 +173,8 @@ static void withdraw_unfinished(struct snapshot *s)
 		snprintf(name, sizeof(name), "%.127s", s->record->pending);
 	snprintf(s->overlay.name, sizeof(s->overlay.name), "%s", name);
 	if (name[0])
-		choose_node(s);
-	withdraw(s);
+		overlay_node_name(&s->overlay, s->node);
+	overlay_withdraw(s->served.client, s->node);
 	s->overlay.name[0] = s->node[0] = 0;
 }
 
@@ -295,7 +230,7 @@ int snapshot_prepare(struct snapshot *s, struct qc_err *err)
 	s->overlay.lv_bytes = s->lv_bytes;
 	ret = overlay_make(&s->overlay, &s->place, &s->record, err);
 	crash_point("snapshot.formatted");
-	return ret ? ret : bring_in(s, err);
+	return ret ? ret : overlay_bring_in(s->served.client, &s->overlay, s->node, err);
 }
 
 int snapshot_record(struct snapshot *s, struct qc_err *err)

@@ -2,6 +2,7 @@
 /* qchainctl up: serve a chain, or take over where its daemon died. */
 #include "guard.h"
 #include "job-record.h"
+#include "revert-record.h"
 #include "tab.h"
 
 #include <errno.h>
@@ -536,8 +537,10 @@ static int start_new(const struct up_options *up, struct rundir *dir, struct rec
 static int start_recovery(const struct up_options *up, struct rundir *dir, json_object *record,
 			  struct served *result, struct qc_err *err)
 {
-	int ret = activate_missing(json_text(record, "top"), record_activated(record), err);
+	int ret;
 
+	revert_settle_state(record);
+	ret = activate_missing(json_text(record, "top"), record_activated(record), err);
 	if (ret == 0)
 		ret = start_daemon(up, record, true, true, err);
 	return ret ? ret : finish_start(up, dir, record, result, err);
@@ -571,11 +574,14 @@ static void restart_top(struct record_top *top, const char *name, const char *be
 {
 	struct record_place place;
 	char image[RECORD_IMAGE_BYTES];
-	const struct device_record *record = NULL;
+	struct device_record *record = NULL;
+	struct qc_err err = { 0 };
 
 	snprintf(top->path, sizeof(top->path), "%s", before);
 	if (!read_only && record_place_of(before, &place, image, NULL) == 0)
 		record = record_place_find(&place, name);
+	if (record && revert_settle(&place, record, NULL, &err))
+		print_error(&err);
 	if (record)
 		record_place_path(&place, record->top, top->path, sizeof(top->path), NULL);
 	if (!read_only)

@@ -162,6 +162,7 @@ native() {
 	run alive 200 tests/control/alive.py --build "$build" --kills "$death_count" --seed $seed
 	run snapshot 200 tests/control/snapshot.py --build "$build"
 	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
+	run revert 200 env TMPDIR=/dev/shm tests/control/revert.py --build "$build"
 	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
 		--seed $((seed + 100000)) --build "$build"
 	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \

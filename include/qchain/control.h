@@ -154,6 +154,9 @@ void daemon_resized(struct daemon *daemon);
 int daemon_add_export(struct daemon *daemon, const struct export_options *options,
 		      struct qc_err *err);
 
+/* Does nobody use an export, and no job run? Else -EBUSY with @err that names who. */
+int daemon_check_unused(const struct daemon *daemon, struct qc_err *err);
+
 /*
  * daemon_stop - end the exports, write everything back, make loop_run() return
  * @reason: a constant, for the event SHUTDOWN, in QMP's words

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
 /*
- * Changes of a chain that is being served. Room target/: chain-switch.c, -resize.c, -merge.c,
- * -commit.c.
+ * Changes of a chain that is being served. Room target/: chain-switch.c, -revert.c, -resize.c,
+ * -merge.c, -commit.c.
  */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
@@ -49,6 +49,20 @@ int chain_release(struct target *ti, struct qc_err *err);
  * go on meanwhile. -EBUSY: a snapshot is being sealed; -ENOSPC: nothing has changed.
  */
 int chain_resize(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
+
+/*
+ * chain_revert - make an overlay of a lower layer the active one, at one instant
+ * @node: node name of the layer that @overlay stands on, below the active one
+ * @overlay, @path, @node_name: as of chain_snapshot()
+ * @closed: are the images of the layers that went closed already?
+ *
+ * The device shows what that layer held; the layers above it are none any more, and
+ * valid images. No job may work on @ti. Writes are held until what was under way is
+ * durable: -EBUSY after 0.8 s, nothing was changed. From the mark in the overlay's header
+ * on it counts as the top for whoever comes after our death. Control thread.
+ */
+int chain_revert(struct target *ti, const char *node, struct image *overlay, const char *path,
+		 const char *node_name, bool *closed, struct qc_err *err);
 
 /*
  * struct chain_stream_options - as the arguments of QMP's block-stream

@@ -20,6 +20,7 @@
  *	                 qchain.dead=UUID[:wipe]            images that are no layers any more
  *	                 qchain.job=ID:KIND:PHASE:TOP:BASE  one for each merge that was begun
  *	                 qchain.job-error=ID:TEXT           of one that failed
+ *	                 qchain.revert=UUID:SNAP:WIPE:KEEP  while it is being reverted
  *	             and qchain.new=NAME on an overlay that is not ready yet
  *	a directory  the file NAME.qchain, JSON with the same content; images by
  *	             their file names, so that the directory can be moved or copied
@@ -88,6 +89,19 @@ struct record_job {
 };
 
 /*
+ * struct record_revert - the device is being reverted: whether @overlay or the top is the
+ * top, its header says (marked as open for writing, or not empty), or the daemon
+ * @overlay: new, on the image of @snapshot; "": there is no revert under way
+ * @keep: what the top is called then; "": the branch is dropped
+ */
+struct record_revert {
+	char overlay[RECORD_IMAGE_BYTES];
+	char snapshot[QC_MAX_SNAPSHOT_NAME + 1];
+	char keep[QC_MAX_SNAPSHOT_NAME + 1];
+	bool wipe;
+};
+
+/*
  * struct device_record - all that is kept of one device
  * @snapshots: in the order in which they were taken; malloc'ed
  * @jobs: in the order in which they were begun; malloc'ed
@@ -105,6 +119,7 @@ struct device_record {
 	struct record_dead *dead;
 	u32 nr_jobs;
 	struct record_job *jobs;
+	struct record_revert revert;
 };
 
 /* What a snapshot may be called: as a chain. */

@@ -15,6 +15,8 @@ struct transport;
  * @start: requests may arrive from now on. Returns when the export is usable.
  * @stop: no new requests, what is in flight ends; @force: do not wait for users.
  *        -EBUSY when it is in use and !force, with @err naming the users.
+ * @check_unused: -EBUSY when it is in use, as @stop would find; may be NULL: @status
+ *        counts its clients ("connections")
  * @walk: call @visit for every request that the target has, on its loop's thread.
  * @resized: the target has grown: show it to users that are there already. 0;
  *        -EOPNOTSUPP: it cannot, the size that was there stays until the next
@@ -26,6 +28,7 @@ struct transport_ops {
 	const char *name;
 	int (*start)(struct transport *t, struct qc_err *err);
 	int (*stop)(struct transport *t, bool force, struct qc_err *err);
+	int (*check_unused)(struct transport *t, struct qc_err *err);
 	void (*walk)(struct transport *t, void (*visit)(const struct request *req, void *arg),
 		     void *arg);
 	int (*resized)(struct transport *t, struct qc_err *err);

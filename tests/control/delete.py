@@ -68,10 +68,7 @@ class Device:
     """A device with snapshots, and what each must hold."""
 
     def __init__(self, place, base="base.qcow2"):
-        self.place = place
-        self.snapshots = {}
-        self.model = bytearray(SIZE)
-        self.random = random.Random(7)
+        self.adopt(place)
         for name in images(place) + ["seven.qchain"]:
             if os.path.exists(place.path(name)):
                 os.unlink(place.path(name))
@@ -80,13 +77,21 @@ class Device:
         else:
             place.run("qemu-img", "create", "-q", "-f", "qcow2", place.path("top.qcow2"), str(SIZE))
 
+    def adopt(self, place):
+        """One that is there already, empty."""
+        self.place = place
+        self.snapshots = {}
+        self.model = bytearray(SIZE)
+        self.random = random.Random(7)
+        self.zeroes = True
+
     async def write_some(self, count):
         disk = await NbdClient.connect(self.place.path("seven.sock"))
         for _ in range(count):
             length = 512 << self.random.randrange(8)
             at = self.random.randrange(0, SIZE - length, 512)
             data = self.random.randbytes(length)
-            if self.random.random() < 0.2:
+            if self.zeroes and self.random.random() < 0.2:
                 await disk.write_zeroes(at, length)
                 data = bytes(length)
             else:

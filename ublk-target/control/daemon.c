@@ -140,6 +140,16 @@ static int check_unused(const struct daemon *daemon, struct qc_err *err)
 	return 0;
 }
 
+int daemon_check_unused(const struct daemon *daemon, struct qc_err *err)
+{
+	int ret = check_unused(daemon, err);
+
+	for (u32 i = 0; i < daemon->nr_exports && !ret; i++)
+		if (daemon->exports[i]->ops->check_unused)
+			ret = daemon->exports[i]->ops->check_unused(daemon->exports[i], err);
+	return ret;
+}
+
 static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, struct qc_err *err)
 {
 	bool force = mode == STOP_FORCE || (mode == STOP_SIGNAL && !ublk);

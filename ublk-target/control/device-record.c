@@ -186,6 +186,33 @@ static bool take_dead(json_object *root, struct device_record *record)
 	return true;
 }
 
+static bool take_name(json_object *object, const char *key, char *result)
+{
+	json_object *value;
+
+	if (!json_object_object_get_ex(object, key, &value) ||
+	    !json_object_is_type(value, json_type_string) ||
+	    record_check_snapshot_name(json_object_get_string(value), NULL))
+		return false;
+	strcpy(result, json_object_get_string(value));
+	return true;
+}
+
+static bool take_revert(json_object *root, struct record_revert *revert)
+{
+	json_object *object, *wipe;
+
+	if (!json_object_object_get_ex(root, "revert", &object))
+		return true;
+	if (!json_object_is_type(object, json_type_object))
+		return false;
+	take_name(object, "keep", revert->keep);
+	json_object_object_get_ex(object, "wipe", &wipe);
+	revert->wipe = json_object_get_boolean(wipe);
+	return take_image(object, "overlay", revert->overlay) &&
+	       take_name(object, "snapshot", revert->snapshot);
+}
+
 /* @file: NAME.qchain; the content must say the same name. */
 static bool take_record(json_object *root, const char *file, struct device_record *record)
 {
@@ -207,7 +234,8 @@ static bool take_record(json_object *root, const char *file, struct device_recor
 	record->sequence = json_object_get_uint64(value);
 	take_image(root, "new", record->pending);
 	return take_image(root, "top", record->top) && take_snapshots(root, record) &&
-	       take_dead(root, record) && record_jobs_take(root, record);
+	       take_dead(root, record) && take_revert(root, &record->revert) &&
+	       record_jobs_take(root, record);
 }
 
 static int load_file(const char *dir, const char *file, struct device_record *result,
@@ -267,6 +295,33 @@ int record_dir_load(const char *dir, struct device_record **result, u32 *nr, str
 	return 0;
 }
 
+static json_object *revert_json(const struct record_revert *revert)
+{
+	json_object *object = json_object_new_object();
+
+	json_object_object_add(object, "overlay", json_object_new_string(revert->overlay));
+	json_object_object_add(object, "snapshot", json_object_new_string(revert->snapshot));
+	if (revert->keep[0])
+		json_object_object_add(object, "keep", json_object_new_string(revert->keep));
+	json_object_object_add(object, "wipe", json_object_new_boolean(revert->wipe));
+	return object;
+}
+
+static json_object *dead_json(const struct device_record *record)
+{
+	json_object *list = json_object_new_array(), *entry;
+
+	for (u32 i = 0; i < record->nr_dead; i++) {
+		entry = json_object_new_object();
+		json_object_object_add(entry, "image",
+				       json_object_new_string(record->dead[i].image));
+		json_object_object_add(entry, "wipe",
+				       json_object_new_boolean(record->dead[i].wipe));
+		json_object_array_add(list, entry);
+	}
+	return list;
+}
+
 static json_object *to_json(const struct device_record *record)
 {
 	json_object *root = json_object_new_object(), *list = json_object_new_array(), *entry;
@@ -291,18 +346,10 @@ static json_object *to_json(const struct device_record *record)
 	list = record_jobs_json(record);
 	if (list)
 		json_object_object_add(root, "jobs", list);
-	if (!record->nr_dead)
-		return root;
-	list = json_object_new_array();
-	for (u32 i = 0; i < record->nr_dead; i++) {
-		entry = json_object_new_object();
-		json_object_object_add(entry, "image",
-				       json_object_new_string(record->dead[i].image));
-		json_object_object_add(entry, "wipe",
-				       json_object_new_boolean(record->dead[i].wipe));
-		json_object_array_add(list, entry);
-	}
-	json_object_object_add(root, "dead", list);
+	if (record->nr_dead)
+		json_object_object_add(root, "dead", dead_json(record));
+	if (record->revert.overlay[0])
+		json_object_object_add(root, "revert", revert_json(&record->revert));
 	return root;
 }
 

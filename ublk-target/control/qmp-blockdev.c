@@ -56,6 +56,13 @@ const struct qmp_param qmp_blockdev_snapshot_params[] = {
 	{ NULL },
 };
 
+const struct qmp_param qmp_qchain_revert_params[] = {
+	{ "node", json_type_string, true }, /* that the overlay stands on */
+	{ "overlay", json_type_string, true },
+	{ "force", json_type_boolean, false }, /* also while the device is used */
+	{ NULL },
+};
+
 const struct qmp_param qmp_transaction_params[] = {
 	{ "actions", json_type_array, true },
 	{ "properties", json_type_object, false },
@@ -251,37 +258,77 @@ int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
-/* The protocol node under it goes with it: nobody can name that any more. */
-static int take_snapshot(struct qmp_call *call, json_object *arguments, struct qc_err *err)
+/* The node @overlay, brought in, and @node, a layer: what a new top stands on. */
+static int find_overlay(struct daemon *daemon, const char *node, const char *overlay,
+			struct qmp_blockdev ***result, struct qc_err *err)
 {
-	const char *node = text_of(arguments, "node");
-	const char *overlay = text_of(arguments, "overlay");
-	struct qmp_blockdev **at, *added;
-	json_object *held;
+	struct qmp_blockdev **at;
 	int ret;
 
 	if (!node || !overlay)
 		return qc_err_set(err, -EINVAL, "Parameter '%s' is missing",
 				  node ? "overlay" : "node");
-	ret = qmp_check_no_merge(call->daemon, node, err);
+	ret = qmp_check_no_merge(daemon, node, err);
 	if (ret)
 		return ret;
-	at = find(call->daemon, overlay);
-	added = *at;
-	if (!qmp_names_layer(call->daemon, node))
+	at = find(daemon, overlay);
+	if (!qmp_names_layer(daemon, node))
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  node);
-	if (!added || !added->img)
+	if (!*at || !(*at)->img)
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  overlay);
-	json_object_object_get_ex(arguments, "qchain-held", &held);
-	ret = chain_snapshot(call->daemon->target, node, added->img, added->path, added->name,
-			     json_object_get_boolean(held), err);
+	*result = at;
+	return 0;
+}
+
+/* The image is the chain's. A protocol node under it stays: nobody can name that any more. */
+static void give_away(struct qmp_blockdev **at)
+{
+	struct qmp_blockdev *node = *at;
+
+	*at = node->next;
+	node->img = NULL;
+	blockdev_free(node);
+}
+
+static int take_snapshot(struct qmp_call *call, json_object *arguments, struct qc_err *err)
+{
+	const char *node = text_of(arguments, "node");
+	struct qmp_blockdev **at;
+	json_object *held;
+	int ret = find_overlay(call->daemon, node, text_of(arguments, "overlay"), &at, err);
+
 	if (ret)
 		return ret;
-	*at = added->next;
-	added->img = NULL; /* the chain's */
-	blockdev_free(added);
+	json_object_object_get_ex(arguments, "qchain-held", &held);
+	ret = chain_snapshot(call->daemon->target, node, (*at)->img, (*at)->path, (*at)->name,
+			     json_object_get_boolean(held), err);
+	if (!ret)
+		give_away(at);
+	return ret;
+}
+
+/* Ours: QEMU has nothing that makes a lower layer's overlay the top. */
+int qmp_qchain_revert(struct qmp_call *call, struct qc_err *err)
+{
+	const char *node = text_of(call->arguments, "node");
+	struct qmp_blockdev **at;
+	json_object *force;
+	bool closed = false;
+	int ret = find_overlay(call->daemon, node, text_of(call->arguments, "overlay"), &at, err);
+
+	json_object_object_get_ex(call->arguments, "force", &force);
+	if (!ret && !json_object_get_boolean(force))
+		ret = daemon_check_unused(call->daemon, err);
+	if (!ret)
+		ret = chain_revert(call->daemon->target, node, (*at)->img, (*at)->path,
+				   (*at)->name, &closed, err);
+	if (ret)
+		return ret;
+	give_away(at);
+	call->result = json_object_new_object();
+	json_object_object_add(call->result, "closed", json_object_new_boolean(closed));
 	return 0;
 }
 

@@ -60,6 +60,7 @@ static const struct qmp_command commands[] = {
 	{ "transaction", qmp_transaction_params, qmp_transaction },
 	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
 	{ "qchain-release", NULL, qmp_qchain_release },
+	{ "qchain-revert", qmp_qchain_revert_params, qmp_qchain_revert },
 	{ "block-commit", qmp_block_commit_params, qmp_block_commit },
 	{ "block_resize", qmp_block_resize_params, qmp_block_resize },
 	{ "block-stream", qmp_block_stream_params, qmp_block_stream },

@@ -271,6 +271,9 @@ void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
 bool writer_may_read_below(const struct writer *w);
 /* @w begins nothing any more: seal its layer after grace. */
 void writer_seal(struct writer *w);
+/* May @img, new, open and at @path, become the active layer, on the layer at @depth? */
+int chain_check_overlay(const struct chain_target *ct, const struct image *img, const char *path,
+			u32 depth, struct qc_err *err);
 /* Closing writers that are not sealed; a chain with one is not idle. */
 bool chain_is_sealing(const struct chain_target *ct);
 

@@ -309,36 +309,34 @@ static bool is_empty(const struct image *img)
 }
 
 /*
- * Does the header of @img name the active layer? The same words, or words that
- * lead to it: a confined daemon may not see the folder any more.
+ * Does the header of @img name layer @top? The same words, or words that lead to
+ * it: a confined daemon may not see the folder any more.
  */
-static int check_backing(const struct chain_target *ct, const struct image *img, const char *path,
+static int check_backing(const struct chain_layer *top, const struct image *img, const char *path,
 			 struct qc_err *err)
 {
-	const struct chain_layer *top = &ct->chain->layers[0];
 	const char *slash = strrchr(path, '/');
 	char name[2 * QC_MAX_BACKING_NAME];
 	struct stat x, y;
 
 	if (!img->backing_name || !img->backing_format)
 		return qc_err_set(err, -EINVAL, "%s: has no backing or no backing format, must "
-				  "name the active layer, %s", path, top->path);
+				  "name %s", path, top->path);
 	if (img->backing_name[0] == '/' || !slash)
 		snprintf(name, sizeof(name), "%s", img->backing_name);
 	else
 		snprintf(name, sizeof(name), "%.*s/%s", (int)min(slash - path, 1000L), path,
 			 img->backing_name);
 	if (strcmp(img->backing_format, image_format_name(top->img->format)))
-		return qc_err_set(err, -EINVAL, "%s: says that its backing is %s, the active layer "
-				  "is %s", path, img->backing_format,
-				  image_format_name(top->img->format));
+		return qc_err_set(err, -EINVAL, "%s: says that its backing is %s, must be %s", path,
+				  img->backing_format, image_format_name(top->img->format));
 	if (!strcmp(name, top->path))
 		return 0;
 	if (!stat(name, &x) && !fstat(top->img->dev->fd, &y) &&
 	    (S_ISBLK(y.st_mode) ? S_ISBLK(x.st_mode) && x.st_rdev == y.st_rdev :
 				  x.st_dev == y.st_dev && x.st_ino == y.st_ino))
 		return 0;
-	return qc_err_set(err, -EINVAL, "%s: its backing is %s, must be the active layer, %s", path,
+	return qc_err_set(err, -EINVAL, "%s: its backing is %s, must be %s", path,
 			  img->backing_name, top->path);
 }
 
@@ -361,8 +359,8 @@ static int check_limits(const struct target *ti, const struct image *img, const 
 	return 0;
 }
 
-static int check_overlay(const struct chain_target *ct, const struct image *img, const char *path,
-			 struct qc_err *err)
+int chain_check_overlay(const struct chain_target *ct, const struct image *img, const char *path,
+			u32 depth, struct qc_err *err)
 {
 	u32 i;
 	int ret;
@@ -380,7 +378,7 @@ static int check_overlay(const struct chain_target *ct, const struct image *img,
 		if (same_image(ct->chain->layers[i].img, img))
 			return qc_err_set(err, -ELOOP, "%s: is in the chain already (%s)", path,
 					  ct->chain->layers[i].node_name);
-	ret = check_backing(ct, img, path, err);
+	ret = check_backing(&ct->chain->layers[depth], img, path, err);
 	return ret ? ret : check_limits(ct->ti, img, path, err);
 }
 
@@ -392,7 +390,7 @@ int chain_snapshot(struct target *ti, const char *node, struct image *overlay, c
 	if (ti->type != &target_chain)
 		return qc_err_set(err, -EINVAL, "%s: not a chain, nothing can stand on it",
 				  ti->type->name);
-	s.ret = check_overlay(s.ct, overlay, path, err);
+	s.ret = chain_check_overlay(s.ct, overlay, path, 0, err);
 	if (s.ret)
 		return s.ret;
 	s.layer = layer_create(overlay, path, node_name);

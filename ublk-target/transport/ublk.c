@@ -118,6 +118,24 @@ static int ublk_stop_unused(struct ublk *u, struct qc_err *err)
 			  u->dev.info.dev_id, text);
 }
 
+/* Who has only just closed it may still be seen for a moment. */
+static int ublk_check_unused(struct transport *t, struct qc_err *err)
+{
+	struct ublk *u = to_ublk(t);
+	u64 deadline_ms = ublk_now_ms() + UBLK_STOP_WAIT_MS;
+	bool lasting = false;
+	char text[512];
+
+	while (ublk_users_find(u->dev.info.dev_id, text, sizeof(text), &lasting)) {
+		if (lasting || ublk_now_ms() >= deadline_ms)
+			return qc_err_set(err, -EBUSY, "ublkb%u: in use (%s), expected nobody; "
+					  "unmount or close it, or do it by force, behind the back "
+					  "of its users", u->dev.info.dev_id, text);
+		usleep(UBLK_POLL_US);
+	}
+	return 0;
+}
+
 /* All fetches come back once the device is stopped; ending the rings would do it too. */
 static void ublk_wait_tags(struct ublk *u)
 {
@@ -248,6 +266,7 @@ static const struct transport_ops ublk_ops = {
 	.name = "ublk",
 	.start = ublk_start,
 	.stop = ublk_stop,
+	.check_unused = ublk_check_unused,
 	.walk = ublk_walk,
 	.resized = ublk_resized,
 	.status = ublk_status,
