@@ -103,7 +103,7 @@ static int check_dropped(struct revert *r, const u32 *dropped, u32 nr, struct qc
 
 static int check_branch(struct revert *r, u32 target, struct qc_err *err)
 {
-	u32 *dropped, nr;
+	u32 *dropped = NULL, nr;
 	int ret;
 
 	if (r->keep && device_record_by_name(r->images.record, r->keep))
@@ -114,8 +114,7 @@ static int check_branch(struct revert *r, u32 target, struct qc_err *err)
 	ret = revert_branch(&r->images.family, r->images.record, target, &dropped, &nr, err);
 	if (!ret && nr)
 		ret = check_dropped(r, dropped, nr, err);
-	if (!ret)
-		free(dropped);
+	free(dropped);
 	return ret;
 }
 
