@@ -20,7 +20,7 @@ struct served_job {
 	struct job_record record;
 	json_object *nodes; /* as query-named-block-nodes: the active layer first */
 	u32 nr_nodes;
-	u32 top; /* depth; stream: 0, what receives */
+	u32 top; /* depth; stream: of what receives */
 	u32 base; /* depth; nr_nodes: none */
 	char job[QC_MAX_JOB_ID + 1];
 	json_object *row; /* of the job, at its end */
@@ -75,15 +75,15 @@ static int find_layer(const struct served_job *s, const char *name, u32 *depth,
 
 static int find_base(struct served_job *s, struct qc_err *err)
 {
-	int ret;
+	int ret = s->o->top ? find_layer(s, s->o->top, &s->top, err) : 0;
 
 	s->base = s->nr_nodes;
-	if (!s->o->base)
-		return 0;
+	if (ret || !s->o->base)
+		return ret;
 	ret = find_layer(s, s->o->base, &s->base, err);
-	if (!ret && !s->base)
-		ret = qc_err_set(err, -EINVAL, "%s: is the active layer, must be below it to stay "
-				 "as its backing", s->o->base);
+	if (!ret && s->base <= s->top)
+		ret = qc_err_set(err, -EINVAL, "%s: is not below %s, must be to stay as its "
+				 "backing", s->o->base, node_text(s, s->top, "file"));
 	return ret;
 }
 
@@ -135,18 +135,20 @@ static int add_base(const struct served_job *s, u32 above, json_object *argument
 }
 
 /* Of block-stream or block-commit. A job that failed is kept until somebody has read why. */
-static int make_arguments(const struct served_job *s, json_object **result, struct qc_err *err)
+static int make_arguments(const struct served_job *s, bool commit, json_object **result,
+			  struct qc_err *err)
 {
 	json_object *arguments = json_object_new_object();
-	int ret = add_base(s, s->top ? s->top - 1 : 0, arguments, err);
+	u32 above = commit && s->top ? s->top - 1 : s->top;
+	int ret = add_base(s, above, arguments, err);
 
 	if (ret) {
 		json_object_put(arguments);
 		return ret;
 	}
 	json_add_string(arguments, "job-id", s->job);
-	json_add_string(arguments, "device", node_text(s, 0, "node-name"));
-	if (s->top)
+	json_add_string(arguments, "device", node_text(s, commit ? 0 : s->top, "node-name"));
+	if (commit && s->top)
 		json_add_string(arguments, "top-node", node_text(s, s->top, "node-name"));
 	json_add_bool(arguments, "auto-dismiss", false);
 	if (s->o->speed)
@@ -255,7 +257,7 @@ static int start_job(struct served_job *s, const struct rundir *dir, const char 
 			   "record; take it down, and up with qchainctl", s->o->name);
 
 	if (!ret)
-		ret = make_arguments(s, &arguments, err);
+		ret = make_arguments(s, !strcmp(kind, "commit"), &arguments, err);
 	if (!ret)
 		ret = start_recorded(s, dir, kind, arguments, err);
 	if (!ret && s->o->detach)
@@ -334,7 +336,7 @@ int merge_again(const struct rundir *dir, const struct served *served, json_obje
 	s.base = depth_of(&s, json_text(job, "base"));
 	*done = is_done(&s, commit);
 	if (!*done) {
-		ret = make_arguments(&s, &arguments, err);
+		ret = make_arguments(&s, commit, &arguments, err);
 		if (!ret)
 			ret = start_recorded(&s, dir, commit ? "commit" : "stream", arguments, err);
 		if (!ret)
@@ -373,8 +375,8 @@ static void print_job_json(const struct served_job *s, const char *key, const ch
 static void print_streamed(const struct served_job *s)
 {
 	const char *base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
-	const char *top = node_text(s, 0, "file");
-	u32 layers = s->base - 1;
+	const char *top = node_text(s, s->top, "file");
+	u32 layers = s->base - s->top - 1;
 	char moved[32];
 
 	if (s->o->json)

@@ -9,7 +9,7 @@
 /*
  * struct served_merge - what `stream` or `commit` is asked for
  * @name: of the chain
- * @top: commit: the last layer that goes down
+ * @top: commit: the last layer that goes down; stream: what receives, NULL: the active one
  * @base: the layer that stays below, and with commit receives. Layers are named by
  *	node name, path, VG/LV, or name of a snapshot. NULL: stream: none stays;
  *	commit: the one below top

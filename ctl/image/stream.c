@@ -253,15 +253,12 @@ static void take_option(void *arg, int option, struct qc_err *err)
 	}
 }
 
-static int stream_served(const struct verb *verb, const char *name, const struct stream *s)
+static int stream_served(const char *name, const struct stream *s)
 {
-	struct served_merge merge = { .name = name, .base = s->base_name, .speed = s->speed,
-				      .detach = s->detach, .json = s->offline.json,
+	struct served_merge merge = { .name = name, .top = s->into_name, .base = s->base_name,
+				      .speed = s->speed, .detach = s->detach, .json = s->offline.json,
 				      .offline = &s->offline };
 
-	if (s->into_name)
-		return verb_usage(verb, "--into: %s is served, and then layers are merged into the "
-				  "active one; take it down to merge into %s", name, s->into_name);
 	return merge_stream_served(&merge);
 }
 
@@ -273,7 +270,7 @@ static int stream_object(const struct verb *verb, const char *name, struct strea
 	if (name_parse(name, &object, &err))
 		return print_error(&err);
 	if (object.kind == NAME_CHAIN)
-		return stream_served(verb, name, s);
+		return stream_served(name, s);
 	if (s->detach)
 		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
 	return stream_and_report(name, s);
@@ -306,17 +303,18 @@ const struct verb verb_stream = {
 	.summary = "merge backing layers up into an overlay",
 	.usage = "[OPTION]... NAME|IMAGE",
 	.options =
-	"  --into LAYER           IMAGE: the layer that receives; default: the active one\n"
+	"  --into LAYER           the layer that receives; default: the active one\n"
 	"  --base LAYER           the first layer that stays below; default: none stays\n"
 	"  --speed SIZE           bytes a second at most\n"
 	"  --detach               NAME: do not wait, print the id of the job\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP
-	"NAME is a served chain: its active layer receives, while the device is in use; a\n"
+	"NAME is a served chain: one of its layers receives, while the device is in use; a\n"
 	"job that can be paused and cancelled (qchainctl job). IMAGE is the active layer of\n"
 	"a chain that nobody serves. The layers below stay as they are, and valid.\n",
 	.examples = "  qchainctl stream vm7 --base before-upgrade --speed 200M\n"
+		    "  qchainctl stream vm7 --into tuesday --base sunday\n"
 		    "  qchainctl stream vg0/vm-1.qcow2\n"
 		    "  qchainctl stream ./top.qcow2 --base base.qcow2\n"
 		    "  qchainctl stream ./top.qcow2 --into sn2.qcow2 --base base.qcow2\n",

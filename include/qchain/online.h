@@ -66,7 +66,7 @@ int chain_revert(struct target *ti, const char *node, struct image *overlay, con
 
 /*
  * struct chain_stream_options - as the arguments of QMP's block-stream
- * @node: node name of the active layer
+ * @node: node name of the layer that receives
  * @base, @base_node, @bottom: one at most: the layer that stays as its backing, by
  *	file name or node name, or the lowest that goes; none: all go
  * @backing_name: how the header will name what stays; NULL: relative where that is
@@ -81,14 +81,15 @@ struct chain_stream_options {
 };
 
 /*
- * chain_stream - a job (in CREATED) that merges the layers between active layer and
- * base up into the active layer, while the device is used
+ * chain_stream - a job (in CREATED) that merges the layers between one, the active layer
+ * or one below it, and base up into that one, while the device is used
  * In the end the header names the base, and the images between are closed; they are
  * as they were, and valid. A job that fails, is cancelled, or dies with the daemon
  * before the header leaves the chain as it was.
  *
  * Control thread; no other job may work on @ti, and no chain_snapshot() may come
- * before it is concluded. -ENOSPC: the name has no room in the header (rule B5).
+ * before it is concluded. -EBUSY: a layer below the active one that receives is in use
+ * elsewhere, or a snapshot is being sealed; -ENOSPC: the name has no room in the header (rule B5).
  */
 int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);

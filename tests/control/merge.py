@@ -271,6 +271,76 @@ def make_snaps(place, raw=False):
     return {name: content(place, name + ".qcow2") for name in SNAPS[1:]}
 
 
+# What receives, and what stays below it ("": nothing): what lies between goes.
+INTO = (("sn3", "base"), ("sn3", "sn1"), ("sn2", "base"), ("sn3", ""), ("sn2", ""), ("sn1", ""))
+
+
+def start_over(place):
+    for name in os.listdir(place.folder):
+        if name.endswith((".qcow2", ".raw")) or name in ("nbd", "qmp"):
+            os.unlink(place.path(name))
+
+
+def test_stream_into(place):
+    """Into a layer below the active one: all layers, those that went too, show what they did before."""
+    for into, base in INTO:
+        start_over(place)
+        shows = make_snaps(place, raw=base == "base")
+        child = place.start_chain()
+        qmp = Qmp(place.path("qmp"))
+        words = {"base_node": "base.raw" if base == "base" else base + ".qcow2"} if base else {}
+        expect_equal(stream(qmp, device=into + ".qcow2", **words), {"return": {}}, "answer")
+        wait_until(lambda: row(qmp) is None, "the job is gone")
+        expect_equal(said(qmp)[-3:], ["BLOCK_JOB_COMPLETED", "concluded", "null"], "what is said")
+        place.run("qemu-io", "-f", "raw", "-c", "read 0 8M", f"nbd+unix:///?socket={place.path('nbd')}")
+        child.terminate()
+        expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+        left = SNAPS[:SNAPS.index(base) + 1 if base else 0] + SNAPS[SNAPS.index(into):]
+        files = [words["base_node"] if name == base else name + ".qcow2" for name in left]
+        expect_equal(chain_of(place), files[::-1], f"the chain, into {into} from {base or 'nothing'}")
+        for name in SNAPS[1:]:
+            expect(content(place, name + ".qcow2") == shows[name], f"{name} shows something else than before")
+            place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name + ".qcow2"))
+
+
+def test_stream_into_cancel(place):
+    """Given up in the middle: the chain is as it was, the layer locked no longer, and it can be done again."""
+    shows = make_snaps(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(stream(qmp, device="sn2.qcow2", speed=MIB), {"return": {}}, "answer")
+    states = [node["state"] for node in qmp.command("query-named-block-nodes")["return"]]
+    expect_equal(states, ["active"] + ["sealed"] * 4, "states")
+    locked = place.run("qemu-io", "-f", "qcow2", "-c", "write 0 512", place.path("sn2.qcow2"), status=None)
+    expect("lock" in locked.stderr + locked.stdout, f"what receives is not locked: {locked.stderr}")
+    qmp.command("job-cancel", id="s")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    expect_equal(chain_of(place), [name + ".qcow2" for name in SNAPS[::-1]], "the chain")
+    wait_until(lambda: "return" in stream(qmp, device="sn2.qcow2"), "a second one begins")
+    wait_until(lambda: row(qmp) is None, "the second one is gone")
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    expect_equal(chain_of(place), ["top.qcow2", "sn3.qcow2", "sn2.qcow2"], "the chain")
+    for name in SNAPS[1:]:
+        expect(content(place, name + ".qcow2") == shows[name], f"{name} shows something else than before")
+
+
+def test_ctl_stream_into(place):
+    """qchainctl stream NAME --into LAYER, by the name of a snapshot."""
+    shows = make_snaps(place)
+    place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "seven.sock")
+    done = place.ctl("stream", "seven", "--into", "sn3.qcow2", "--base", "sn1.qcow2")
+    expect(done.stdout.startswith(f"seven: {place.path('sn3.qcow2')} has the data of 1 layer below it") and
+           done.stdout.endswith(f"stands on {place.path('sn1.qcow2')} now\n"), f"report {done.stdout}")
+    layers = [os.path.basename(layer["file"]) for layer in place.ctl_json("tree", "seven")["layers"]]
+    expect_equal(layers, ["top.qcow2", "sn3.qcow2", "sn1.qcow2", "base.qcow2"], "layers")
+    wrong = place.ctl("stream", "seven", "--into", "sn3.qcow2", "--base", "top.qcow2", status=1)
+    expect("is not below" in wrong.stderr, wrong.stderr)
+    place.ctl("down", "seven")
+    for name in SNAPS[1:]:
+        expect(content(place, name + ".qcow2") == shows[name], f"{name} shows something else than before")
+
+
 def commit(qmp, top, base, **words):
     words = {key.replace("_", "-"): value for key, value in words.items()}
     return qmp.command("block-commit", **{"job-id": "c", "device": "top.qcow2", "top-node": top,
@@ -469,7 +539,8 @@ REFUSED = (
     ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
     ({"on_error": "never"}, "Parameter 'on-error' does not accept value 'never'"),
     ({"job_id": "0x"}, "Invalid job ID '0x'"),
-    ({"device": "mid.qcow2"}, "mid.qcow2: is not the active layer (top.qcow2)"),
+    ({"device": "mid.qcow2", "base_node": "top.qcow2"}, "Node 'top.qcow2' is not a backing image of 'mid.qcow2'"),
+    ({"device": "mid.qcow2", "base_node": "mid.qcow2"}, "Node 'mid.qcow2' is not a backing image of 'mid.qcow2'"),
     ({"base_node": "base.qcow2", "backing_file": "x" * 1024}, "at most 1023"),
 )
 
@@ -505,8 +576,8 @@ def test_verb(place):
     place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "nbd")
     wrong = place.ctl("stream", "seven", "--base", "nope", status=1)
     expect("nope: no layer of seven" in wrong.stderr, wrong.stderr)
-    wrong = place.ctl("stream", "seven", "--into", "mid.qcow2", status=2)
-    expect("take it down" in wrong.stderr, wrong.stderr)
+    wrong = place.ctl("stream", "seven", "--into", "nope", status=1)
+    expect("nope: no layer of seven" in wrong.stderr, wrong.stderr)
     wrong = place.ctl("stream", "./top.qcow2", "--detach", status=2)
     expect("not a served chain" in wrong.stderr, wrong.stderr)
     done = place.ctl("stream", "seven", "--base", place.path("base.qcow2"))

@@ -60,10 +60,15 @@ class MergeCase(Case):
         return "error" not in row
 
     def stream(self, qmp):
-        keep = self.random.randrange(0, len(self.layers))  # layers that stay below
+        """Into the active layer, or one below it; all images stay what they were."""
+        into = len(self.layers) - 1
+        if self.random.random() < 0.5:
+            self.wait_sealed(qmp)
+            into = self.random.randrange(1, into + 1)
+        keep = self.random.randrange(0, into + 1)  # layers that stay below
         words = {"base-node": self.layers[keep - 1]} if keep else {}
-        self.next_layers = self.layers[:keep] + self.layers[-1:]
-        name = self.start_job(qmp, "block-stream", device=self.layers[-1], **words)
+        self.next_layers = self.layers[:keep] + self.layers[into:]
+        name = self.start_job(qmp, "block-stream", device=self.layers[into], **words)
         if self.random.random() < 0.2:
             answer = qmp.command("blockdev-snapshot", node=self.layers[-1], overlay="none")
             expect("error" in answer, f"a snapshot during a stream: {answer}")
@@ -100,7 +105,7 @@ class MergeCase(Case):
         fate = self.random.random()
         if len(self.layers) > 2 and fate < 0.5:
             return self.commit(qmp)
-        if len(self.layers) > 1 and fate > 0.8:
+        if len(self.layers) > 1 and fate > 0.7:
             return self.stream(qmp)
         return super().act(qmp)
 

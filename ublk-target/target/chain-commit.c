@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Online commit of layers below the active one into the layer below them. */
+/* Online merges into a layer below the active one: commit, and stream into the middle. */
 #include "chain-merge.h"
 #include "target-private.h"
 
@@ -58,7 +58,10 @@ static void base_committed(struct meta_flush *flush, int error)
 enum target_map_result commit_map(struct merge *m, struct request *req)
 {
 	if (req->op != REQ_FLUSH) {
-		chain_write_into(m->base, req);
+		if (m->up)
+			chain_fill_into(m->base, req);
+		else
+			chain_write_into(m->base, req);
 		return TARGET_SUBMITTED;
 	}
 	m->flush_req = req;
@@ -91,11 +94,11 @@ static void view_destroy(struct chain_target *view)
 	free(view);
 }
 
-/* The device's layers from m->first on; as long as the base. */
+/* The device's layers from the first that takes part on; as long as what receives. */
 static int view_create(struct merge *m)
 {
 	struct chain_target *ct = m->ct, *view = calloc(1, sizeof(*view));
-	struct layer_table *table = layer_table_drop(ct->map.table, 0, m->first);
+	struct layer_table *table = layer_table_drop(ct->map.table, 0, m->first - m->up);
 	int ret = -ENOMEM;
 
 	if (view && table)
@@ -127,8 +130,14 @@ static void mark_merging(const struct merge *m, bool merging)
 	u32 i;
 
 	for (i = 0; i < t->nr; i++)
-		t->by_id[t->order[i]]->merging = merging && i >= m->first &&
+		t->by_id[t->order[i]]->merging = merging && !m->up && i >= m->first &&
 						 i <= m->first + m->nr;
+}
+
+/* Of what receives. */
+static u32 base_depth(const struct merge *m)
+{
+	return m->up ? m->first - 1 : m->first + m->nr;
 }
 
 struct commit_call {
@@ -143,7 +152,7 @@ static void find_layer(struct loop *loop, void *arg)
 {
 	struct commit_call *call = arg;
 	const struct layer_table *t = call->m->ct->map.table;
-	u32 depth, base = call->m->first + call->m->nr;
+	u32 depth, base = base_depth(call->m);
 
 	if (chain_is_sealing(call->m->ct))
 		call->ret = -EBUSY;
@@ -193,7 +202,7 @@ static void end_run(struct loop *loop, void *arg)
 	m->ct->generation++;
 	writer_release_held(m->base);
 	writer_seal(m->base);
-	if (m->first > 1)
+	if (m->first > 1 && !m->up)
 		io_dev_end_writing(m->above->img->dev);
 	m->base = NULL;
 }
@@ -210,7 +219,7 @@ void commit_end(struct merge *m)
 
 static const struct chain_layer *base_layer(const struct merge *m)
 {
-	return &m->ct->chain->layers[m->first + m->nr];
+	return &m->ct->chain->layers[base_depth(m)];
 }
 
 static int check_base(const struct merge *m, struct qc_err *err)
@@ -218,7 +227,7 @@ static int check_base(const struct merge *m, struct qc_err *err)
 	const struct chain_layer *base = base_layer(m), *top = &m->ct->chain->layers[m->first];
 	const struct image *img = base->img;
 
-	if (img->virtual_size < top->img->virtual_size)
+	if (!m->up && img->virtual_size < top->img->virtual_size)
 		return qc_err_set(err, -EFBIG, "%s: is shorter (%llu bytes) than %s (%llu), which "
 				  "it shall hold; take the device down and grow it with qchainctl "
 				  "resize", base->path, (unsigned long long)img->virtual_size,
@@ -244,7 +253,7 @@ static int open_for_writing(struct merge *m, struct qc_err *err)
 	struct io_dev *base = base_layer(m)->img->dev;
 	int ret = io_dev_begin_writing(base, err);
 
-	if (ret || m->first == 1)
+	if (ret || m->first == 1 || m->up)
 		return ret;
 	ret = io_dev_begin_writing(m->above->img->dev, err);
 	if (ret)
@@ -255,7 +264,7 @@ static int open_for_writing(struct merge *m, struct qc_err *err)
 static void close_for_writing(struct merge *m)
 {
 	io_dev_end_writing(base_layer(m)->img->dev);
-	if (m->first > 1)
+	if (m->first > 1 && !m->up)
 		io_dev_end_writing(m->above->img->dev);
 }
 
@@ -263,7 +272,7 @@ static int start_writer(struct merge *m, struct commit_call *call, struct qc_err
 {
 	struct chain_target *ct = m->ct;
 	struct layer *layer = ct->map.table->by_id[call->id];
-	bool below = m->first + m->nr + 1 < ct->chain->nr_layers;
+	bool below = base_depth(m) + 1 < ct->chain->nr_layers;
 	int ret = writer_open(ct, layer, below, &call->base, err);
 
 	if (ret)
@@ -276,7 +285,7 @@ static int start_writer(struct merge *m, struct commit_call *call, struct qc_err
 	return qc_err_set(err, call->ret, "%s: out of memory", layer->path);
 }
 
-static int commit_begin(struct merge *m, struct qc_err *err)
+int commit_begin(struct merge *m, struct qc_err *err)
 {
 	struct commit_call call = { .m = m };
 	int ret = check_base(m, err);

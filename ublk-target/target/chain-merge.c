@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Online merges: stream up into the active layer, and the last step that commit shares. */
+/* Online merges: stream up into a layer, and the last step that commit shares. */
 #include "chain-merge.h"
 #include "target-private.h"
 
@@ -11,8 +11,8 @@
 #include <sys/statvfs.h>
 
 /*
- *   copy      what the layers that go map is written into the active layer where that
- *             maps nothing: job/transfer.c, on the metadata loop; chain_fill()
+ *   copy      what the layers that go map is written into the layer above them where
+ *             that maps nothing: job/transfer.c, on the metadata loop; chain_fill()
  *   flush     all of it is durable
  *   plan      where the new backing name goes                            a worker
  *   name      into free bytes of the first cluster; flush                metadata loop
@@ -26,6 +26,10 @@
  * changes, and a granule that the active layer maps never becomes unmapped again
  * (a discard leaves a zero there as long as anything is below). So one that is
  * still unmapped under the cell was so when it was read (promise P24).
+ *
+ * A layer below the active one gets a writer for that, and is read through a view, as
+ * the base of a commit is: chain-commit.c. What it gets reads the same through all
+ * that is above it, and through itself: the map is not told before the end.
  *
  * Until the header, giving up leaves everything as it was.
  */
@@ -87,6 +91,14 @@ static void nobody_reads(struct grace_waiter *waiter)
 	chain_work(m->ct, &m->work);
 }
 
+/* Who writes the header of the layer above; NULL: nobody else does. */
+static struct writer *header_writer(const struct merge *m)
+{
+	if (m->first == 1)
+		return m->ct->active;
+	return m->up ? m->base : NULL;
+}
+
 /* ---- publish --------------------------------------------------------------------------- */
 
 static void use_new_header(struct merge *m)
@@ -99,8 +111,8 @@ static void use_new_header(struct merge *m)
 	img->backing_format = m->format;
 	img->backing_name_offset = m->name ? m->patch.name_at : 0;
 	m->name = m->format = NULL;
-	if (!m->base)
-		m->ct->active->below = img->backing_name != NULL;
+	if (header_writer(m))
+		header_writer(m)->below = img->backing_name != NULL;
 }
 
 /* Who needs an extent that is in a layer that goes folds anew. */
@@ -167,7 +179,7 @@ static void header_durable(struct meta_flush *flush, int error)
 static void put_fields(struct meta_wait *wait)
 {
 	struct merge *m = container_of(wait, struct merge, wait);
-	struct meta *meta = m->ct->active->meta;
+	struct meta *meta = header_writer(m)->meta;
 	const struct backing_patch *p = &m->patch;
 	struct meta_block *block;
 	int ret = meta_get(meta, 0, wait, &block);
@@ -201,7 +213,7 @@ static void name_durable(struct meta_flush *flush, int error)
 static void put_name(struct meta_wait *wait)
 {
 	struct merge *m = container_of(wait, struct merge, wait);
-	struct meta *meta = m->ct->active->meta;
+	struct meta *meta = header_writer(m)->meta;
 	const struct backing_patch *p = &m->patch;
 	struct meta_block *block;
 	int ret = 0;
@@ -234,7 +246,7 @@ static void plan_header(struct chain_work *work)
 	int ret;
 
 	if (image_plan_backing(m->above->img, m->name, m->format, &m->patch, &m->err) ||
-	    m->first == 1)
+	    header_writer(m))
 		return;
 	ret = image_write_backing(m->above->img, &m->patch);
 	if (ret)
@@ -250,7 +262,7 @@ static void header_planned(struct chain_work *work)
 		last_step_over(m, m->err.code);
 		return;
 	}
-	if (m->first > 1) {
+	if (!header_writer(m)) {
 		publish(m);
 		return;
 	}
@@ -356,8 +368,9 @@ bool merge_find_file(const struct chain *chain, const char *name, u32 *depth)
 	return false;
 }
 
-static int find_base(const struct chain *chain, const struct chain_stream_options *o, u32 *base,
-		     struct qc_err *err)
+/* @into: depth of what receives */
+static int find_base(const struct chain *chain, const struct chain_stream_options *o, u32 into,
+		     u32 *base, struct qc_err *err)
 {
 	const char *node = o->base_node ? o->base_node : o->bottom;
 
@@ -368,31 +381,28 @@ static int find_base(const struct chain *chain, const struct chain_stream_option
 	if (node && !merge_find_node(chain, node, base))
 		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
 				  node);
-	if (node && !*base)
+	if (*base <= into)
 		return qc_err_set(err, -EINVAL, "Node '%.80s' is not a backing image of '%s'",
-				  node, chain->layers[0].node_name);
+				  chain->layers[*base].node_name, chain->layers[into].node_name);
 	*base += o->bottom ? 1 : 0;
 	return 0;
 }
 
-static int check_top(const struct chain_target *ct, const char *node, struct qc_err *err)
+static int check_into(const struct chain_target *ct, const char *node, u32 *into,
+		      struct qc_err *err)
 {
-	const struct chain_layer *top = &ct->chain->layers[0];
-	u32 depth;
+	const struct chain_layer *layer;
 
-	if (!merge_find_node(ct->chain, node, &depth))
+	if (!merge_find_node(ct->chain, node, into))
 		return merge_no_node(node, err);
-	if (depth)
-		return qc_err_set(err, -EOPNOTSUPP, "%s: is not the active layer (%s), stream into "
-				  "a layer below it works only while nobody serves the chain", node,
-				  top->node_name);
+	layer = &ct->chain->layers[*into];
 	if (ct->map.table->read_only || !ct->active)
 		return qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
-				  top->path);
-	if (top->img->nr_snapshots)
+				  ct->chain->layers[0].path);
+	if (layer->img->nr_snapshots)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: has %u internal snapshots, which need "
-				  "what is below; must have none", top->path,
-				  top->img->nr_snapshots);
+				  "what is below; must have none", layer->path,
+				  layer->img->nr_snapshots);
 	return 0;
 }
 
@@ -447,22 +457,30 @@ int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream
 {
 	struct job_options job = *job_options;
 	struct transfer_options transfer;
+	struct chain_target *ct = ti->private;
 	struct merge *m = NULL;
-	u32 base;
+	u32 into, base;
 	int ret;
 
 	if (ti->type != &target_chain)
 		return merge_no_node(options->node, err);
-	ret = check_top(ti->private, options->node, err);
+	ret = check_into(ct, options->node, &into, err);
 	if (!ret)
-		ret = find_base(((struct chain_target *)ti->private)->chain, options, &base, err);
+		ret = find_base(ct->chain, options, into, &base, err);
 	if (!ret)
-		ret = merge_create(ti, 1, base - 1, options->backing_name, &m, err);
+		ret = merge_create(ti, into + 1, base - into - 1, options->backing_name, &m, err);
 	if (ret)
 		return ret;
+	m->up = true;
+	ret = into ? commit_begin(m, err) : 0;
+	if (ret) {
+		merge_clean(m);
+		return ret;
+	}
 	transfer = (struct transfer_options){
-		.source = ti, .target = &m->target, .first_depth = 2, .last_depth = m->nr + 1,
-		.skip_zero = !m->name, .align = 1u << m->ct->chain->layers[0].img->subcluster_bits,
+		.source = into ? &m->source : ti, .target = &m->target,
+		.first_depth = 2, .last_depth = m->nr + 1,
+		.skip_zero = !m->name, .align = 1u << m->above->img->subcluster_bits,
 		.region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops,
 		.arg = m, .probe = &ti->probe,
 	};

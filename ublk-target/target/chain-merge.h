@@ -13,8 +13,7 @@
 
 /*
  * struct merge - one job: layers @first to @first + @nr - 1, by depth, go; what they
- * hold comes into the active layer (stream: @first is 1) or into the layer below
- * them (commit)
+ * hold comes into the layer above them (stream) or into the one below them (commit)
  */
 struct merge {
 	/* set once */
@@ -25,9 +24,10 @@ struct merge {
 	const struct chain_layer *above; /* whose header will name what is below them */
 	char *name; /* new backing of that; NULL: none */
 	char *format;
-	/* commit */
-	struct writer *base; /* NULL: stream */
-	struct chain_target *view; /* of the chain from @first on: what is copied */
+	bool up; /* stream */
+	/* of what receives, unless it is the active layer */
+	struct writer *base; /* NULL: that one */
+	struct chain_target *view; /* of the chain from its top on: what is copied */
 	struct target source; /* that view */
 	struct request *flush_req; /* under way */
 	struct io_op flush_io;
@@ -60,6 +60,11 @@ int merge_no_node(const char *name, struct qc_err *err);
 
 /* A request of the job to the base. */
 enum target_map_result commit_map(struct merge *m, struct request *req);
+/*
+ * What receives, a base, or a layer below the active one that is streamed into, gets a
+ * writer, and what is copied a view. Control thread; @m: as merge_create() has made it.
+ */
+int commit_begin(struct merge *m, struct qc_err *err);
 /* The job is over: the base is sealed again. Metadata loop, or the control thread. */
 void commit_end(struct merge *m);
 

@@ -421,7 +421,8 @@ void chain_write(struct chain_target *ct, struct request *req);
  * read so without it; nothing waits for space: -ENOSPC.
  */
 void chain_fill(struct chain_target *ct, struct request *req);
-/* The same, for what a commit brings into the layer of @w, always. */
+/* The same, for what a merge brings into the layer of @w: where it maps nothing; always. */
+void chain_fill_into(struct writer *w, struct request *req);
 void chain_write_into(struct writer *w, struct request *req);
 /*
  * chain_unmap - the layer of @w maps nothing of whole clusters any more: what is

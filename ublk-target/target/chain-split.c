@@ -329,6 +329,11 @@ void chain_fill(struct chain_target *ct, struct request *req)
 	cut(ct, req, &(struct slow_request){ .fill = true });
 }
 
+void chain_fill_into(struct writer *w, struct request *req)
+{
+	cut(w->ct, req, &(struct slow_request){ .into = w, .fill = true });
+}
+
 void chain_write_into(struct writer *w, struct request *req)
 {
 	cut(w->ct, req, &(struct slow_request){ .into = w });
