@@ -256,8 +256,8 @@ static void take_option(void *arg, int option, struct qc_err *err)
 static int stream_served(const char *name, const struct stream *s)
 {
 	struct served_merge merge = { .name = name, .top = s->into_name, .base = s->base_name,
-				      .speed = s->speed, .detach = s->detach, .json = s->offline.json,
-				      .offline = &s->offline };
+				      .speed = s->speed, .detach = s->detach,
+				      .json = s->offline.json, .offline = &s->offline };
 
 	return merge_stream_served(&merge);
 }
