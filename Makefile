@@ -46,6 +46,8 @@ QCFLAGS += -fno-sanitize-recover=undefined
 endif
 endif
 
+comma := ,
+
 # ---- what there is: collected from the Kbuild files -------------------------
 # collect(DIR, VAR): add DIR's objects to VAR, follow folders (names ending in /)
 define collect
@@ -100,11 +102,17 @@ $(O)/ublk-bringup: $(O)/tests/vm/ublk-bringup.o $(O)/tests/vm/ublk-mixed.o $(LIB
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -Wl,--wrap=ublk_control_open \
 		-Wl,--wrap=io_uring_register_buffers_sparse -o $@ $^ $(PKG_LIBS)
 
-$(O)/tests/sim/chain-sim.o: QCFLAGS += -Iublk-target/target
+# What the simulator puts in the place of the daemon's loops, engine, disks and waiting.
+SIM_OBJS := $(patsubst %.c,$(O)/%.o,$(wildcard tests/sim/*.c))
+SIM_WRAPS := loop_create loop_start loop_stop loop_destroy io_uring_engine_create io_submit \
+	io_dev_open io_dev_begin_writing io_dev_end_writing sem_wait sem_trywait
 
-$(O)/chain-sim: $(O)/tests/sim/chain-sim.o $(LIB)
+$(SIM_OBJS): QCFLAGS += -Iublk-target/target
+
+$(O)/chain-sim: $(SIM_OBJS) $(LIB)
 	$(say) LINK $@
-	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
+	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) $(addprefix -Wl$(comma)--wrap=,$(SIM_WRAPS)) -o $@ $^ \
+		$(PKG_LIBS)
 
 # libFuzzer programs; `make fuzz` builds them in a tree of their own.
 FUZZERS := $(addprefix $(O)/fuzz-,image chain nbd qmp text)

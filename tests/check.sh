@@ -237,6 +237,7 @@ sanitizers() {
 
 simulation() {
 	alone sim 400 "$build/chain-sim" $((seed % 1000000)) $sim_count
+	alone sim-every 400 "$build/chain-sim" -e $((seed % 1000000)) $((sim_count / 10))
 	alone sim-mutants 900 make -j"$jobs" O="$O" sim-mutants
 }
 

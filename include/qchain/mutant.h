@@ -17,6 +17,17 @@ enum mutant {
 	MUTANT_REPLAY_UNCLAIMED, /* replay allocates before it has claimed */
 	MUTANT_FREE_TOUCHED, /* the leak scan judges what was touched meanwhile */
 	MUTANT_STALE_FOLD, /* a fold sees only what is linked, not what was acknowledged */
+	MUTANT_FILL_BEFORE_GRACE, /* the new top fills while the old one is being written */
+	MUTANT_OLD_FILLS_NEW, /* the old top fills from what was written after the snapshot */
+	MUTANT_FLUSH_TOP_ONLY, /* FLUSH leaves out the old top, which is not sealed */
+	MUTANT_SEAL_EARLY, /* the old top is sealed while its operations go on */
+	MUTANT_COPY_OVER_GUEST, /* M1: a stream copies over what the guest has written */
+	MUTANT_MERGE_UNSEALED, /* M2: a merge begins before the old top is sealed */
+	MUTANT_CLOSE_BEFORE_GRACE, /* M4: merged images are closed while they are read */
+	MUTANT_HOLE_BEFORE_HEADER, /* M5: a discard makes a hole, the backing still shows */
+	MUTANT_BASE_DOOR, /* M6: the base is written on its reader's descriptor */
+	MUTANT_BASE_UNFLUSHED, /* M8: the header names a base that is not durable */
+	MUTANT_BASE_FILLS_FROM_DEVICE, /* M9: the base is filled with what the device shows */
 	MUTANT_NR,
 };
 

@@ -4,6 +4,7 @@
 #include "target-private.h"
 
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <qchain/online.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,6 +63,10 @@ enum target_map_result commit_map(struct merge *m, struct request *req)
 			chain_fill_into(m->base, req);
 		else
 			chain_write_into(m->base, req);
+		return TARGET_SUBMITTED;
+	}
+	if (MUTANT(BASE_UNFLUSHED)) {
+		chain_finish(req, 0);
 		return TARGET_SUBMITTED;
 	}
 	m->flush_req = req;
@@ -171,7 +176,7 @@ static void begin_run(struct loop *loop, void *arg)
 	if (call->ret)
 		return;
 	call->base->hidden = call->base->holds = true;
-	call->base->shows = &m->source;
+	call->base->shows = MUTANT(BASE_FILLS_FROM_DEVICE) ? m->ct->ti : &m->source;
 	call->base->early = false; /* what the job has written is on the disk */
 	writer_start(call->base, call->id);
 	m->base = call->base;
@@ -251,7 +256,7 @@ static int check_base(const struct merge *m, struct qc_err *err)
 static int open_for_writing(struct merge *m, struct qc_err *err)
 {
 	struct io_dev *base = base_layer(m)->img->dev;
-	int ret = io_dev_begin_writing(base, err);
+	int ret = MUTANT(BASE_DOOR) ? 0 : io_dev_begin_writing(base, err);
 
 	if (ret || m->first == 1 || m->up)
 		return ret;

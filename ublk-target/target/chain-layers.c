@@ -3,6 +3,7 @@
 #include "chain-private.h"
 
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,7 +105,7 @@ static int inherit_flush(struct layer_table *n, const struct layer_table *t)
 	u32 i, slot = 1;
 
 	for (i = 0; i < QC_MAX_FLUSH; i++) {
-		if (!t->flush[i])
+		if (!t->flush[i] || MUTANT(FLUSH_TOP_ONLY))
 			continue;
 		if (slot == QC_MAX_FLUSH)
 			return -EBUSY;

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <qchain/log.h>
+#include <qchain/mutant.h>
 #include <qchain/online.h>
 #include <stdlib.h>
 #include <string.h>
@@ -153,7 +154,10 @@ static void publish(struct merge *m)
 	m->table = old;
 	m->layers = layers;
 	m->grace.drained = nobody_reads;
-	grace_wait(&ct->grace, &m->grace);
+	if (MUTANT(CLOSE_BEFORE_GRACE))
+		nobody_reads(&m->grace);
+	else
+		grace_wait(&ct->grace, &m->grace);
 }
 
 /* ---- the header (rule B5) ------------------------------------------------------------------ */
@@ -293,6 +297,8 @@ static void merge_prepare(struct job *job, void *arg)
 	int ret = 0;
 
 	m->job = job;
+	if (MUTANT(HOLE_BEFORE_HEADER) && !m->base && !m->name)
+		m->ct->active->below = false;
 	if (m->nr)
 		ret = make_next(m);
 	if (ret || !m->nr) {
@@ -307,7 +313,7 @@ static void merge_prepare(struct job *job, void *arg)
 /* A write in place to a layer below may be under way until that is sealed. */
 static bool merge_ready(void *arg)
 {
-	return !chain_is_sealing(((struct merge *)arg)->ct);
+	return !chain_is_sealing(((struct merge *)arg)->ct) || MUTANT(MERGE_UNSEALED);
 }
 
 /* A volume's size, or what the file system of a file has left. */

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <qchain/log.h>
+#include <qchain/mutant.h>
 #include <qchain/online.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,7 +41,7 @@ bool writer_may_read_below(const struct writer *w)
 		if (older == w)
 			return true;
 		if (!older->settled)
-			return false;
+			return MUTANT(FILL_BEFORE_GRACE);
 	}
 	return true;
 }
@@ -120,7 +121,7 @@ static void seal_drain(struct loop *loop, struct loop_timer *timer)
 {
 	struct writer *w = container_of(timer, struct writer, seal_timer);
 
-	if (!writer_idle(w)) {
+	if (!writer_idle(w) && !MUTANT(SEAL_EARLY)) {
 		writer_scan_hurry(w);
 		if (w->meta)
 			meta_housekeep(w->meta);

@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,7 +77,7 @@ static struct write_op *who_detains(const struct write_op *op)
 	const struct writer *w;
 
 	cds_list_for_each_entry(w, &op->writer->ct->closing, node) {
-		if (w == op->writer || other)
+		if (w == op->writer || other || MUTANT(OLD_FILLS_NEW))
 			break;
 		if (w->meta)
 			other = cell_find(w, start, end);
@@ -165,7 +166,7 @@ static int write_plan(struct write_op *op)
 		return STAGE_DONE;
 	if (!op->planned) {
 		ret = write_op_table(op);
-		if (!ret && op->parent->fill)
+		if (!ret && op->parent->fill && !MUTANT(COPY_OVER_GUEST))
 			ret = write_op_is_mapped(op);
 		if (ret > 0)
 			return STAGE_DONE;

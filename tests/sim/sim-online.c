@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Snapshots and merges of the simulated device, step by step as qchainctl makes them. */
+#include "sim.h"
+
+#include "chain-private.h"
+
+#include <errno.h>
+#include <qchain/online.h>
+
+/*
+ * Snapshot (rules D1, D3, D4): the overlay is formatted and durable; the record
+ * calls it the top; it is published. Commit (D2): the record forgets what it will
+ * spoil, before the first byte. Between the steps the guest goes on, and each may
+ * be the last one before a cut. A record write is one step.
+ */
+
+#define MAX_LOST 64u
+
+enum online_phase { ONLINE_IDLE, ONLINE_FORMATTED, ONLINE_RECORDED, ONLINE_WAITS, ONLINE_JOB };
+
+enum merge_kind { MERGE_STREAM, MERGE_COMMIT };
+
+static struct {
+	enum online_phase phase;
+	u32 made; /* overlays: their names */
+	struct image *overlay;
+	char old_top[SIM_NAME];
+	struct job *job;
+	bool cancels; /* before its end, perhaps */
+	enum merge_kind kind;
+	char merged_top[SIM_NAME]; /* commit: what base will show */
+	char base[SIM_NAME];
+	struct sim_view *lost[MAX_LOST];
+	u32 nr_lost;
+} online;
+
+u32 online_snapshots, online_streams, online_commits;
+
+static struct chain_target *chain_of(void)
+{
+	return device.ti->private;
+}
+
+bool online_busy(void)
+{
+	return online.phase != ONLINE_IDLE;
+}
+
+bool online_merges(void)
+{
+	return online.phase == ONLINE_JOB;
+}
+
+/* ---- snapshot ------------------------------------------------------------------ */
+
+static void overlay_options(struct image_create_options *o, const char *backing)
+{
+	static const u32 bits[] = { 9, 9, 10, 12, 14, 16 };
+
+	image_create_defaults(o);
+	o->virtual_size = sim_now_view.bytes;
+	o->cluster_bits = bits[rnd(ARRAY_SIZE(bits))];
+	o->extl2 = o->cluster_bits >= 14 && chance(60);
+	o->refcount_order = 3 + rnd(4);
+	o->backing_name = backing;
+	o->backing_format = "qcow2";
+}
+
+static struct sim_disk *overlay_disk(const struct image_create_options *o, const char *name)
+{
+	u64 bytes = image_thick_bytes(o);
+
+	if (!plan.lv)
+		return sim_disk_create(name, 0);
+	return sim_disk_create(name, max(bytes, 1 * MiB));
+}
+
+static int overlay_format(const char *name, struct sim_disk *d,
+			  const struct image_create_options *o, struct qc_err *err)
+{
+	struct io_dev *dev;
+	int ret = io_dev_open(sim_path(name), IO_DEV_WRITE, &dev, err);
+
+	if (!ret)
+		ret = image_create(dev, o, err);
+	if (!ret)
+		ret = io_dev_flush(dev);
+	d->formatted = !ret;
+	if (!ret)
+		ret = image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_WRITE | IMAGE_OPEN_BITMAPS,
+				 &online.overlay, err);
+	return ret;
+}
+
+static void snapshot_format(void)
+{
+	struct image_create_options o;
+	struct qc_err err = { 0 };
+	char name[SIM_NAME];
+
+	snprintf(name, sizeof(name), "o%u", ++online.made);
+	snprintf(online.old_top, sizeof(online.old_top), "%s", sim_top);
+	overlay_options(&o, online.old_top);
+	if (!overlay_format(name, overlay_disk(&o, name), &o, &err))
+		online.phase = ONLINE_FORMATTED;
+	else if (!plan.faults)
+		fail("overlay: %s", err.msg);
+}
+
+/* The device record: one write, atomic and durable. */
+static void record_top(const char *name)
+{
+	sim_point();
+	snprintf(sim_top, sizeof(sim_top), "%s", name);
+}
+
+static void snapshot_record(void)
+{
+	char name[SIM_NAME];
+
+	snprintf(name, sizeof(name), "o%u", online.made);
+	record_top(name);
+	online.phase = ONLINE_RECORDED;
+}
+
+static u8 *copy_of(const u8 *from, u64 bytes)
+{
+	u8 *to = malloc(bytes);
+
+	memcpy(to, from, bytes);
+	return to;
+}
+
+static void add_snapshot_view(void)
+{
+	view_add(online.old_top, copy_of(sim_now_view.initial, sim_now_view.bytes),
+		 sim_now_view.bytes, ++sim_time);
+}
+
+/* Recorded and not published: the empty overlay will be served (rule D5). */
+void online_cut(void)
+{
+	if (online.phase == ONLINE_RECORDED)
+		add_snapshot_view();
+	online.phase = ONLINE_IDLE;
+}
+
+static void snapshot_publish(void)
+{
+	struct qc_err err = { 0 };
+	int ret = chain_snapshot(device.ti, NULL, online.overlay, sim_path(sim_top), sim_top, false,
+				 &err);
+
+	if (ret) {
+		image_close(online.overlay);
+		record_top(online.old_top);
+		online.phase = ONLINE_IDLE;
+		if (!plan.faults && ret != -EBUSY)
+			fail("snapshot: %s", err.msg);
+		return;
+	}
+	add_snapshot_view();
+	online.phase = ONLINE_IDLE;
+	online_snapshots++;
+	if (sim_verbose && !sim_judging)
+		printf("snapshot %s at %llu\n", online.old_top, (unsigned long long)sim_time);
+}
+
+/* ---- merges -------------------------------------------------------------------- */
+
+/* How the header will name @disk: sometimes so long that it lies in another sector. */
+static const char *backing_name(const char *disk)
+{
+	static char name[400];
+	u32 bytes = chance(50) ? 0 : rnd(350) & ~1u, i;
+
+	for (i = 0; i < bytes; i += 2)
+		memcpy(name + i, "./", 2);
+	snprintf(name + bytes, sizeof(name) - bytes, "%s", disk);
+	return name;
+}
+
+/* Bytes a second; 0: no limit. */
+static u64 draw_speed(void)
+{
+	return (u64[]){ 0, 1 * MiB, 20 * MiB }[rnd(3)];
+}
+
+static void stream_begin(u32 nr)
+{
+	const struct chain_layer *layers = chain_of()->chain->layers;
+	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
+	struct chain_stream_options o = { .node = layers[0].node_name };
+	u32 base = chance(60) ? 2 : 2 + rnd(nr - 1); /* nr: none */
+	struct qc_err err = { 0 };
+
+	if (base < nr) {
+		o.base_node = layers[base].node_name;
+		o.backing_name = backing_name(sim_device_layer(base)->name);
+	}
+	online.kind = MERGE_STREAM;
+	if (!chain_stream(device.ti, device.jobs, &o, &job, &online.job, &err))
+		online.phase = ONLINE_JOB;
+	if (sim_verbose && !sim_judging)
+		printf("stream onto layer %u of %u: %s\n", base, nr,
+		       online.job ? "begun" : err.msg);
+}
+
+static u32 depth_of(const char *disk)
+{
+	struct sim_disk *d;
+	u32 depth;
+
+	for (depth = 0; (d = sim_device_layer(depth)); depth++)
+		if (!strcmp(d->name, disk))
+			break;
+	return depth;
+}
+
+/*
+ * From the first byte on these are no restore points: the record says so before
+ * (D2). What left the chain earlier may stand on them, and was removed (D3).
+ */
+static void forget_views(u32 top, u32 base)
+{
+	struct sim_view *view;
+	u32 depth;
+
+	sim_point();
+	online.nr_lost = 0;
+	cds_list_for_each_entry(view, &sim_views, node) {
+		depth = depth_of(view->disk);
+		if (view->lost || depth <= top || (depth > base && sim_device_layer(depth)))
+			continue;
+		if (online.nr_lost == MAX_LOST)
+			fail("more than %u snapshots are lost", MAX_LOST);
+		view->lost = true;
+		online.lost[online.nr_lost++] = view;
+	}
+}
+
+static void commit_begin(u32 nr)
+{
+	const struct chain_layer *layers = chain_of()->chain->layers;
+	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
+	struct chain_commit_options o = { .node = layers[0].node_name };
+	u32 i, top = 1 + rnd(nr - 2), base = top + 1 + rnd(nr - top - 1);
+	struct qc_err err = { 0 };
+
+	o.top_node = layers[top].node_name;
+	o.base_node = layers[base].node_name;
+	o.backing_name = backing_name(sim_device_layer(base)->name);
+	snprintf(online.merged_top, SIM_NAME, "%s", sim_device_layer(top)->name);
+	snprintf(online.base, SIM_NAME, "%s", sim_device_layer(base)->name);
+	online.kind = MERGE_COMMIT;
+	forget_views(top, base);
+	online.phase = ONLINE_IDLE;
+	if (!chain_commit(device.ti, device.jobs, &o, &job, &online.job, &err))
+		online.phase = ONLINE_JOB;
+	for (i = 0; !online.job && i < online.nr_lost; i++)
+		online.lost[i]->lost = false;
+	if (sim_verbose && !sim_judging)
+		printf("commit of %s into %s: %s\n", online.merged_top, online.base,
+		       online.job ? "begun" : err.msg);
+}
+
+/* The base shows what the topmost merged layer shows; behind the end of that, zeroes (D4). */
+static void commit_is_done(void)
+{
+	const struct sim_view *top = view_find(online.merged_top);
+	struct sim_view *base = view_find(online.base);
+
+	online_commits++;
+	if (!top || !base || top->lost)
+		return;
+	memset(base->initial, 0, base->bytes);
+	memcpy(base->initial, top->initial, top->bytes);
+	base->instant = top->instant;
+	base->sealed = top->sealed;
+	base->lost = false;
+}
+
+static void job_is_done(void)
+{
+	struct qc_err err = { 0 };
+	int ret = online.job->ret;
+
+	if (ret && ret != -ECANCELED && !plan.faults && !plan.small_lv)
+		fail("merge: %s", online.job->err.msg);
+	if (sim_verbose && !sim_judging)
+		printf("merge: %d\n", ret);
+	if (job_dismiss(online.job, &err))
+		fail("dismiss: %s", err.msg);
+	if (!ret && online.kind == MERGE_COMMIT)
+		commit_is_done();
+	else if (!ret)
+		online_streams++;
+	online.job = NULL;
+	online.phase = ONLINE_IDLE;
+}
+
+static void job_look(void)
+{
+	if (online.job->state == JOB_CREATED)
+		job_start(online.job);
+	else if (online.job->state == JOB_CONCLUDED)
+		job_is_done();
+	else if (online.cancels && chance(1))
+		job_cancel(online.job, true, NULL);
+}
+
+static void merge_begin(void)
+{
+	u32 nr = chain_of()->chain->nr_layers;
+
+	online.cancels = chance(15);
+	if (nr > 2 && chance(80))
+		online.phase = ONLINE_WAITS;
+	else if (nr > 1)
+		stream_begin(nr);
+}
+
+/* ---- steps --------------------------------------------------------------------- */
+
+/* What has been sealed is durable for ever. */
+static void look_at_seals(void)
+{
+	struct sim_view *view;
+
+	if (plan.faults || sim_judging || chain_is_sealing(chain_of()))
+		return;
+	cds_list_for_each_entry(view, &sim_views, node)
+		view->sealed = true;
+}
+
+void online_step(void)
+{
+	look_at_seals();
+	switch (online.phase) {
+	case ONLINE_IDLE:
+		if (!plan.nr_online || rnd(1000) >= plan.online_permille)
+			return;
+		if (chain_of()->chain->nr_layers < 7 && !chance(plan.merge_percent))
+			snapshot_format();
+		else
+			merge_begin();
+		plan.nr_online -= online_busy();
+		return;
+	case ONLINE_FORMATTED:
+		if (chance(20))
+			snapshot_record();
+		return;
+	case ONLINE_RECORDED:
+		if (chance(20))
+			snapshot_publish();
+		return;
+	case ONLINE_WAITS: /* until then it is refused, mostly */
+		if (!chain_is_sealing(chain_of()) || chance(1))
+			commit_begin(chain_of()->chain->nr_layers);
+		return;
+	case ONLINE_JOB:
+		job_look();
+	}
+}
+
+static bool is_over(void *arg)
+{
+	if (online.phase != ONLINE_IDLE)
+		online_step();
+	return online.phase == ONLINE_IDLE;
+}
+
+void online_finish(void)
+{
+	sim_run_until(is_over, NULL, "a snapshot or a merge comes to its end");
+	look_at_seals();
+}
+
+static bool is_sealed(void *arg)
+{
+	return !chain_is_sealing(chain_of());
+}
+
+void online_merge_alone(void)
+{
+	sim_run_until(is_sealed, NULL, "the old top is sealed");
+	look_at_seals();
+	merge_begin();
+	online_finish();
+}
