@@ -89,21 +89,21 @@ static void set_silent(struct served *served)
 		served->pid = json_number(served->record, "pid", 0);
 }
 
-/* A start that waits for an image has no socket yet, but a file (rule A2). */
-static void find_waiting(struct served *served)
+/* A file that a process leaves in the folder as long as it has to tell something. */
+static json_object *find_told(const char *name, const char *file)
 {
 	char path[256];
+	json_object *told;
 	pid_t pid;
 
-	if (chain_run_path(served->name, "waiting.json", path, sizeof(path), NULL) ||
-	    access(path, F_OK) < 0)
-		return;
-	served->waiting = json_object_from_file(path);
-	pid = json_number(served->waiting, "pid", 0);
+	if (chain_run_path(name, file, path, sizeof(path), NULL) || access(path, F_OK) < 0)
+		return NULL;
+	told = json_object_from_file(path);
+	pid = json_number(told, "pid", 0);
 	if (pid > 0 && (kill(pid, 0) == 0 || errno == EPERM))
-		return;
-	json_object_put(served->waiting); /* left by one that was killed */
-	served->waiting = NULL;
+		return told;
+	json_object_put(told); /* left by one that was killed */
+	return NULL;
 }
 
 int served_find(const char *name, struct served *result, struct qc_err *err)
@@ -132,8 +132,10 @@ int served_find(const char *name, struct served *result, struct qc_err *err)
 		result->state = SERVED_RECOVERABLE;
 	else
 		result->state = SERVED_DEAD;
+	/* A start that waits for an image has no socket yet, but a file (rule A2). */
 	if (result->state != SERVED_LIVE)
-		find_waiting(result);
+		result->waiting = find_told(name, "waiting.json");
+	result->hang = find_told(name, "hang.json");
 	return 0;
 
 err_exit:
@@ -146,6 +148,7 @@ void served_exit(struct served *served)
 	client_close(served->client);
 	json_object_put(served->record);
 	json_object_put(served->waiting);
+	json_object_put(served->hang);
 	json_object_put(served->status);
 	json_object_put(served->exports);
 	memset(served, 0, sizeof(*served));

@@ -17,6 +17,7 @@
  *	qmp.sock     the daemon answers there as long as it lives
  *	qchaind.log  what it has to say
  *	waiting.json what a start waits for, while it does
+ *	hang.json    threads of the daemon that do not go on, while they do not
  *
  * and, with a ublk device, for the udev rule and the administrator
  *
@@ -142,6 +143,7 @@ struct served {
 	enum served_state state;
 	json_object *record; /* NULL: started without qchainctl */
 	json_object *waiting; /* {reason, since, pid} of a start that waits, or NULL */
+	json_object *hang; /* {since, pid, hanging: [{loop, since-ms}]}, or NULL */
 	pid_t pid; /* 0: none */
 	s32 dev_id; /* -1: no ublk device */
 	struct client *client;

@@ -27,7 +27,7 @@ static bool is_told_already(const char *key)
 	static const char *const told[] = { "name", "top", "virtual-size", "pid", "status",
 					    "running", "singlestep", "metadata",
 					    "grace", "queues", "requests",
-					    "leak-scan", "warming", "intent-log" };
+					    "leak-scan", "warming", "intent-log", "heartbeat" };
 
 	for (u32 i = 0; i < ARRAY_SIZE(told); i++) {
 		if (strcmp(told[i], key) == 0)
@@ -212,6 +212,34 @@ static const char *next_step(enum served_state state)
 	}
 }
 
+static void print_hang(json_object *hang)
+{
+	char text[400];
+	u32 nr = 0;
+	json_object *list = json_list(hang, "hanging", &nr), *loop;
+
+	for (u32 i = 0; i < nr; i++) {
+		loop = json_object_array_get_idx(list, i);
+		snprintf(text, sizeof(text), "loop %s does not go on, since %lld s; if that stays "
+			 "so kill -9 %lld, nothing that was acknowledged is lost",
+			 text_of(loop, "loop"),
+			 (long long)(time(NULL) - json_number(hang, "since", 0)),
+			 (long long)json_number(hang, "pid", 0));
+		print_line(i ? "" : "hangs", text);
+	}
+}
+
+static void print_heartbeat(json_object *status)
+{
+	json_object *beat;
+	char text[64];
+
+	if (!status || !json_object_object_get_ex(status, "heartbeat", &beat))
+		return;
+	snprintf(text, sizeof(text), "%lld loops", (long long)json_number(beat, "loops", 0));
+	print_line("heartbeat", text);
+}
+
 static void print_start(json_object *waiting)
 {
 	char text[1200];
@@ -294,11 +322,13 @@ static void print_status(const struct served *served)
 	print_line("state", served_state_name(served->state));
 	print_line("", served->waiting ? NULL : next_step(served->state));
 	print_start(served->waiting);
+	print_hang(served->hang);
 	if (served->pid) {
 		snprintf(bytes, sizeof(bytes), "%d", (int)served->pid);
 		print_line("process", bytes);
 	}
 	print_restarts(served);
+	print_heartbeat(served->status);
 	print_line("device", served_device(served, text));
 	print_line("top", served_top(served));
 	if (size >= 0) {
@@ -325,6 +355,7 @@ static void print_status_json(const struct served *served)
 	json_object_object_add(object, "restarted", json_object_get(restarts));
 	json_object_object_add(object, "status", json_object_get(served->status));
 	json_object_object_add(object, "waiting", json_object_get(served->waiting));
+	json_object_object_add(object, "hang", json_object_get(served->hang));
 	snapshots = json_list(served->record, "snapshots", &nr);
 	json_object_object_add(object, "snapshots", snapshots ? json_object_get(snapshots) :
 								json_object_new_array());
@@ -359,7 +390,9 @@ const struct verb verb_show_status = {
 		"             restarted: {count, reason, time, gave-up} (null: it never was),\n"
 		"             status as query-status of QMP answers it (null without a daemon),\n"
 		"             waiting: {reason, since, pid} while a start waits for an image\n"
-		"             (null otherwise), snapshots: a list of {name, file}, oldest first\n",
+		"             (null otherwise), hang: {since, pid, hanging: [{loop, since-ms}]}\n"
+		"             while threads of it do not go on (null otherwise), snapshots:\n"
+		"             a list of {name, file}, oldest first\n",
 	.examples =
 		"  qchainctl status vm7\n"
 		"  qchainctl status vm7 --json | jq .status.requests.stages\n",

@@ -34,6 +34,7 @@ struct arguments {
 	bool daemonize;
 	char *qmp; /* malloc'ed, NULL: no QMP */
 	char *intent_log; /* malloc'ed, NULL: none */
+	u32 watchdog_ms; /* 0: none */
 	bool own_folder; /* @qmp is in the folder of @name */
 	int nr_words;
 	char *words[MAX_WORDS];
@@ -150,6 +151,18 @@ static int set_intent_log(struct arguments *args, const struct argument *arg, co
 	return args->intent_log ? 0 : -ENOMEM;
 }
 
+#define MAX_WATCHDOG_S 3600u
+
+static int set_watchdog(struct arguments *args, const struct argument *arg, const char *value,
+			struct qc_err *err)
+{
+	u64 seconds;
+	int ret = parse_number("--watchdog", value, 0, MAX_WATCHDOG_S, &seconds, err);
+
+	args->watchdog_ms = ret ? 0 : seconds * 1000;
+	return ret;
+}
+
 static int set_export(struct arguments *args, const struct argument *arg, const char *value,
 		      struct qc_err *err)
 {
@@ -180,6 +193,7 @@ static const struct argument arguments[] = {
 	{ "on-full", required_argument, set_checked },
 	{ "warm", required_argument, set_checked },
 	{ "intent-log", required_argument, set_intent_log },
+	{ "watchdog", required_argument, set_watchdog },
 	{ "help", no_argument, NULL },
 	{ "version", no_argument, NULL },
 };
@@ -207,6 +221,8 @@ static void print_help(void)
 	       "  --intent-log FILE    in memory, for what is acknowledged and not written yet;\n"
 	       "                       it survives the daemon, the next one replays it\n"
 	       "  --qmp PATH           control socket (with --name: qmp.sock in its folder)\n"
+	       "  --watchdog SECONDS   tell of a thread that does not go on for so long (10);\n"
+	       "                       0: never\n"
 	       "  --wait               wait while a dead process's I/O holds an image\n"
 	       "  --daemonize          go to the background once the exports are usable\n\n"
 	       "Examples:\n"
@@ -575,7 +591,24 @@ static int start(struct daemon *daemon, struct arguments *args, struct qc_err *e
 	return ret;
 }
 
-static void serve(struct daemon *daemon)
+/* The control loop has the main thread, and joins by hand. */
+static void start_watchdog(struct daemon *daemon, const struct arguments *args)
+{
+	struct qc_err err = { 0 };
+
+	loop_beat_join(daemon->loop);
+	if (args->watchdog_ms && watchdog_start(args->own_folder ? args->name : NULL, daemon->top,
+						args->watchdog_ms, &err))
+		log_warn("%s", err.msg);
+}
+
+static void stop_watchdog(struct daemon *daemon)
+{
+	watchdog_stop();
+	loop_beat_leave(daemon->loop);
+}
+
+static void serve(struct daemon *daemon, const struct arguments *args)
 {
 	struct signals signals = { .daemon = daemon };
 
@@ -584,8 +617,10 @@ static void serve(struct daemon *daemon)
 		 daemon->target->limits.read_only ? ", read-only" : "");
 	loop_call(daemon->loop, signals_start, &signals);
 	process_release_mounts();
+	start_watchdog(daemon, args);
 	process_ready();
 	loop_run(daemon->loop);
+	stop_watchdog(daemon);
 	loop_call(daemon->loop, signals_stop, &signals);
 }
 
@@ -626,7 +661,7 @@ static int run(struct arguments *args)
 		ret = start(&daemon, args, &err);
 	}
 	if (ret == 0)
-		serve(&daemon);
+		serve(&daemon, args);
 	daemon_exit(&daemon);
 	loop_destroy(daemon.loop);
 	clean_up(args);
@@ -637,7 +672,7 @@ static int run(struct arguments *args)
 
 int main(int argc, char **argv)
 {
-	struct arguments args = { 0 };
+	struct arguments args = { .watchdog_ms = QC_WATCHDOG_MS };
 	struct qc_err err = { 0 };
 	int ret, status;
 

@@ -62,6 +62,27 @@ int chain_run_create(const char *name, struct qc_err *err);
  */
 void chain_wait_tell(const char *name);
 
+/* ---- the watchdog (watchdog.c) ------------------------------------------------- */
+
+/* A loop that gives no answer for so long hangs. */
+#define QC_WATCHDOG_MS 10000u
+
+/*
+ * watchdog_start - look once a second whether every loop goes on; what does not is
+ * told in the log, by the event QCHAIN_HANG, and in the file hang.json of the folder
+ * of @chain (NULL: none): {since (seconds since 1970), pid, hanging: [{loop, since-ms}]}
+ * @top: for messages
+ *
+ * While all go on systemd is told WATCHDOG=1, where the unit wants that. Strings stay
+ * the caller's. watchdog_stop() is fine without watchdog_start().
+ */
+int watchdog_start(const char *chain, const char *top, u32 limit_ms, struct qc_err *err);
+void watchdog_stop(void);
+/* [{loop, since-ms}], empty when all go on, and how many are watched. Any thread. */
+json_object *watchdog_hanging(u32 *nr_loops);
+/* Is there one? Who asks loops then may ask that one, and hang with it. Any thread. */
+bool watchdog_sees_hang(void);
+
 /* ---- the process (process.c) -------------------------------------------------- */
 
 /*

@@ -70,6 +70,12 @@ struct loop {
 	struct loop_msg *inbox; /* newest first; pushed by CAS, taken whole */
 	u32 sleeping; /* atomic: the thread waits in the engine */
 	bool stop; /* atomic */
+	u32 beat_owed; /* atomic: asked by loop_beat_all(), not answered */
+
+	/* under the lock of the heartbeat */
+	struct cds_list_head beat_node;
+	struct loop_msg beat;
+	u64 beat_asked_ns;
 
 	/* loop thread only */
 	struct cds_list_head timers;
@@ -125,6 +131,19 @@ void loop_call(struct loop *to, void (*fn)(struct loop *loop, void *arg), void *
 /* Is this thread the loop's own? Every stage asserts it first. */
 bool loop_is_current(const struct loop *loop);
 #define assert_on_loop(l) assert(loop_is_current(l))
+
+/*
+ * Heartbeat (beat.c). Loops with a thread of their own join and leave by loop_start()
+ * and loop_stop(); one that a thread runs by loop_run() is made to by its owner, and
+ * leaves before it is destroyed.
+ *
+ * loop_beat_all - ask all that have joined whether they are alive; @fn is told for how
+ * long each owes its answer to an earlier question, 0: it owes none. From one thread,
+ * not that of a loop. @now_ns: CLOCK_MONOTONIC.
+ */
+void loop_beat_join(struct loop *loop);
+void loop_beat_leave(struct loop *loop);
+void loop_beat_all(u64 now_ns, void (*fn)(void *arg, const char *name, u64 owed_ns), void *arg);
 
 u64 loop_now_ns(const struct loop *loop);
 

@@ -3,6 +3,7 @@
 """Daemons that die and come back: the guard of a chain, and kill -9 many times in a row."""
 
 import asyncio
+import ctypes
 import os
 import random
 import re
@@ -178,6 +179,102 @@ def test_beside_an_administrator(place):
     wait_ended(seen["guard"], "the guard")
     expect(not os.path.exists(place.path("run/seven")), "something is left after down")
     place.check_images()
+
+
+# ---- the watchdog ----------------------------------------------------------------------
+
+
+class Stopped:
+    """One thread of a process does not go on, the others do."""
+
+    SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def __init__(self, pid, name):
+        self.tid = next(int(tid) for tid in sorted(os.listdir(f"/proc/{pid}/task"), key=int)
+                        if open(f"/proc/{pid}/task/{tid}/comm", encoding="ascii").read().strip() == name)
+
+    def ptrace(self, request):
+        self.libc.ptrace.argtypes = [ctypes.c_long] * 4
+        return self.libc.ptrace(request, self.tid, 0, 0)
+
+    def __enter__(self):
+        if self.ptrace(self.SEIZE):
+            raise harness.Skip(f"ptrace is not permitted: {os.strerror(ctypes.get_errno())}")
+        expect_equal(self.ptrace(self.INTERRUPT), 0, "PTRACE_INTERRUPT")
+        os.waitpid(self.tid, self.WALL)
+        return self
+
+    def __exit__(self, *_):
+        self.ptrace(self.DETACH)
+
+
+def start_watched(place, limit):
+    place.make_chain()
+    sock = place.path("nbd")
+    child = place.start("--name", "seven", "--watchdog", limit, "--export", f"nbd,socket={sock}", place.path("top.qcow2"))
+    place.wait_ready(child, sock)
+    return child
+
+
+def hanging(place):
+    """From the file: who asks the daemon too early waits for the loop that hangs, and hangs with it."""
+    try:
+        with open(place.path("run/seven/hang.json"), encoding="utf-8") as hang:
+            return {row["loop"] for row in harness.json.load(hang)["hanging"]}
+    except FileNotFoundError:
+        return set()
+
+
+def test_hang(place):
+    """A loop that does not go on: event, status, log; list answers; and all is well when it goes on."""
+    child = start_watched(place, "1")
+    qmp = Qmp(place.path("run/seven/qmp.sock"))
+    seen = qmp.command("query-status")["return"]["heartbeat"]
+    expect(seen["loops"] >= 3 and not seen["hanging"], f"heartbeat {seen}")
+    for thread, loop in (("qc-meta", "qc-meta"), ("qchaind", "control")):
+        with Stopped(child.pid, thread):
+            wait_until(lambda loop=loop: hanging(place) == {loop}, f"it is seen that {loop} hangs")
+            expect_equal([row["loop"] for row in look(place)["hang"]["hanging"]], [loop], "status")
+            expect(f"loop {loop} does not go on" in place.ctl("status", "seven").stdout, "not in status")
+            rows = place.ctl_json("list")
+            expect_equal([row["state"] for row in rows], ["unresponsive" if loop == "control" else "serving"], "list")
+        wait_until(lambda: not hanging(place), f"it is seen that {loop} goes on")
+        expect(f"loop {loop} does not go on" in place.output(), "not in the log")
+    expect_equal(qmp.command("query-status")["return"]["heartbeat"]["hanging"], [], "hanging loops")
+    events = [event["data"]["hanging"] for event in qmp.events if event["event"] == "QCHAIN_HANG"]
+    expect_equal([[row["loop"] for row in rows] for rows in events], [["qc-meta"], [], ["control"], []], "events")
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    expect(not os.path.exists(place.path("run/seven/hang.json")), "hang.json is left")
+
+
+def test_systemd_watchdog(place):
+    """WATCHDOG=1 comes while all go on, and stays away while one hangs."""
+    place.make_chain()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(place.path("notify"))
+        notify.settimeout(harness.WAIT_S)
+        place.environment.update(NOTIFY_SOCKET=place.path("notify"), WATCHDOG_USEC="60000000")
+        child = start_watched(place, "1")
+        for _ in range(2):
+            expect_equal(notify.recv(100), b"WATCHDOG=1", "message")
+        with Stopped(child.pid, "qc-meta"):
+            wait_until(lambda: hanging(place) == {"qc-meta"}, "the hang is seen")
+            notify.setblocking(False)
+            try:
+                while True:
+                    notify.recv(100)  # those from before
+            except BlockingIOError:
+                pass
+            notify.settimeout(2.5)
+            try:
+                notify.recv(100)
+                raise harness.Failure("WATCHDOG=1 while a loop hangs")
+            except TimeoutError:
+                pass
+        notify.settimeout(harness.WAIT_S)
+        expect_equal(notify.recv(100), b"WATCHDOG=1", "message after the hang")
 
 
 # ---- many times in a row -------------------------------------------------------------

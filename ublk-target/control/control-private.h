@@ -17,6 +17,7 @@
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
  * qmp-fdset.c     descriptors brought in
+ * watchdog.c      loops that do not go on, told from a thread of its own
  * qmp-event.c     events from any thread to the connections
  *
  * All of it runs on the control thread; only qmp_event() is called by others.

@@ -124,17 +124,41 @@ static json_object *top_path(struct daemon *daemon, json_object *status)
 	return json_object_new_string(daemon->top);
 }
 
-/* QEMU's keys, and beside them what the target says and what is served. */
-int qmp_query_status(struct qmp_call *call, struct qc_err *err)
+/* What the loops say, if all of them can. */
+static json_object *loops_status(struct daemon *daemon)
 {
-	struct daemon *daemon = call->daemon;
 	json_object *status = qmp_target_status(daemon);
 	struct request_report report = { 0 };
 
+	if (watchdog_sees_hang())
+		return status;
 	for (u32 i = 0; i < daemon->nr_exports; i++)
 		daemon->exports[i]->ops->walk(daemon->exports[i], visit_request, &report);
 	qmp_add_default(status, "top", top_path(daemon, status));
 	json_object_object_del(status, "nodes");
+	qmp_add_default(status, "requests", requests_json(&report));
+	return status;
+}
+
+static json_object *heartbeat_json(json_object *hanging_owned, u32 nr_loops)
+{
+	json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "loops", json_object_new_int64(nr_loops));
+	json_object_object_add(o, "hanging", hanging_owned);
+	return o;
+}
+
+/* QEMU's keys, and beside them what the target says and what is served. */
+int qmp_query_status(struct qmp_call *call, struct qc_err *err)
+{
+	struct daemon *daemon = call->daemon;
+	u32 nr_loops;
+	json_object *hanging = watchdog_hanging(&nr_loops);
+	json_object *status = loops_status(daemon);
+
+	qmp_add_default(status, "top", json_object_new_string(daemon->top));
+	qmp_add_default(status, "heartbeat", heartbeat_json(hanging, nr_loops));
 	qmp_add_default(status, "status", json_object_new_string("running"));
 	qmp_add_default(status, "running", json_object_new_boolean(true));
 	qmp_add_default(status, "singlestep", json_object_new_boolean(false));
@@ -145,7 +169,6 @@ int qmp_query_status(struct qmp_call *call, struct qc_err *err)
 	qmp_add_default(status, "read-only",
 			json_object_new_boolean(daemon->target->limits.read_only));
 	qmp_add_default(status, "pid", json_object_new_int(getpid()));
-	qmp_add_default(status, "requests", requests_json(&report));
 	call->result = status;
 	return 0;
 }

@@ -280,6 +280,8 @@ int loop_start(struct loop *loop, int cpu)
 	pthread_attr_destroy(&attr);
 	if (ret)
 		loop->has_thread = false;
+	else
+		loop_beat_join(loop);
 	return -ret;
 }
 
@@ -287,6 +289,7 @@ void loop_stop(struct loop *loop)
 {
 	if (!loop->has_thread)
 		return;
+	loop_beat_leave(loop);
 	loop_quit(loop);
 	pthread_join(loop->thread, NULL);
 	loop->has_thread = false;
