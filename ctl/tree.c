@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl tree: the layers of a chain, from the active layer down. */
+#include "branches.h"
 #include "job-record.h"
 
 #include <errno.h>
@@ -104,49 +105,104 @@ static const char *size_text(json_object *layer, const char *key, char *text)
 
 /*
  *	vm7  /dev/ublkb0
- *	*  disk.1.qcow2  -       active   20 GiB   1.2 GiB  /dev/vg/disk.1.qcow2
+ *	*  disk.1.qcow2    -       active   20 GiB   1.2 GiB  /dev/vg/disk.1.qcow2
  *	|
- *	o  disk.qcow2    monday  sealed   20 GiB   4.1 GiB  /dev/vg/disk.qcow2
+ *	| o  disk.2.qcow2  sunday  kept          -   2.0 GiB  /dev/vg/disk.2.qcow2
+ *	|/
+ *	o  disk.qcow2      monday  sealed   20 GiB   4.1 GiB  /dev/vg/disk.qcow2
  */
-static void print_layer(json_object *layer, int width, int snapshot_width)
-{
-	bool active = json_number(layer, "depth", 0) == 0;
-	const char *name = json_text(layer, "node-name"), *file = json_text(layer, "file");
-	const char *snapshot = json_text(layer, "snapshot");
-	char virtual_size[32], actual_size[32];
+struct columns {
+	int name; /* with what is drawn before it */
+	int snapshot;
+};
 
-	printf("%s%s%s  %-*s  %-*s  %-7s  %9s  %9s  %s%s%s\n", active ? "" : "|\n",
+/* What is drawn before an image: one "| " for each line that passes by. */
+static int rails(u32 level)
+{
+	for (u32 i = 0; i < level; i++)
+		printf("| ");
+	return 2 * level;
+}
+
+static void print_image(json_object *image, u32 level, const struct columns *columns)
+{
+	bool active = json_number(image, "depth", -1) == 0;
+	const char *name = json_text(image, "node-name"), *file = json_text(image, "file");
+	const char *snapshot = json_text(image, "snapshot");
+	char virtual_size[32], actual_size[32];
+	int used = rails(level);
+
+	printf("%s%s  %-*s  %-*s  %-7s  %9s  %9s  %s%s%s\n",
 	       print_colour(stdout, active ? COLOUR_GOOD : COLOUR_NONE), active ? "*" : "o",
-	       width, name ? name : "-", snapshot_width, snapshot ? snapshot : "-",
-	       json_text(layer, "state"),
-	       size_text(layer, "virtual-size", virtual_size),
-	       size_text(layer, "actual-size", actual_size), print_colour(stdout, COLOUR_FAINT),
+	       columns->name - used, name ? name : "-",
+	       columns->snapshot, snapshot ? snapshot : "-", json_text(image, "state"),
+	       size_text(image, "virtual-size", virtual_size),
+	       size_text(image, "actual-size", actual_size), print_colour(stdout, COLOUR_FAINT),
 	       file ? file : "", print_colour(stdout, COLOUR_NONE));
 }
 
-/* Of the column with @key. */
-static int width_of(json_object *layers, const char *key)
+static void print_branch(json_object *image, u32 level, const struct columns *columns);
+
+/* All that stands on an image whose own line is at @level, each joins that. */
+static void print_forks(json_object *image, u32 from, u32 level, const struct columns *columns)
 {
-	size_t width = 1;
+	u32 nr;
+	json_object *branches = json_list(image, "branches", &nr);
 
-	for (u32 i = 0; i < json_object_array_length(layers); i++) {
-		const char *text = json_text(json_object_array_get_idx(layers, i), key);
-
-		width = max(width, text ? strlen(text) : 1);
+	for (u32 i = from; i < nr; i++) {
+		print_branch(json_object_array_get_idx(branches, i), level + 1, columns);
+		rails(level);
+		printf("|/\n");
 	}
-	return width;
+}
+
+/* The first of several that stand on an image goes on in its line. */
+static void print_branch(json_object *image, u32 level, const struct columns *columns)
+{
+	u32 nr;
+	json_object *branches = json_list(image, "branches", &nr);
+
+	if (nr) {
+		print_branch(json_object_array_get_idx(branches, 0), level, columns);
+		rails(level);
+		printf("|\n");
+		print_forks(image, 1, level, columns);
+	}
+	print_image(image, level, columns);
+}
+
+/* How wide the columns must be for @image, which is drawn at @level, and its branches. */
+static void measure_image(json_object *image, u32 level, struct columns *columns)
+{
+	bool layer = json_number(image, "depth", -1) >= 0;
+	const char *name = json_text(image, "node-name"), *snapshot = json_text(image, "snapshot");
+	u32 nr;
+	json_object *branches = json_list(image, "branches", &nr);
+
+	columns->name = max(columns->name, (int)(2 * level + (name ? strlen(name) : 1)));
+	columns->snapshot = max(columns->snapshot, (int)(snapshot ? strlen(snapshot) : 1));
+	for (u32 i = 0; i < nr; i++)
+		measure_image(json_object_array_get_idx(branches, i),
+			      layer || i ? level + 1 : level, columns);
 }
 
 static void print_tree(const struct served *served, json_object *layers)
 {
-	u32 nr = json_object_array_length(layers);
-	int width = width_of(layers, "node-name"), snapshot_width = width_of(layers, "snapshot");
+	struct columns columns = { 0 };
 	char device[256];
 
+	for (u32 i = 0; i < json_object_array_length(layers); i++)
+		measure_image(json_object_array_get_idx(layers, i), 0, &columns);
 	printf("%s%s%s  %s\n", print_colour(stdout, COLOUR_STRONG), served->name,
 	       print_colour(stdout, COLOUR_NONE), served_device(served, device));
-	for (u32 i = 0; i < nr; i++)
-		print_layer(json_object_array_get_idx(layers, i), width, snapshot_width);
+	for (u32 i = 0; i < json_object_array_length(layers); i++) {
+		json_object *layer = json_object_array_get_idx(layers, i);
+
+		if (i)
+			printf("|\n");
+		print_forks(layer, 0, 0, &columns);
+		print_image(layer, 0, &columns);
+	}
 }
 
 static void print_tree_json(const struct served *served, json_object *layers_owned)
@@ -168,9 +224,11 @@ static int tree_chain(const char *name, bool json, struct qc_err *err)
 		return ret;
 	ret = served.state == SERVED_LIVE ? read_layers(&served, &layers, err) :
 					    served_not_live(&served, err);
-	if (ret == 0 && json) {
+	if (ret == 0)
+		ret = branches_add(&served, layers, err);
+	if (layers && json) {
 		print_tree_json(&served, layers);
-	} else if (ret == 0) {
+	} else if (layers) { /* the chain, even if what is around it cannot be told */
 		print_tree(&served, layers);
 		json_object_put(layers);
 	}
@@ -195,7 +253,12 @@ const struct verb verb_tree = {
 	.usage = "NAME [--json]",
 	.options =
 		"  --json     one object: name, and layers, a list of {node-name, file, snapshot,\n"
-		"             state, virtual-size, actual-size, depth}\n",
+		"             state, virtual-size, actual-size, depth}; one that others than\n"
+		"             the next layer stand on has branches, a list of {file, node-name,\n"
+		"             snapshot, state, actual-size, branches}\n"
+		"\n"
+		"Snapshots that the device does not stand on any more (revert --keep) are\n"
+		"drawn as branches. For that the images around are looked at.\n",
 	.examples =
 		"  qchainctl tree vm7\n",
 	.run = tree_run,

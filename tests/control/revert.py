@@ -54,6 +54,32 @@ def test_served(place):
     nothing_left(place)
 
 
+def branches(image):
+    """Snapshots that stand on an image of `tree` and are not below the top: (name, its branches)."""
+    return [(above["snapshot"], branches(above)) for above in image.get("branches", [])]
+
+
+def test_tree(place):
+    """Branches are drawn where they stand, as long as there are any."""
+    device = Device(place)
+    device.make("a", "b")
+    revert(place, "a", "--keep", "old")
+    revert(place, "a", "--keep", "older")
+    layers = place.ctl_json("tree", "seven")["layers"]
+    expect_equal(sorted(branches(layers[1])), [("b", [("old", [])]), ("older", [])], "branches of the layer a")
+    expect_equal([branches(layer) for layer in (layers[0], layers[2])], [[], []], "branches elsewhere")
+    lines = [line[:4] for line in place.ctl("tree", "seven").stdout.splitlines()[1:]]
+    one, two = ["| o ", "|/"], ["| o ", "| |", "| o ", "|/"]
+    expect(lines in (["*  t", "|", *one, *two, "o  t", "|", "o  b"], ["*  t", "|", *two, *one, "o  t", "|", "o  b"]),
+           lines)
+    place.ctl("delete", "seven", "older")
+    place.ctl("delete", "seven", "old")
+    place.ctl("delete", "seven", "b")
+    expect_equal([branches(layer) for layer in place.ctl_json("tree", "seven")["layers"]], [[], [], []], "branches")
+    device.down()
+    nothing_left(place)
+
+
 def test_keep(place):
     """The old branch stays, with all its names, and is reverted to; branches are deleted like others."""
     device = Device(place)
