@@ -2,6 +2,7 @@
 /* qchainctl up: serve a chain, or take over where its daemon died. */
 #include "guard.h"
 #include "job-record.h"
+#include "merging.h"
 #include "revert-record.h"
 #include "tab.h"
 
@@ -499,6 +500,8 @@ static int prepare_top(const struct up_options *up, struct record_top *top, json
 			    record);
 		ret = activate_chain(top->path, record_activated(record), err);
 	}
+	if (ret == 0 && top->has_place)
+		ret = merging_check(&top->place, top->path, err);
 	if (ret == 0 && !is_read_only(record))
 		ret = record_top_claim(top, up->name, up->assume_unshared, err);
 	return ret ? qc_err_prefix(err, "%s", up->name) : 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl create: an image on a new or given LV, block device or file. */
+#include "../merging.h"
 #include "options.h"
 #include "signature.h"
 
@@ -94,6 +95,8 @@ static int take_backing(struct create_options *o, const struct target *target, c
 		ret = backing_format(o, &backing, &format, err);
 	if (!ret)
 		ret = look_at_backing(o, &backing, format, err);
+	if (!ret)
+		ret = merging_check_image(backing.path, err);
 	if (ret)
 		return ret;
 	*name = backing_header_name(target->name.path, backing.path, err);

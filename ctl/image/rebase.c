@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl rebase: another backing image for an image that nobody serves. */
+#include "../merging.h"
 #include "merge-run.h"
 
 #include <errno.h>
@@ -57,6 +58,8 @@ static int take_backing(struct rebase *r, const char *old_format, struct qc_err 
 		return qc_err_set(err, -EINVAL, "%s: backing format '%s' not supported, must be "
 				  "raw or qcow2", r->backing, r->format);
 	snprintf(r->backing_path, sizeof(r->backing_path), "%s", object.path);
+	if (merging_check_image(r->backing_path, err))
+		return err->code;
 	r->header_name = backing_header_name(r->path, r->backing_path, err);
 	return r->header_name ? 0 : err->code;
 }

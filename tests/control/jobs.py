@@ -180,6 +180,19 @@ def test_cancel(place):
                  ["active", "sealed", "sealed", "merging", "sealed"], "states")
     refused = place.ctl("expose", "seven", "one", "--nbd", place.path("x"), status=1)
     expect("has no snapshot one" in refused.stderr, refused.stderr)
+    place.ctl("down", "seven")
+    reader = ["up", "eight", "--read-only", "--no-ublk", "--nbd", "eight.sock"]
+    for words in (["create", "./new.qcow2", "--backing", "./top.qcow2"], [*reader, "./top.qcow2"]):
+        refused = place.ctl(*words, status=1).stderr
+        expect("top.qcow2: is merging, job commit0 of device seven" in refused, f"{words}: {refused}")
+    place.ctl("create", "./new.qcow2", "--size", "16M")
+    refused = place.ctl("rebase", "./new.qcow2", "--backing", "./top.qcow2", status=1).stderr
+    expect("is merging" in refused, f"rebase: {refused}")
+    os.unlink(place.path("new.qcow2"))
+    for image in ("./top.1.qcow2", "./top.2.qcow2"):  # what the commit's top shows stays as it is
+        place.ctl(*reader, image)
+        place.ctl("down", "eight")
+    place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
     place.ctl("job", "resume", "seven", "commit0")
     wait_settled(place)
     judge(place, AFTER)

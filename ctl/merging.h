@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Images that a commit has begun to change (rule D2). */
+#ifndef CTL_MERGING_H
+#define CTL_MERGING_H
+
+#include <qchain/err.h>
+
+struct record_place;
+
+/*
+ * merging_check - may the image at @path be shown, or get an overlay?
+ * -EBUSY with @err that names the job: a commit that a record of @place knows of has
+ * begun to change what it stands on, or itself, and the image is below the commit's top.
+ *
+ * merging_check_image - the same, of the place where the image is; 0 where there are no
+ * records
+ */
+int merging_check(struct record_place *place, const char *path, struct qc_err *err);
+int merging_check_image(const char *path, struct qc_err *err);
+
+#endif
