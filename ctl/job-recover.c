@@ -44,12 +44,28 @@ static int begin_again(const struct rundir *dir, const struct served *served, js
 {
 	struct qc_err second = { 0 };
 	bool done = false;
-	int ret = merge_again(dir, served, job, &done, err);
+	int ret = merge_is_done(served, job, &done, err);
 
 	if (!ret && done)
 		return forget(dir, served, job, true, err);
+	if (!ret)
+		ret = merge_again(dir, served, job, err);
 	if (ret && write_end(dir, served, job, err->msg, false, &second))
 		print_error(&second);
+	return ret;
+}
+
+/* qchainctl itself has written; whether it was all cannot always be told. */
+static int recover_offline(const struct rundir *dir, const struct served *served,
+			   json_object *job, struct qc_err *err)
+{
+	bool done = false;
+	int ret = merge_is_done(served, job, &done, err);
+
+	if (!ret && done)
+		return forget(dir, served, job, true, err);
+	tell(served->name, job, "was interrupted while the device was down; finish it the same "
+	     "way, or dismiss it");
 	return ret;
 }
 
@@ -83,9 +99,7 @@ static int recover_one(const struct rundir *dir, const struct served *served, js
 			tell(served->name, job, "was interrupted, goes on");
 		return ret;
 	case RECORD_OFFLINE:
-		tell(served->name, job, "was interrupted; take the device down and run it again, "
-		     "or dismiss it");
-		return 0;
+		return recover_offline(dir, served, job, err);
 	default:
 		tell(served->name, job, json_text(job, "error") ? json_text(job, "error") :
 								  "has failed");

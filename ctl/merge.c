@@ -320,28 +320,45 @@ static bool is_done(const struct served_job *s, bool commit)
 	       (!commit && s->base == s->top + 1);
 }
 
-int merge_again(const struct rundir *dir, const struct served *served, json_object *job,
-		bool *done, struct qc_err *err)
+/* The chain as it is now, and where the job's layers are in it. */
+static int look_again(struct served_job *s, json_object *job, struct qc_err *err)
 {
-	struct served_merge merge = { .name = served->name, .detach = true };
-	struct served_job s = { .o = &merge, .served = *served };
-	bool commit = job_noted_is_commit(job);
-	json_object *arguments;
-	int ret = look(&s, err);
+	int ret = look(s, err);
 
 	if (ret)
 		return ret;
-	snprintf(s.job, sizeof(s.job), "%s", json_text(job, "id"));
-	s.top = depth_of(&s, json_text(job, "top"));
-	s.base = depth_of(&s, json_text(job, "base"));
-	*done = is_done(&s, commit);
-	if (!*done) {
-		ret = make_arguments(&s, commit, &arguments, err);
-		if (!ret)
-			ret = start_recorded(&s, dir, commit ? "commit" : "stream", arguments, err);
-		if (!ret)
-			ret = job_watch(served->name, s.job, true, err);
-	}
+	snprintf(s->job, sizeof(s->job), "%s", json_text(job, "id"));
+	s->top = depth_of(s, json_text(job, "top"));
+	s->base = depth_of(s, json_text(job, "base"));
+	return 0;
+}
+
+int merge_is_done(const struct served *served, json_object *job, bool *done, struct qc_err *err)
+{
+	struct served_merge merge = { .name = served->name };
+	struct served_job s = { .o = &merge, .served = *served };
+	int ret = look_again(&s, job, err);
+
+	if (!ret)
+		*done = is_done(&s, job_noted_is_commit(job));
+	json_object_put(s.nodes);
+	return ret;
+}
+
+int merge_again(const struct rundir *dir, const struct served *served, json_object *job,
+		struct qc_err *err)
+{
+	struct served_merge merge = { .name = served->name, .detach = true };
+	struct served_job s = { .o = &merge, .served = *served };
+	json_object *arguments;
+	int ret = look_again(&s, job, err);
+
+	if (!ret)
+		ret = make_arguments(&s, job_noted_is_commit(job), &arguments, err);
+	if (!ret)
+		ret = start_recorded(&s, dir, json_text(job, "kind"), arguments, err);
+	if (!ret)
+		ret = job_watch(served->name, s.job, true, err);
 	json_object_put(s.nodes);
 	return ret;
 }

@@ -48,11 +48,12 @@ int merge_start(const struct served_merge *merge, const struct rundir *dir, cons
 		struct served_job **result, struct qc_err *err);
 int merge_end(struct served_job *job_owned, bool wait, u64 *moved, struct qc_err *err);
 /*
- * merge_again - begin a merge of the run record anew, as @served is now
- * @job: of the run record; @dir is locked
- * @done: it had ended: the layers lie between no more. Nothing was begun.
+ * merge_again - begin a merge of the run record anew, one that is not done
+ * @job: of the run record; @served is as it is now, @dir is locked
+ * merge_is_done - its layers lie between no more: the header that ends it was written
  */
 int merge_again(const struct rundir *dir, const struct served *served, json_object *job,
-		bool *done, struct qc_err *err);
+		struct qc_err *err);
+int merge_is_done(const struct served *served, json_object *job, bool *done, struct qc_err *err);
 
 #endif

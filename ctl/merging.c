@@ -23,15 +23,26 @@ static bool has_begun_commit(const struct record_place *place)
 	return false;
 }
 
-/* Does the chain of @member reach the base without passing the top? */
-static bool is_between(const struct family *family, u32 member, const struct record_job *job)
+/* Nothing stands on its top any more: the base has it all, and shows what the top did. */
+static bool is_done(const struct family *family, const struct device_record *record,
+		    const struct record_job *job)
 {
-	u32 top = family_find(family, job->top), base = family_find(family, job->base);
+	u32 other;
 
-	for (u32 n = 0; n < family->nr && member != FAMILY_NONE && member != top; n++) {
-		if (member == base)
-			return true;
-		member = family->members[member].backing;
+	return strcmp(record->top, job->top) &&
+	       !family_overlays(family, family_find(family, job->top), &other);
+}
+
+/* Is @member below the commit's top, down to its base? */
+static bool is_between(const struct family *family, u32 member,
+		       const struct device_record *record, const struct record_job *job)
+{
+	u32 at = family_find(family, job->top), base = family_find(family, job->base);
+
+	for (u32 n = 0; n < family->nr && at != FAMILY_NONE && at != base; n++) {
+		at = family->members[at].backing;
+		if (at == member)
+			return at != base || !is_done(family, record, job);
 	}
 	return false;
 }
@@ -42,7 +53,7 @@ static int check_record(const struct family *family, u32 member,
 	for (u32 i = 0; i < record->nr_jobs; i++) {
 		const struct record_job *job = &record->jobs[i];
 
-		if (is_begun_commit(job) && is_between(family, member, job))
+		if (is_begun_commit(job) && is_between(family, member, record, job))
 			return qc_err_set(err, -EBUSY, "%s: is merging, job %s of device %s has "
 					  "begun to change it or what it stands on: no restore "
 					  "point any more; see qchainctl job list %s",

@@ -9,8 +9,9 @@ struct record_place;
 
 /*
  * merging_check - may the image at @path be shown, or get an overlay?
- * -EBUSY with @err that names the job: a commit that a record of @place knows of has
- * begun to change what it stands on, or itself, and the image is below the commit's top.
+ * -EBUSY with @err that names the job: it lies below the top of a commit that a record of
+ * @place knows of and that has begun, down to its base. What stands beside was refused
+ * when the commit began (rule D3).
  *
  * merging_check_image - the same, of the place where the image is; 0 where there are no
  * records

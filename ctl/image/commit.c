@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl commit: merge overlays down into a backing layer, served (../merge.c) or not. */
+#include "../job-record.h"
 #include "../merge.h"
 #include "merge-cost.h"
 #include "merge-run.h"
@@ -53,6 +54,10 @@ struct commit {
 	u64 top_bytes;
 	u64 base_bytes;
 	u64 above_bytes; /* of the layer above top; 0: top is active */
+	struct job_record *record; /* of the device whose top it is; NULL: none knows it */
+	char device[QC_MAX_CHAIN_NAME + 1];
+	char job[QC_MAX_JOB_ID + 1];
+	bool begun; /* written to */
 	char **spoilt; /* the layers from below top to the base: no restore points any more */
 	u32 nr_spoilt;
 };
@@ -187,6 +192,107 @@ static int make_room(const struct commit *c, struct qc_err *err)
 	return ret ? ret : merge_make_room(c->base_path, &cost.commit, err);
 }
 
+/* ---- the device record (rule D2) --------------------------------------------------------- */
+
+/* The name of the device whose top is @path; "": no record knows it. */
+static int find_device(const char *path, char *name, size_t bytes, struct qc_err *err)
+{
+	struct record_place *place = calloc(1, sizeof(*place));
+	char image[RECORD_IMAGE_BYTES];
+	int ret;
+
+	name[0] = 0;
+	if (!place)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
+	ret = record_place_of(path, place, image, err);
+	for (u32 i = 0; i < place->nr_records && !ret; i++)
+		if (!strcmp(place->records[i].top, image))
+			snprintf(name, bytes, "%s", place->records[i].name);
+	record_place_exit(place);
+	free(place);
+	return ret == -EOPNOTSUPP ? 0 : ret;
+}
+
+/* The job that it goes on with, or a free id. */
+static void choose_job(struct commit *c)
+{
+	const struct device_record *record = c->record->record;
+
+	for (u32 i = 0; i < record->nr_jobs; i++) {
+		if (record->jobs[i].phase != RECORD_OFFLINE)
+			continue;
+		snprintf(c->job, sizeof(c->job), "%s", record->jobs[i].id);
+		return;
+	}
+	for (u32 i = 0; !c->job[0] || device_record_job(record, c->job); i++)
+		snprintf(c->job, sizeof(c->job), "commit%u", i);
+}
+
+static int record_open(struct commit *c, const char *top, struct qc_err *err)
+{
+	char device[QC_MAX_CHAIN_NAME + 1];
+	int ret = c->settled ? 0 : find_device(top, device, sizeof(device), err);
+
+	if (ret || c->settled || !device[0])
+		return ret;
+	c->record = calloc(1, sizeof(*c->record));
+	if (!c->record)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", top);
+	snprintf(c->device, sizeof(c->device), "%s", device);
+	ret = job_record_open(c->record, c->device, top, NULL, NULL, err);
+	if (!ret)
+		choose_job(c);
+	return ret;
+}
+
+static void fill_recorded(const struct commit *c, struct recorded_merge *merge)
+{
+	*merge = (struct recorded_merge){ .id = c->job, .kind = "commit", .top = c->top_path,
+					  .base = c->base_path };
+	if (c->drop_snapshots) {
+		merge->lost = c->spoilt;
+		merge->nr_lost = c->nr_spoilt;
+	}
+}
+
+static int record_plan(struct commit *c, struct qc_err *err)
+{
+	struct recorded_merge merge;
+
+	fill_recorded(c, &merge);
+	return c->record ? job_record_plan(c->record, &merge, err) : 0;
+}
+
+/* From here on the base and what is above it are no restore points any more. */
+static int record_begin(struct commit *c, struct qc_err *err)
+{
+	struct recorded_merge merge;
+
+	fill_recorded(c, &merge);
+	c->begun = true;
+	if (c->record)
+		return job_record_begin(c->record, &merge, RECORD_OFFLINE, err);
+	return c->drop_snapshots ? restore_points_drop(c->spoilt, c->nr_spoilt, err) : 0;
+}
+
+static int record_end(struct commit *c, int ret, struct qc_err *err)
+{
+	struct qc_err second = { 0 };
+	int last = 0;
+
+	if (!c->record)
+		return ret;
+	if (!ret)
+		return job_record_end(c->record, c->job, true, err);
+	last = c->begun ? job_record_fail(c->record, c->job, err->msg, &second) :
+			  job_record_withdraw(c->record, c->job, &second);
+	if (last)
+		print_error(&second);
+	return ret;
+}
+
+/* ---- one after the other ------------------------------------------------------------------ */
+
 /* @changed is held open all the time: nobody else writes it meanwhile. */
 static int commit_steps(struct commit *c, struct image *changed, struct merge *merge,
 			struct qc_err *err)
@@ -201,8 +307,8 @@ static int commit_steps(struct commit *c, struct image *changed, struct merge *m
 					err);
 	if (!ret)
 		ret = make_room(c, err);
-	if (!ret && c->drop_snapshots)
-		ret = restore_points_drop(c->spoilt, c->nr_spoilt, err);
+	if (!ret)
+		ret = record_begin(c, err);
 	if (!ret)
 		ret = move_data(c, merge, err);
 	if (!ret && c->header_name)
@@ -240,6 +346,9 @@ static void commit_exit(struct commit *c)
 	while (c->nr_spoilt)
 		free(c->spoilt[--c->nr_spoilt]);
 	free(c->spoilt);
+	if (c->record)
+		job_record_close(c->record);
+	free(c->record);
 	free(c->top_path);
 	free(c->base_path);
 	free(c->changed_path);
@@ -250,13 +359,22 @@ static int commit_image(const char *name, struct commit *c, struct merge *merge,
 			struct qc_err *err)
 {
 	struct image *changed;
+	struct object_name object;
 	int ret = survey(c, name, err);
 
+	if (!ret)
+		ret = name_image(name, &object, err);
+	if (!ret)
+		ret = record_open(c, object.path, err);
 	if (!ret)
 		ret = merge_hold(c->changed_path, &changed, err);
 	if (ret)
 		return ret;
-	ret = commit_steps(c, changed, merge, err);
+	ret = record_plan(c, err);
+	if (!ret) {
+		ret = commit_steps(c, changed, merge, err);
+		ret = record_end(c, ret, err);
+	}
 	image_close(changed);
 	return ret;
 }

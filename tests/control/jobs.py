@@ -254,6 +254,43 @@ def test_refused(place):
     judge(place, AFTER)
 
 
+OFFLINE_POINTS = ("planned", "begun", "unsettled", "settled")
+
+
+def test_offline(place):
+    """The same for a commit of images that nobody serves: recorded, finished by the same command."""
+    for point in OFFLINE_POINTS:
+        make_device(place)
+        place.ctl("down", "seven")
+        words = ["commit", "./top.3.qcow2", "--top", "top.1.qcow2", "--base", "top.qcow2", "--drop-snapshots"]
+        killed(place, point, words)
+        wanted = {"planned": ["planned"], "settled": []}
+        expect_equal([phase for _id, _kind, phase in jobs(place)], wanted.get(point, ["offline"]), f"at {point}")
+        if point == "begun":
+            refused = place.ctl("create", "./new.qcow2", "--backing", "./top.qcow2", status=1).stderr
+            expect("is merging" in refused, refused)
+            done = place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+            expect("interrupted while the device was down" in done.stderr, done.stderr)
+            expect_equal(place.ctl_json("tree", "seven")["layers"][3]["state"], "merging", "state of the base")
+            guest_reads(place)
+            place.ctl("down", "seven")
+            place.ctl(*words)
+        place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
+        expect_equal(jobs(place), [], f"jobs after {point}")
+        judge(place, BEFORE if point == "planned" else AFTER)
+
+
+def test_offline_error(place):
+    """Kept, and shown, as that of a daemon's job."""
+    make_device(place)
+    place.ctl("down", "seven")
+    break_compressed(place, "top.qcow2", 15 << 20)
+    failed = place.ctl("commit", "./top.3.qcow2", "--top", "top.qcow2", status=1).stderr
+    expect_equal(jobs(place), [("commit0", "commit", "failed")], "jobs")
+    expect(record_of(place)["jobs"][0]["error"] in failed, failed)
+    expect("commit0" in place.ctl("job", "list", "seven", "./").stdout, "job list")
+
+
 def test_room(place):
     """What receives must hold it all before it takes the first byte (rule D5); both numbers are told."""
     volume = Volume(place, "volume", 4 << 20)
