@@ -180,6 +180,7 @@ native() {
 	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run style 120 .ci/check-style.sh
 	run merge 120 tests/control/merge.py --build "$build"
+	run active 120 tests/control/active.py --build "$build"
 	run jobs 200 tests/control/jobs.py --build "$build"
 	run rename 120 tests/control/rename.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"

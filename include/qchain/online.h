@@ -97,10 +97,10 @@ int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream
 /*
  * struct chain_commit_options - as the arguments of QMP's block-commit
  * @node: node name of the active layer
- * @top, @top_node: the last layer that goes, below the active one
+ * @top, @top_node: the last layer that goes; none: the active one
  * @base, @base_node: the layer that receives; none: the lowest one
  * @backing_name: how the header of the layer above top will name the base; NULL: as
- *	in struct chain_stream_options
+ *	in struct chain_stream_options. Not with the active layer: none is above it
  */
 struct chain_commit_options {
 	const char *node;
@@ -117,6 +117,12 @@ struct chain_commit_options {
  * From its first byte on, base and the merged layers are no restore points any more
  * (rule D2); the device shows the same all the time, whatever becomes of the job.
  * The caller has made sure that nothing else stands on them (rule D3).
+ *
+ * Of the active layer (rule C4): the job becomes ready when all of it was handed over,
+ * and waits for job_complete(); then the base is the active layer, and the former one,
+ * empty, is closed. Its header still names the base: who keeps the device's record
+ * wipes it (rule D1). Those of layers between are wiped. -EOPNOTSUPP: it has internal
+ * snapshots; -EFBIG: the base is longer than the device.
  *
  * As chain_stream(). -EBUSY: in use elsewhere, or a snapshot is being sealed; -EFBIG: the
  * base is shorter than top.

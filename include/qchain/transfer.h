@@ -26,12 +26,15 @@
  * @ready: may it begin? Asked every millisecond until it may.
  * @room: how much the target can take, in whatever unit; a job that rests because it was
  *	full goes on when that is more than it was. May be NULL.
- * @prepare: as job_prepare_fn, when all is moved and durable
+ * @then: when all is moved and durable the job goes on as this says, from start() on,
+ *	and ends with it; only verbs and start() are looked at. NULL: it ends.
+ * @prepare: as job_prepare_fn, in the end
  * @clean: the job has ended, with or without that
  */
 struct transfer_ops {
 	bool (*ready)(void *arg);
 	u64 (*room)(void *arg);
+	const struct job_type *then;
 	void (*prepare)(struct job *job, void *arg);
 	void (*clean)(void *arg);
 };
@@ -72,6 +75,15 @@ struct transfer_options {
 	const struct transfer_ops *ops;
 	void *arg;
 };
+
+/* transfer_options.arg of a job that transfer_create() has made. */
+void *transfer_arg(const struct job *job);
+
+/*
+ * transfer_wait_for_room - the job, which goes on as transfer_ops.then says, rests because
+ * its target was full: it is resumed when there is more room
+ */
+void transfer_wait_for_room(struct job *job);
 
 /* @type: "commit", "stream" or "rebase"; @job->loop is @options' loop (struct job_options). */
 int transfer_create(struct jobs *jobs, const char *type, const struct job_options *job_options,

@@ -507,7 +507,8 @@ COMMIT_REFUSED = (
     ({"base": "sn1.qcow2"}, "'base-node' and 'base' are mutually exclusive"),
     ({"top_node": "sn1.qcow2", "base_node": "sn1.qcow2"}, "cannot commit an image into itself"),
     ({"top_node": "sn1.qcow2", "base_node": "sn2.qcow2"}, "is not below"),
-    ({"top_node": "top.qcow2"}, "is the active layer, which is committed only while nobody serves"),
+    ({"top_node": "top.qcow2", "backing_file": "base.qcow2"},
+     "'backing-file' specified, but 'top' is the active layer"),
 )
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Online merges beside random I/O of several clients and snapshots, against a model; with kill -9 too."""
+"""Online merges beside random I/O of several clients and snapshots, against a model; with kill -9 too,
+also at the crash points of a commit of the active layer."""
 
 import argparse
 import os
@@ -14,6 +15,12 @@ sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib"), os.path.join(HERE, "..", 
 
 from harness import Qmp, expect, wait_until
 from snapshots import Case, LAST
+
+
+# Steps of a commit of the active layer, as ublk-target/target/chain-handover.c and chain-pivot.c name them.
+POINTS = ("unwiped", "between", "open", "scan", "choose", "fence", "settle", "copy", "durable", "unmap", "gone",
+          "publish", "closed", "pivot")
+REPEATED = POINTS[4:12]
 
 
 class MergeCase(Case):
@@ -35,7 +42,8 @@ class MergeCase(Case):
         if self.random.random() < 0.5:
             arguments["speed"] = self.random.choice([1, 4, 16]) << 20
         answer = qmp.command(command, **{"job-id": name, "auto-dismiss": False, **arguments})
-        expect(answer == {"return": {}}, f"{command} {arguments}: {answer}")
+        died = answer is None and "QCHAIN_CRASH_POINT" in self.environment
+        expect(answer == {"return": {}} or died, f"{command} {arguments}: {answer}")
         return name
 
     def find_job(self, qmp, name):
@@ -101,9 +109,97 @@ class MergeCase(Case):
         self.check_tree(qmp)
         return None
 
+    def forget_layers(self):
+        """Nothing may stand on the new top, not even what is in no chain any more."""
+        for name in os.listdir(self.folder):
+            if name.startswith("l") and name not in self.layers:
+                os.unlink(self.path(name))
+
+    def is_as_long(self, name):
+        """As the device: it may become the active layer (rule D4)."""
+        return True
+
+    def ready(self, qmp, name):
+        return self.find_job(qmp, name)["status"] in ("ready", "concluded")
+
+    def leave_ready(self, qmp, name):
+        """Disturbed or completed; True: the base is the active layer."""
+        fate = self.random.random()
+        if fate < 0.2:
+            self.stopped.wait(self.random.random() * 0.1)
+            qmp.command("job-cancel", id=name)
+        wait_until(lambda: self.ready(qmp, name), f"{name} is ready")
+        if fate < 0.4:
+            self.stopped.wait(self.random.random() * 0.05)
+        if 0.2 < fate < 0.3:
+            qmp.command("block-job-cancel", device=name, force=self.random.random() < 0.5)
+        elif fate >= 0.2:
+            expect(qmp.command("job-complete", id=name) == {"return": {}}, "job-complete")
+        wait_until(lambda: self.find_job(qmp, name)["status"] == "concluded", f"{name} has ended")
+        row = self.find_job(qmp, name)
+        expect("error" not in row or fate < 0.3, f"{name}: {row}")
+        expect(qmp.command("job-dismiss", id=name) == {"return": {}}, "dismiss")
+        return len(self.shown_layers(qmp)) == len(self.next_layers)
+
+    def shown_layers(self, qmp):
+        nodes = qmp.command("query-named-block-nodes")["return"]
+        return [os.path.basename(node["file"]) for node in nodes][::-1]
+
+    def until_dead(self, qmp, name):
+        """A crash point ends the daemon; where it does not come to that, the test does."""
+        try:
+            wait_until(lambda: self.ready(qmp, name), f"{name} is ready")
+            qmp.command("job-complete", id=name)
+            wait_until(lambda: self.find_job(qmp, name)["status"] == "concluded", f"{name} has ended")
+        except (TypeError, OSError):
+            pass  # no answer any more
+
+    def commit_active(self, qmp):
+        """Into any layer below. What reads the same all the time is checked by clients, and in the end."""
+        self.wait_sealed(qmp)
+        base = self.random.randrange(0, len(self.layers) - 1)
+        if not self.is_as_long(self.layers[base]):
+            return self.commit(qmp) if len(self.layers) > 2 else None
+        lost = self.layers[base:]
+        self.snapshots = [snapshot for snapshot in self.snapshots
+                          if snapshot[0] in self.layers and snapshot[0] not in lost]
+        old, self.next_layers = self.layers[-1], self.layers[:base + 1] + [self.layers[-1]]
+        name = self.start_job(qmp, "block-commit", device=old, **{"base-node": self.layers[base]})
+        if self.kill and "QCHAIN_CRASH_POINT" in self.environment:
+            self.until_dead(qmp, name)
+            return LAST
+        if self.kill and self.random.random() < 0.3:
+            return LAST
+        self.next_layers.pop()
+        if self.leave_ready(qmp, name):
+            self.layers = self.next_layers
+            self.forget_layers()
+            if self.kill:
+                return LAST  # the intent log has entries of both, until now
+        else:  # layers between may have gone
+            self.layers = self.shown_layers(qmp)
+            expect(self.layers in (self.next_layers + [old], self.next_layers + lost[1:]),
+                   f"the chain is {self.layers}")
+        self.next_layers = None
+        self.wait_sealed(qmp)
+        self.check_tree(qmp)
+        return None
+
+    async def session(self, count):
+        if self.kill and self.random.random() < 0.7:
+            point = self.random.choice(POINTS)
+            number = f":{self.random.randint(1, 4)}" if point in REPEATED else ""
+            self.environment["QCHAIN_CRASH_POINT"] = f"commit.{point}{number}"
+        try:
+            await super().session(count)
+        finally:
+            self.environment.pop("QCHAIN_CRASH_POINT", None)
+
     def act(self, qmp):
         fate = self.random.random()
-        if len(self.layers) > 2 and fate < 0.5:
+        if len(self.layers) > 1 and fate < 0.2:
+            return self.commit_active(qmp)
+        if len(self.layers) > 2 and fate < 0.6:
             return self.commit(qmp)
         if len(self.layers) > 1 and fate > 0.7:
             return self.stream(qmp)

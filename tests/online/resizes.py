@@ -107,6 +107,9 @@ class ResizeCase(MergeCase):
         self.adopt_size()
         return None
 
+    def is_as_long(self, name):
+        return self.sizes[name] == self.size
+
     def commit(self, qmp):
         """Only where the base is as long as what is merged into it."""
         if len({self.sizes[name] for name in self.layers[:-1]}) == 1:

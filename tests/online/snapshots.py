@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ class Case:
         self.size = self.random.choice([4, 8, 12]) << 20
         self.model = Model(self.size)
         self.child = None
+        self.environment = {}  # of the daemon, beside ours
         self.layers = []  # file names, the base first
         self.made = 0  # overlays
         self.snapshots = []  # (layer, tick before, tick after)
@@ -86,10 +88,14 @@ class Case:
             words += ["--cache-size", "4K"]
         with open(self.path("output"), "ab") as output:
             self.child = subprocess.Popen(words + [self.path(top)], stdin=subprocess.DEVNULL,
-                                          stdout=output, stderr=output)
-        wait_until(lambda: os.path.exists(self.path("nbd")) or self.child.poll() is not None,
-                   "the daemon serves")
+                                          stdout=output, stderr=output,
+                                          env={**os.environ, **self.environment})
+        wait_until(lambda: self.answers() or self.child.poll() is not None, "the daemon serves")
         expect(self.child.poll() is None, "the daemon ended at start: " + self.last_line())
+
+    def answers(self):
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(self.path("nbd")) == 0
 
     def last_line(self):
         with open(self.path("output"), encoding="utf-8", errors="replace") as output:

@@ -95,6 +95,7 @@ struct transfer {
 	bool pausing;
 	bool copied; /* the copier has ended, with @error */
 	bool ended;
+	const struct job_type *then; /* what the job goes on as; NULL: it moves */
 	bool read_failed; /* the last error was one of the source */
 	int error;
 };
@@ -695,11 +696,27 @@ static void end(struct transfer *t, int error)
 	job_end(t->job, error);
 }
 
+/* Paused meanwhile: the rest comes to rest by itself. */
+static void go_on(struct transfer *t)
+{
+	int ret;
+
+	t->then = t->o.ops->then;
+	ret = t->then->start(t->job, &t->job->err);
+	if (ret)
+		job_end(t->job, ret);
+	else if (t->pausing)
+		t->then->pause(t->job);
+}
+
 static void flush_back(struct loop *loop, struct loop_msg *msg)
 {
 	struct transfer *t = container_of(msg, struct transfer, flush_msg);
 
-	end(t, t->error);
+	if (t->error || t->job->cancelled || !t->o.ops || !t->o.ops->then)
+		end(t, t->error);
+	else
+		go_on(t);
 }
 
 static void flush_end_io(struct request *req, int error)
@@ -786,6 +803,10 @@ static void transfer_pause(struct job *job)
 {
 	struct transfer *t = job->private;
 
+	if (t->then) {
+		t->then->pause(job);
+		return;
+	}
 	t->pausing = true;
 	if (!t->scanning)
 		copier_pause(t->copier);
@@ -797,6 +818,10 @@ static void transfer_resume(struct job *job)
 {
 	struct transfer *t = job->private;
 
+	if (t->then) {
+		t->then->resume(job);
+		return;
+	}
 	t->pausing = false;
 	if (t->scanning) {
 		scan_run(t);
@@ -811,6 +836,8 @@ static bool transfer_cancel(struct job *job, bool force)
 {
 	struct transfer *t = job->private;
 
+	if (t->then)
+		return t->then->cancel(job, force);
 	if (t->scanning)
 		scan_run(t);
 	else if (!t->copied)
@@ -818,9 +845,21 @@ static bool transfer_cancel(struct job *job, bool force)
 	return true;
 }
 
+static void transfer_complete(struct job *job)
+{
+	struct transfer *t = job->private;
+
+	t->then->complete(job);
+}
+
 static void transfer_set_speed(struct job *job, u64 speed)
 {
-	copier_set_speed(((struct transfer *)job->private)->copier, speed);
+	struct transfer *t = job->private;
+
+	if (t->then)
+		t->then->set_speed(job, speed);
+	else
+		copier_set_speed(t->copier, speed);
 }
 
 static void transfer_prepare(struct job *job)
@@ -845,6 +884,7 @@ static void transfer_free(struct transfer *t)
 
 static void transfer_clean(struct job *job)
 {
+	loop_timer_cancel(&((struct transfer *)job->private)->room_timer);
 	transfer_free(job->private);
 	job->private = NULL;
 }
@@ -853,7 +893,8 @@ static void transfer_clean(struct job *job)
 	{                                                                               \
 		.name = type, .block = true, .start = transfer_start,                  \
 		.pause = transfer_pause, .resume = transfer_resume,                    \
-		.cancel = transfer_cancel, .set_speed = transfer_set_speed,            \
+		.cancel = transfer_cancel, .complete = transfer_complete,              \
+		.set_speed = transfer_set_speed,                                       \
 		.prepare = transfer_prepare, .clean = transfer_clean,                  \
 	}
 
@@ -869,6 +910,16 @@ static const struct job_type *type_of(const char *name)
 		if (!strcmp(transfer_types[i].name, name))
 			break;
 	return &transfer_types[i];
+}
+
+void *transfer_arg(const struct job *job)
+{
+	return ((const struct transfer *)job->private)->o.arg;
+}
+
+void transfer_wait_for_room(struct job *job)
+{
+	wait_for_room(job->private);
 }
 
 int transfer_create(struct jobs *jobs, const char *type, const struct job_options *job_options,

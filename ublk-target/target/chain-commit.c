@@ -23,6 +23,9 @@
  * until the end: maps may still show it, and what they find there is right. In the
  * end, well or not, windows that show the base are dropped, the places given back
  * after grace, and the base is sealed as the old top of a snapshot is.
+ *
+ * A commit of the active layer begins with that, too, for the layers between, if there
+ * are any. Then its header names the base, and it is handed over: chain-handover.c.
  */
 
 #define VIEW_CACHE_BYTES (8u * 1024u * 1024u)
@@ -135,8 +138,8 @@ static void mark_merging(const struct merge *m, bool merging)
 	u32 i;
 
 	for (i = 0; i < t->nr; i++)
-		t->by_id[t->order[i]]->merging = merging && !m->up && i >= m->first &&
-						 i <= m->first + m->nr;
+		t->by_id[t->order[i]]->merging = merging && !m->up && i <= m->first + m->nr &&
+						 (m->pivots || i >= m->first);
 }
 
 /* Of what receives. */
@@ -177,9 +180,11 @@ static void begin_run(struct loop *loop, void *arg)
 		return;
 	call->base->hidden = call->base->holds = true;
 	call->base->shows = MUTANT(BASE_FILLS_FROM_DEVICE) ? m->ct->ti : &m->source;
-	call->base->early = false; /* what the job has written is on the disk */
+	call->base->early &= m->pivots; /* else what the job has written is on the disk */
 	writer_start(call->base, call->id);
 	m->base = call->base;
+	if (m->pivots)
+		m->ct->receiving = m->base;
 	m->ct->generation++;
 	mark_merging(m, true);
 }
@@ -196,17 +201,26 @@ static void forget_base(struct merge *m)
 	free(layers);
 }
 
+void commit_end_view(struct merge *m)
+{
+	view_destroy(m->view);
+	m->view = NULL;
+	if (!cds_list_empty(&m->base->held))
+		forget_base(m);
+	m->ct->generation++;
+	writer_release_held(m->base);
+}
+
 static void end_run(struct loop *loop, void *arg)
 {
 	struct merge *m = arg;
 
 	mark_merging(m, false);
-	view_destroy(m->view);
-	if (!cds_list_empty(&m->base->held))
-		forget_base(m);
-	m->ct->generation++;
-	writer_release_held(m->base);
-	writer_seal(m->base);
+	commit_end_view(m);
+	if (m->pivots)
+		handover_give_up(m);
+	else
+		writer_seal(m->base);
 	if (m->first > 1 && !m->up)
 		io_dev_end_writing(m->above->img->dev);
 	m->base = NULL;
@@ -227,9 +241,28 @@ static const struct chain_layer *base_layer(const struct merge *m)
 	return &m->ct->chain->layers[base_depth(m)];
 }
 
+/* A pivot never changes the device's size (rule D4). */
+static int check_pivot(const struct merge *m, struct qc_err *err)
+{
+	const struct chain_layer *base = base_layer(m), *top = &m->ct->chain->layers[0];
+
+	if (top->img->nr_snapshots)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: has %u internal snapshots, which its base "
+				  "cannot take over; must have none", top->path,
+				  top->img->nr_snapshots);
+	if (base->img->virtual_size > top->img->virtual_size)
+		return qc_err_set(err, -EFBIG, "%s: is longer (%llu bytes) than the device (%llu), "
+				  "which it would become; take the device down and shrink it, or "
+				  "commit into another layer", base->path,
+				  (unsigned long long)base->img->virtual_size,
+				  (unsigned long long)top->img->virtual_size);
+	return 0;
+}
+
 static int check_base(const struct merge *m, struct qc_err *err)
 {
-	const struct chain_layer *base = base_layer(m), *top = &m->ct->chain->layers[m->first];
+	const struct chain_layer *base = base_layer(m);
+	const struct chain_layer *top = &m->ct->chain->layers[m->first - m->pivots];
 	const struct image *img = base->img;
 
 	if (!m->up && img->virtual_size < top->img->virtual_size)
@@ -295,6 +328,8 @@ int commit_begin(struct merge *m, struct qc_err *err)
 	struct commit_call call = { .m = m };
 	int ret = check_base(m, err);
 
+	if (!ret && m->pivots)
+		ret = check_pivot(m, err);
 	if (ret)
 		return ret;
 	m->target.size_bytes = ALIGN_DOWN(base_layer(m)->img->virtual_size,
@@ -323,7 +358,8 @@ static int find_range(const struct chain *chain, const struct chain_commit_optio
 	*base = chain->nr_layers - 1;
 	if (o->top_node && !merge_find_node(chain, o->top_node, top))
 		return merge_no_node(o->top_node, err);
-	if (o->top && !merge_find_file(chain, o->top, top))
+	if (o->top && strcmp(chain->layers[0].path, o->top) &&
+	    !merge_find_file(chain, o->top, top))
 		return qc_err_set(err, -ENOENT, "Top image file %.200s not found", o->top);
 	if (o->base_node && !merge_find_node(chain, o->base_node, base))
 		return merge_no_node(o->base_node, err);
@@ -335,10 +371,9 @@ static int find_range(const struct chain *chain, const struct chain_commit_optio
 	if (*top > *base)
 		return qc_err_set(err, -EINVAL, "%s: is not below %s, must be to receive its data",
 				  chain->layers[*base].path, chain->layers[*top].path);
-	if (!*top)
-		return qc_err_set(err, -EOPNOTSUPP, "%s: is the active layer, which is committed "
-				  "only while nobody serves the chain; name a top below it",
-				  chain->layers[0].path);
+	if (!*top && o->backing_name)
+		return qc_err_set(err, -EINVAL, "'backing-file' specified, but 'top' is the "
+				  "active layer");
 	return 0;
 }
 
@@ -357,7 +392,7 @@ int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit
 	struct job_options job = *job_options;
 	struct transfer_options transfer;
 	struct merge *m = NULL;
-	u32 top, base;
+	u32 top, base, first;
 	int ret;
 
 	if (ti->type != &target_chain)
@@ -366,19 +401,25 @@ int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit
 	if (!ret && ti->limits.read_only)
 		ret = qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
 				 ct->chain->layers[0].path);
-	if (!ret)
-		ret = merge_create(ti, top, base - top, options->backing_name, &m, err);
 	if (ret)
 		return ret;
+	first = max(top, 1u);
+	ret = merge_create(ti, first, base - first, options->backing_name, &m, err);
+	if (ret)
+		return ret;
+	m->pivots = !top;
 	ret = commit_begin(m, err);
 	if (ret) {
 		merge_ops.clean(m);
 		return ret;
 	}
+	if (!m->nr) /* nothing between: nothing to be looked for */
+		m->source.size_bytes = 0;
 	transfer = (struct transfer_options){
 		.source = &m->source, .target = &m->target, .first_depth = 1, .last_depth = m->nr,
-		.align = granule_of(m), .region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops,
-		.arg = m, .probe = &ti->probe,
+		.align = granule_of(m), .region_bytes = MERGE_REGION_BYTES,
+		.ops = m->pivots ? &merge_active_ops : &merge_ops, .arg = m,
+		.probe = &ti->probe,
 	};
 	job.loop = ct->loop;
 	return transfer_create(jobs, "commit", &job, &transfer, result, err);

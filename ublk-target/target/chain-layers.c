@@ -2,6 +2,7 @@
 /* The layer table: which image is at which depth, what is written, what is flushed. */
 #include "chain-private.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <qchain/mutant.h>
 #include <stdio.h>
@@ -161,6 +162,16 @@ struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32
 		n->depth_of[n->order[i]] = i;
 	}
 	return n;
+}
+
+void layer_table_add_flush(struct layer_table *t, struct io_dev *dev)
+{
+	u32 i = 0;
+
+	while (i < QC_MAX_FLUSH && t->flush[i])
+		i++;
+	assert(i < QC_MAX_FLUSH);
+	__atomic_store_n(&t->flush[i], dev, __ATOMIC_RELEASE);
 }
 
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev)

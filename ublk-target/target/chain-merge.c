@@ -4,6 +4,7 @@
 #include "target-private.h"
 
 #include <errno.h>
+#include <qchain/crash-point.h>
 #include <qchain/log.h>
 #include <qchain/mutant.h>
 #include <qchain/online.h>
@@ -35,6 +36,8 @@
  * Until the header, giving up leaves everything as it was.
  */
 
+#define WIPE_BYTES 4096u
+
 /* ---- where the job writes to ---------------------------------------------------------- */
 
 static enum target_map_result merge_map(struct target *ti, struct request *req)
@@ -57,7 +60,29 @@ static void last_step_over(struct merge *m, int ret)
 {
 	if (ret && !m->job->err.code)
 		m->job->err = m->err;
-	job_prepared(m->job, ret);
+	m->over(m, ret);
+}
+
+/*
+ * What it stands on is going to be written by the guest: nothing may take it for an
+ * overlay of that any more.
+ */
+static void wipe_header(struct io_dev *dev)
+{
+	struct qc_err err = { 0 };
+	void *zeroes = io_alloc(WIPE_BYTES);
+	int ret = zeroes ? io_dev_begin_writing(dev, &err) : -ENOMEM;
+
+	if (!ret) {
+		memset(zeroes, 0, WIPE_BYTES);
+		ret = io_dev_pwrite(dev, zeroes, min(dev->size_bytes, (u64)WIPE_BYTES), 0);
+	}
+	if (!ret)
+		ret = io_dev_flush(dev);
+	if (ret)
+		log_warn("%s: its header was not wiped (%s); it is no layer any more, and must not "
+			 "be used", dev->path, err.msg[0] ? err.msg : strerror(-ret));
+	free(zeroes);
 }
 
 static void close_layers(struct chain_work *work)
@@ -65,8 +90,12 @@ static void close_layers(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 	u32 i;
 
-	for (i = m->first; i < m->first + m->nr; i++)
+	for (i = m->first; i < m->first + m->nr; i++) {
+		crash_point("commit.unwiped");
+		if (m->pivots)
+			wipe_header(m->layers[i].img->dev);
 		image_close(m->layers[i].img);
+	}
 }
 
 static void layers_closed(struct chain_work *work)
@@ -116,8 +145,8 @@ static void use_new_header(struct merge *m)
 		header_writer(m)->below = img->backing_name != NULL;
 }
 
-/* Who needs an extent that is in a layer that goes folds anew. */
-static int forget_extents(struct merge *m)
+/* Who needs one folds anew. */
+int merge_forget(struct merge *m, u32 first, u32 nr)
 {
 	const struct layer_table *t = m->ct->map.table;
 	bool *gone = calloc(t->nr_ids, sizeof(*gone));
@@ -125,7 +154,7 @@ static int forget_extents(struct merge *m)
 
 	if (!gone)
 		return -ENOMEM;
-	for (i = m->first; i < m->first + m->nr; i++)
+	for (i = first; i < first + nr; i++)
 		gone[t->order[i]] = true;
 	map_forget(&m->ct->map, gone);
 	free(gone);
@@ -139,7 +168,7 @@ static void publish(struct merge *m)
 	struct layer_table *old = ct->map.table;
 	struct chain_layer *layers = ct->chain->layers;
 
-	if (forget_extents(m)) {
+	if (merge_forget(m, m->first, m->nr)) {
 		qc_err_set(&m->err, -ENOMEM, "%s: out of memory", layers[0].path);
 		last_step_over(m, -ENOMEM);
 		return;
@@ -290,13 +319,12 @@ static int make_next(struct merge *m)
 	return 0;
 }
 
-/* job_prepare_fn, when all is copied and durable. */
-static void merge_prepare(struct job *job, void *arg)
+void merge_drop(struct merge *m, struct job *job, void (*over)(struct merge *m, int ret))
 {
-	struct merge *m = arg;
 	int ret = 0;
 
 	m->job = job;
+	m->over = over;
 	if (MUTANT(HOLE_BEFORE_HEADER) && !m->base && !m->name)
 		m->ct->active->below = false;
 	if (m->nr)
@@ -308,6 +336,17 @@ static void merge_prepare(struct job *job, void *arg)
 	m->work.run = plan_header;
 	m->work.done = header_planned;
 	chain_work(m->ct, &m->work);
+}
+
+static void prepared(struct merge *m, int ret)
+{
+	job_prepared(m->job, ret);
+}
+
+/* job_prepare_fn, when all is copied and durable. */
+static void merge_prepare(struct job *job, void *arg)
+{
+	merge_drop(arg, job, prepared);
 }
 
 /* A write in place to a layer below may be under way until that is sealed. */
@@ -334,6 +373,7 @@ static void merge_clean(void *arg)
 
 	if (m->base)
 		commit_end(m);
+	handover_free(m->handover);
 	layer_table_free(m->table);
 	free(m->layers);
 	free(m->name);
@@ -345,6 +385,14 @@ const struct transfer_ops merge_ops = {
 	.ready = merge_ready,
 	.room = merge_room,
 	.prepare = merge_prepare,
+	.clean = merge_clean,
+};
+
+const struct transfer_ops merge_active_ops = {
+	.ready = merge_ready,
+	.room = merge_room,
+	.then = &handover_type,
+	.prepare = pivot_prepare,
 	.clean = merge_clean,
 };
 

@@ -262,6 +262,8 @@ struct layer *layer_create(struct image *img, const char *path, const char *node
 void layer_free(struct layer *layer);
 /* Table @t without the @nr layers from @depth on, not published; their ids stay unused. */
 struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32 nr);
+/* @dev takes guests' writes from now on, too. There is room for it. */
+void layer_table_add_flush(struct layer_table *t, struct io_dev *dev);
 /* A sealed image needs no flush any more. */
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
 
@@ -456,6 +458,13 @@ void *write_op_entries(const struct write_op *op);
 int write_op_decide(struct write_op *op);
 /* A fill: 0: nothing is mapped there; 1: all is; -ESTALE: some; -EIO. */
 int write_op_is_mapped(struct write_op *op);
+
+/* ---- chain-range.c: operations in a range of guest addresses ------------------------------ */
+
+/* Those of @w that have not begun, or wait for space, are cut again: -ESTALE. */
+void writer_put_off(struct writer *w, u64 start, u64 end);
+/* Has @w one there? */
+bool writer_is_busy(const struct writer *w, u64 start, u64 end);
 
 /* ---- chain-table.c: L2 tables that do not exist yet ------------------------------------- */
 

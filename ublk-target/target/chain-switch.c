@@ -168,50 +168,6 @@ struct snapshot {
 	int ret;
 };
 
-/* Operations that wait for a cell of @holder and have not begun: to @stale. */
-static void take_waiters(struct write_op *holder, const struct writer *old,
-			 struct cds_list_head *stale)
-{
-	struct write_op *op, *tmp;
-
-	cds_list_for_each_entry_safe(op, tmp, &holder->cell_waiters, node) {
-		if (op->writer != old)
-			continue;
-		op->error = -ESTALE;
-		cds_list_del(&op->node);
-		cds_list_add_tail(&op->node, stale);
-	}
-}
-
-static void take_cell_waiters(const struct writer *w, const struct writer *old,
-			      struct cds_list_head *stale)
-{
-	struct write_op *op;
-	u32 i;
-
-	for (i = 0; w->meta && i < CELL_BUCKETS; i++)
-		cds_list_for_each_entry(op, &w->cells[i], cell)
-			take_waiters(op, old, stale);
-}
-
-/* What has not begun, or waits for space, goes to the overlay (rule E2). */
-static void move_waiting(struct chain_target *ct, struct writer *old)
-{
-	struct writer *w;
-	struct write_op *op;
-	CDS_LIST_HEAD(stale);
-
-	take_cell_waiters(old, old, &stale);
-	cds_list_for_each_entry(w, &ct->closing, node)
-		if (w != old)
-			take_cell_waiters(w, old, &stale);
-	cds_list_for_each_entry(op, &old->parked, node)
-		op->error = -ESTALE;
-	cds_list_splice(&old->parked, &stale);
-	CDS_INIT_LIST_HEAD(&old->parked);
-	write_ops_run(&stale);
-}
-
 static void switch_active(struct snapshot *s, struct layer_table *table,
 			  struct chain_layer *layers)
 {
@@ -227,7 +183,8 @@ static void switch_active(struct snapshot *s, struct layer_table *table,
 	ct->active = s->writer;
 	ct->generation++;
 	writer_seal(old);
-	move_waiting(ct, old);
+	/* what has not begun, or waits for space, goes to the overlay (rule E2) */
+	writer_put_off(old, 0, UINT64_MAX);
 }
 
 static int check_switch(const struct snapshot *s)

@@ -1,0 +1,204 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commit of the active layer of a served chain: states and events, refusals, errors, the verb and its records."""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import harness
+from full import Volume
+from harness import Qmp, expect, expect_equal, wait_until
+from merge import MIB, chain_of, content, create, make_chain, names, row, said, volume_image, wait_status, write
+
+
+def commit(qmp, **words):
+    words = {key.replace("_", "-"): value for key, value in words.items()}
+    return qmp.command("block-commit", **{"job-id": "c", "device": "top.qcow2", **words})
+
+
+def guest(place, *commands):
+    words = [word for command in commands for word in ("-c", command)]
+    return place.run("qemu-io", "-f", "raw", *words, f"nbd+unix:///?socket={place.path('nbd')}", status=None).stdout
+
+
+def stop(place, child, top, shows, others=()):
+    """Clean end; @top shows what the device did, and all that is left is free of errors. Returns its content."""
+    child.terminate()
+    expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+    found = content(place, top)
+    expect(shows is None or found == shows, "the device shows something else than before")
+    for name in (top, *others):
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name))
+    return found
+
+
+def is_image(place, name):
+    with open(place.path(name), "rb") as image:
+        return image.read(4) == b"QFI\xfb"
+
+
+# ---- QMP -----------------------------------------------------------------------------------
+
+
+def test_complete(place):
+    """As qemu-storage-daemon: it becomes ready, waits for job-complete, and the base is the active layer."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    expect_equal(commit(qmp, base_node="base.qcow2"), {"return": {}}, "answer")
+    wait_status(qmp, "ready")
+    expect_equal(said(qmp), ["created", "running", "ready", "BLOCK_JOB_READY"], "what is said")
+    expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes while it is ready")
+    guest(place, "write -P 9 1600k 300k", "flush")
+    expect_equal(qmp.command("block-job-complete", device="c"), {"return": {}}, "block-job-complete")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    expect_equal(said(qmp)[4:], ["waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null"], "what is said")
+    expect_equal(names(qmp), ["base.qcow2"], "nodes")
+    expect(not is_image(place, "mid.qcow2"), "the layer between still has its header")
+    expect_equal(chain_of(place), ["top.qcow2", "base.qcow2"], "the chain of the old top")
+    guest(place, "write -P 8 5M 1M", "flush")
+    expected = bytearray(shows)
+    expected[1600 * 1024:1900 * 1024] = bytes([9]) * (300 * 1024)
+    expected[5 * MIB:6 * MIB] = bytes([8]) * MIB
+    stop(place, child, "base.qcow2", bytes(expected), ["top.qcow2"])
+    expect(content(place, "top.qcow2") == bytes(expected), "the old top shows something else")
+
+
+def test_cancel_ready(place):
+    """Cancelled when it is ready, without force: it ends well, and the active layer stays."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    commit(qmp, base_node="base.qcow2", auto_dismiss=False)
+    wait_status(qmp, "ready")
+    expect_equal(qmp.command("block-job-cancel", device="c"), {"return": {}}, "block-job-cancel")
+    wait_status(qmp, "concluded")
+    expect("error" not in row(qmp), f"{row(qmp)}")
+    expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes")
+    stop(place, child, "top.qcow2", shows, ["base.qcow2"])
+
+
+def test_cancel(place):
+    """In the middle: the device shows the same, goes on, and it can be begun again."""
+    create(place, "base.qcow2")
+    create(place, "top.qcow2", "base.qcow2")
+    write(place, "base.qcow2", "write -P 1 0 8M")
+    write(place, "top.qcow2", "write -P 2 1M 6M")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    commit(qmp, speed=2 * MIB)
+    wait_until(lambda: row(qmp)["current-progress"] > 0, "something was copied")
+    shot = qmp.command("blockdev-snapshot", node="top.qcow2", overlay="none")
+    expect("job c (commit)" in shot.get("error", {}).get("desc", ""), f"a snapshot: {shot}")
+    states = {node["node-name"]: node["state"] for node in qmp.command("query-named-block-nodes")["return"]}
+    expect_equal(states, {"top.qcow2": "merging", "base.qcow2": "merging"}, "states")
+    guest(place, "write -P 3 1M 64k", "write -P 4 6M 64k", "flush")
+    expect_equal(qmp.command("job-cancel", id="c"), {"return": {}}, "job-cancel")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    guest(place, "write -P 5 1088k 1000", "write -P 6 100k 1000", "flush")
+    expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes")
+    wait_until(lambda: "return" in commit(qmp), "a second one begins")
+    wait_status(qmp, "ready")
+    qmp.command("job-complete", id="c")
+    wait_until(lambda: row(qmp) is None, "the second one is gone")
+    shows = stop(place, child, "base.qcow2", None)
+    for at, byte in ((0, 1), (100 << 10, 6), (1 << 20, 3), (1088 << 10, 5), (2 << 20, 2), (6 << 20, 4), (7 << 20, 1)):
+        expect_equal(shows[at], byte, f"byte at {at}")
+
+
+def test_finalize(place):
+    """The pivot waits for job-finalize."""
+    shows = make_chain(place)
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    commit(qmp, auto_finalize=False, auto_dismiss=False)
+    wait_status(qmp, "ready")
+    qmp.command("job-complete", id="c")
+    wait_status(qmp, "pending")
+    expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes while pending")
+    expect_equal(qmp.command("job-finalize", id="c"), {"return": {}}, "job-finalize")
+    wait_status(qmp, "concluded")
+    expect_equal(names(qmp), ["base.qcow2"], "nodes")
+    stop(place, child, "base.qcow2", shows)
+
+
+def test_pause(place):
+    """At rest nothing is fenced: writes go on; ready, it stands by."""
+    create(place, "base.qcow2")
+    create(place, "top.qcow2", "base.qcow2")
+    write(place, "top.qcow2", "write -P 2 0 8M")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    commit(qmp, speed=2 * MIB)
+    qmp.command("job-pause", id="c")
+    wait_status(qmp, "paused")
+    for at in range(8):
+        expect("failed" not in guest(place, f"write -P {at + 10} {at}M 1M"), f"write at {at} MiB")
+    qmp.command("block-job-set-speed", device="c", speed=0)
+    qmp.command("job-resume", id="c")
+    wait_status(qmp, "ready")
+    qmp.command("job-pause", id="c")
+    wait_status(qmp, "standby")
+    qmp.command("job-resume", id="c")
+    wait_status(qmp, "ready")
+    qmp.command("job-complete", id="c")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    stop(place, child, "base.qcow2", b"".join(bytes([at + 10]) * MIB for at in range(8)))
+
+
+def test_full_base(place):
+    """The base's volume is full: the job rests, the guest goes on; after growth it goes on, too."""
+    volume = Volume(place, "volume", 5 * MIB)
+    try:
+        create(place, "top.qcow2", volume_image(place, volume))
+        write(place, "top.qcow2", "write -P 2 0 8M")
+        child = place.start_chain("--allow-backing", "/dev")
+        qmp = Qmp(place.path("qmp"))
+        expect_equal(commit(qmp), {"return": {}}, "answer")
+        wait_status(qmp, "paused", "concluded")
+        expect_equal(row(qmp)["io-status"], "nospace", "io-status")
+        expect("failed" not in guest(place, "write -P 3 7M 64k", "write -P 4 0 64k", "flush"), "the guest's writes")
+        volume.grow(16 * MIB)
+        wait_status(qmp, "ready")
+        qmp.command("job-complete", id="c")
+        wait_until(lambda: row(qmp) is None, "the job is gone")
+        child.terminate()
+        expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", volume.path)
+        place.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", volume.path, place.path("raw"))
+        with open(place.path("raw"), "rb") as raw:
+            shows = raw.read()
+        expect_equal([shows[at] for at in (0, 65536, 7 * MIB, 8 * MIB - 1)], [4, 2, 3, 2], "content")
+    finally:
+        for one in place.children:
+            one.kill()
+            one.wait()
+        volume.remove()
+
+
+def test_refused(place):
+    """A base of another size; internal snapshots, which need what is below."""
+    create(place, "base.qcow2", size="16M")
+    create(place, "mid.qcow2", "base.qcow2", size="4M")
+    create(place, "top.qcow2", "mid.qcow2", size="8M")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    for base, text in (("base.qcow2", "is longer (16777216 bytes) than the device (8388608)"),
+                       ("mid.qcow2", "is shorter (4194304 bytes)")):
+        answer = commit(qmp, base_node=base)
+        expect(text in answer.get("error", {}).get("desc", ""), f"{base}: {answer}")
+    expect_equal(row(qmp), None, "jobs")
+    child.terminate()
+    child.wait(harness.WAIT_S)
+    create(place, "mid.qcow2", "base.qcow2", size="8M")
+    place.run("qemu-img", "snapshot", "-c", "inside", place.path("top.qcow2"))
+    place.start_chain()
+    answer = commit(Qmp(place.path("qmp")), base_node="mid.qcow2")
+    expect("internal snapshots" in answer.get("error", {}).get("desc", ""), f"answer: {answer}")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("active", sys.modules["__main__"]))
