@@ -332,6 +332,14 @@ static int replace_fd(struct io_door *door, struct qc_err *err)
 	return ret;
 }
 
+/* It was a writer's before, and only its locks were given up: the claim is still there. */
+static bool has_claim(const struct io_door *door)
+{
+	int how = fcntl(door->fd, F_GETFL);
+
+	return how >= 0 && (how & O_ACCMODE) == O_RDWR;
+}
+
 int io_door_begin_writing(struct io_door *door, struct qc_err *err)
 {
 	int ret = fstat(door->fd, &door->st) ? open_failed(door, errno, err) :
@@ -341,7 +349,7 @@ int io_door_begin_writing(struct io_door *door, struct qc_err *err)
 		ret = check_loop(door, err);
 	if (!ret)
 		ret = io_lock_begin_writing(door, err);
-	if (!ret)
+	if (!ret && !has_claim(door))
 		ret = replace_fd(door, err);
 	if (ret)
 		io_lock_end_writing(door->fd);
