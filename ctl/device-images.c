@@ -268,6 +268,21 @@ int device_images_save(struct device_images *d, struct qc_err *err)
 	return rundir_save(&d->dir, d->served.record, err);
 }
 
+void device_images_made(struct device_images *d, const char *name)
+{
+	json_object *list = d->activated;
+	char text[300];
+	u32 nr;
+
+	if (!d->place.vg[0])
+		return;
+	if (d->online)
+		list = json_list(d->served.record, "activated", &nr);
+	snprintf(text, sizeof(text), "%s/%s", d->place.vg, name);
+	if (list)
+		json_object_array_add(list, json_object_new_string(text));
+}
+
 /* ---- exposed snapshots --------------------------------------------------------------------- */
 
 /* Does the chain under image @path have @member? */

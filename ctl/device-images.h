@@ -47,4 +47,7 @@ int device_images_check_exposed(const struct device_images *d, u32 member, struc
 /* Write the record, and what the run record shows of it. */
 int device_images_save(struct device_images *d, struct qc_err *err);
 
+/* The LV @name was made: whoever ends the work, or takes the device down, deactivates it. */
+void device_images_made(struct device_images *d, const char *name);
+
 #endif

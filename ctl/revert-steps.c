@@ -191,6 +191,8 @@ int revert_prepare(struct revert *r, struct qc_err *err)
 	r->overlay.top = path_of(r, target);
 	r->overlay.lv_bytes = r->lv_bytes;
 	ret = overlay_make(&r->overlay, &d->place, &d->record, err);
+	if (!ret)
+		device_images_made(d, r->overlay.name);
 	crash_point("revert.formatted");
 	if (!ret && d->online)
 		ret = overlay_bring_in(d->served.client, &r->overlay, r->node, err);
