@@ -130,4 +130,13 @@ struct chain_commit_options {
 int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);
 
+/*
+ * chain_set_write_threshold - BLOCK_WRITE_THRESHOLD, once, when the layer called @node
+ * takes a cluster that ends beyond @bytes of its container; 0: no event
+ * As block-set-write-threshold on the protocol node of an image in QEMU: whoever makes
+ * volumes larger wants to know before they are full. -ENOENT, -EROFS: nobody writes to
+ * it; -EOPNOTSUPP: a raw image. Control thread.
+ */
+int chain_set_write_threshold(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
+
 #endif

@@ -276,6 +276,32 @@ def test_blockstats(place):
     expect_equal(stats_of(place, 1)["rd_operations"], 0, "reads of a layer below")
 
 
+def test_write_threshold(place):
+    """Told once, when a cluster is taken beyond it; the answers are QEMU's."""
+    def threshold(node, number):
+        return client.command("block-set-write-threshold", **{"node-name": node, "write-threshold": number})
+
+    def of_nodes():
+        return [node["write_threshold"] for node in client.command("query-named-block-nodes")["return"]]
+
+    place.make_chain()
+    place.start_chain()
+    client = Qmp(place.path("qmp"))
+    expect_equal(threshold("nope", 1)["error"], {"class": "GenericError", "desc": "Device 'nope' not found"}, "no node")
+    expect("takes no writes" in threshold("base.qcow2", 1)["error"]["desc"], "a sealed layer")
+    expect("error" in threshold("top.qcow2", -1), "a negative one")
+    expect_equal(threshold("top.qcow2", 1 << 20), {"return": {}}, "answer")
+    expect_equal(of_nodes(), [1 << 20, 0], "write_threshold of the nodes")
+    guest(place, lambda c: c.write(0, b"x" * 65536))
+    expect_equal((of_nodes(), client.events), ([1 << 20, 0], []), "below it")
+    guest(place, lambda c: c.write(1 << 20, b"x" * (1 << 20)), lambda c: c.write(4 << 20, b"x" * 65536))
+    expect_equal(of_nodes(), [0, 0], "write_threshold once it was told")
+    told = [event["data"] for event in client.events if event["event"] == "BLOCK_WRITE_THRESHOLD"]
+    expect_equal(len(told), 1, "events")
+    expect_equal((told[0]["node-name"], told[0]["write-threshold"]), ("top.qcow2", 1 << 20), "event")
+    expect(0 < told[0]["amount-exceeded"] <= 1 << 20, f"amount: {told}")
+
+
 # ---- rough clients ------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@
  * qmp-job.c       queries and verbs of jobs
  * qmp-merge.c     merges of layers: jobs that change the chain
  * qmp-resize.c    block_resize
+ * qmp-threshold.c block-set-write-threshold
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
  * qmp-fdset.c     descriptors brought in
@@ -104,6 +105,7 @@ extern const struct qmp_param qmp_job_params[];
 extern const struct qmp_param qmp_block_job_params[];
 extern const struct qmp_param qmp_block_job_cancel_params[];
 extern const struct qmp_param qmp_block_job_set_speed_params[];
+extern const struct qmp_param qmp_block_set_write_threshold_params[];
 int qmp_query_jobs(struct qmp_call *call, struct qc_err *err);
 int qmp_query_block_jobs(struct qmp_call *call, struct qc_err *err);
 int qmp_job_cancel(struct qmp_call *call, struct qc_err *err);
@@ -119,6 +121,7 @@ int qmp_block_job_complete(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_finalize(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_dismiss(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_set_speed(struct qmp_call *call, struct qc_err *err);
+int qmp_block_set_write_threshold(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-blockdev.c ----------------------------------------------------------------- */
 

@@ -52,6 +52,8 @@ static const struct qmp_command commands[] = {
 	{ "block-job-finalize", qmp_job_params, qmp_block_job_finalize },
 	{ "block-job-dismiss", qmp_job_params, qmp_block_job_dismiss },
 	{ "block-job-set-speed", qmp_block_job_set_speed_params, qmp_block_job_set_speed },
+	{ "block-set-write-threshold", qmp_block_set_write_threshold_params,
+	  qmp_block_set_write_threshold },
 	{ "add-fd", qmp_add_fd_params, qmp_add_fd },
 	{ "remove-fd", qmp_remove_fd_params, qmp_remove_fd },
 	{ "blockdev-add", qmp_blockdev_add_params, qmp_blockdev_add },

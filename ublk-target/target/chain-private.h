@@ -136,6 +136,8 @@ struct writer {
 	bool failed; /* metadata could not be written: nothing goes there any more */
 	bool full;
 	u64 stat_allocated;
+	u64 allocated_end; /* of all clusters that were allocated since the start */
+	u64 threshold; /* 0: nobody wants to know */
 
 	struct leak_scan *scan; /* that runs; NULL: none */
 	bool unclean; /* found open, and not scanned to the end yet: keeps its mark */
@@ -542,5 +544,12 @@ void writer_scan_hurry(struct writer *w);
 void writer_scan_stop(struct writer *w);
 /* {running, percent, freed-clusters} */
 json_object *scan_json(const struct writer *w);
+
+/* ---- chain-threshold.c ------------------------------------------------------ */
+
+/* Clusters up to @end were allocated. Metadata loop. */
+void writer_allocated(struct writer *w, u64 end);
+/* Of the layer called @node; 0: none is set. Metadata loop. */
+u64 chain_write_threshold(const struct chain_target *ct, const char *node);
 
 #endif

@@ -74,6 +74,7 @@ static json_object *node_json(const struct chain_target *ct, u32 depth)
 	if (depth + 1 < ct->chain->nr_layers)
 		json_object_object_add(o, "backing_file", str(ct->chain->layers[depth + 1].path));
 	json_object_object_add(o, "image", image_json(l));
+	json_object_object_add(o, "write_threshold", num(chain_write_threshold(ct, l->node_name)));
 	json_object_object_add(o, "state", str(layer_state(ct, l->img, depth)));
 	return o;
 }

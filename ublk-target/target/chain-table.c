@@ -103,9 +103,11 @@ static int table_build(struct write_op *op, struct new_table *nt)
 	if (!ret && !nt->host)
 		ret = needs_data(op) ? refcounts_alloc(w->rc, 1, &op->wait, &nt->host, &got) :
 				       refcounts_alloc_table(w->rc, &op->wait, &nt->host);
-	if (!ret)
-		nt->state = TABLE_READY;
-	return ret;
+	if (ret)
+		return ret;
+	writer_allocated(w, nt->host + image_cluster_bytes(w->img));
+	nt->state = TABLE_READY;
+	return 0;
 }
 
 int write_op_table(struct write_op *op)

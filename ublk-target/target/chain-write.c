@@ -137,6 +137,7 @@ static int write_op_allocate(struct write_op *op)
 		if (ret)
 			return ret;
 		op->writer->stat_allocated += got;
+		writer_allocated(op->writer, host + got * image_cluster_bytes(op->writer->img));
 		for (; got--; host += image_cluster_bytes(op->writer->img)) {
 			struct cluster_plan *p = &op->plans[op->nr_allocated++];
 
