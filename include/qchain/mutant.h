@@ -23,9 +23,11 @@ enum mutant {
 	MUTANT_SEAL_EARLY, /* the old top is sealed while its operations go on */
 	MUTANT_COPY_OVER_GUEST, /* M1: a stream copies over what the guest has written */
 	MUTANT_MERGE_UNSEALED, /* M2: a merge begins before the old top is sealed */
+	MUTANT_NAME_WITH_FIELDS, /* M3: the header names before the name is durable */
 	MUTANT_CLOSE_BEFORE_GRACE, /* M4: merged images are closed while they are read */
 	MUTANT_HOLE_BEFORE_HEADER, /* M5: a discard makes a hole, the backing still shows */
 	MUTANT_BASE_DOOR, /* M6: the base is written on its reader's descriptor */
+	MUTANT_BASE_REUSED_EARLY, /* M7: moved places of the base are reused while they show */
 	MUTANT_BASE_UNFLUSHED, /* M8: the header names a base that is not durable */
 	MUTANT_BASE_FILLS_FROM_DEVICE, /* M9: the base is filled with what the device shows */
 	MUTANT_NR,

@@ -57,7 +57,7 @@ void fail(const char *fmt, ...)
 
 int sh(const char *fmt, ...)
 {
-	char cmd[4096];
+	char cmd[5000];
 	va_list args;
 	int ret;
 

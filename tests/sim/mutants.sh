@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Breaks one rule at a time (include/qchain/mutant.h) and lets the simulator find it, each within a minute.
 #   mutants.sh CHAIN-SIM [NAME]...     CHAIN-SIM was built with -DQCHAIN_MUTANTS
+# MUTANT_SHARE=N: each N-th only, which ones is drawn from SEED.
 set -uo pipefail
 cd "${0%/*}/../.." || exit 1
 
@@ -48,6 +49,7 @@ hunt() {
 for ((i = 1; i < ${#names[@]}; i++)); do
 	[ "${names[i]}" = NR ] && break
 	wanted "${names[i]}" "$@" || continue
+	(((i + ${SEED:-0}) % ${MUTANT_SHARE:-1} == 0)) || continue
 	if line=$(hunt $i); then
 		caught=$((caught + 1))
 	else

@@ -17,9 +17,9 @@
 #define MEAN_POINTS 30u
 #define RESUMED_PERCENT 20u
 #define SEALED_PERCENT 35u /* of the snapshots that should not change any more */
-#define BURST_PERCENT 10u
+#define BURST_PERCENT 5u
 #define BURST_POINTS 3u
-#define BURST_CUTS 3u
+#define BURST_CUTS 4u
 
 enum cut_kind { CUT_POWER, CUT_DEATH };
 
@@ -267,9 +267,9 @@ void sim_point(void)
 	cut_in_child(chance(50) ? CUT_POWER : CUT_DEATH, points);
 }
 
-void cuts_hurry(void)
+void cuts_hurry(bool torn)
 {
-	if (chance(BURST_PERCENT))
+	if (torn || chance(BURST_PERCENT))
 		burst_until = points + BURST_POINTS;
 }
 

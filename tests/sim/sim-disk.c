@@ -152,8 +152,8 @@ static struct sim_record *record_create(struct sim_disk *d, u64 offset, u32 len,
 
 	if (offset + len > (d->lv ? d->size : SIM_MAX_DISK))
 		fail("%s: write beyond the end: %llu+%u", d->name, (unsigned long long)offset, len);
-	if (offset < HEADER_BYTES)
-		cuts_hurry();
+	if (offset < HEADER_BYTES && d->formatted)
+		cuts_hurry(offset == 0 && len > SIM_BLOCK);
 	rec->offset = offset;
 	rec->len = len;
 	memcpy(rec->data, from, len);

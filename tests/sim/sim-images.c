@@ -46,13 +46,17 @@ static void draw_moving_base(void)
 	plan.nr_layers = 3;
 	for (i = 0; i < plan.nr_layers; i++)
 		plan.layers[i] = (struct sim_layer){ .cluster = i ? 512 : 4096u << rnd(3),
-						     .compressed = !i, .refcount_bits = 16,
-						     .size = size };
+						     .compressed = !i, .dense = !i,
+						     .scattered = i,
+						     .refcount_bits = 16, .size = size };
 	plan.cache_kib = 4096;
 	plan.online_permille = 50;
-	plan.merge_percent = 80;
-	plan.pace_permille = 400;
+	plan.merge_percent = 90;
+	plan.pace_permille = 50;
+	plan.step_ns = 100000;
+	plan.lives = 0;
 	plan.hot_sectors = 2048;
+	plan.window = 30;
 	plan.nr_ops = 600;
 	plan.faults = false;
 	sim_faults_draw(false);
@@ -95,10 +99,11 @@ void sim_plan_print(void)
 	for (i = 0; i < plan.nr_layers; i++) {
 		const struct sim_layer *l = &plan.layers[i];
 
-		printf("  l%u: cluster %u rc%u size %llu%s%s%s%s\n", i, l->cluster,
+		printf("  l%u: cluster %u rc%u size %llu%s%s%s%s%s\n", i, l->cluster,
 		       l->refcount_bits, (unsigned long long)l->size, l->extl2 ? " extl2" : "",
 		       l->v2 ? " v2" : "", l->snapshot ? " snapshot" : "",
-		       l->compressed ? " compressed" : "");
+		       l->compressed ? " compressed" : "",
+		       l->scattered ? " scattered" : "");
 	}
 }
 
@@ -126,13 +131,14 @@ static void make_half_random(void)
 static void write_with_qemu_io(u32 i, const char *name, u32 n)
 {
 	const struct sim_layer *l = &plan.layers[i];
-	char cmd[3000];
+	char cmd[4000];
 	size_t len = 0;
 
 	cmd[0] = 0;
 	while (n--) {
 		u64 off = rnd(l->size / SIM_BLOCK) * SIM_BLOCK;
-		u64 bytes = min((1 + rnd(chance(50) ? 40 : 600)) * SIM_BLOCK, l->size - off);
+		u32 most = l->scattered ? 3 : chance(50) ? 40 : 600;
+		u64 bytes = min((1 + rnd(most)) * SIM_BLOCK, l->size - off);
 		char pattern[330] = "-z";
 
 		if (l->compressed && chance(60))
@@ -152,7 +158,11 @@ static void make_compressed(u32 i, const char *name, const char *options, const 
 
 	if (sh("qemu-img create -q -f qcow2 %s %llu", sim_path("src"), (unsigned long long)l->size))
 		fail("qemu-img create");
-	write_with_qemu_io(i, "src", 5);
+	if (!l->dense)
+		write_with_qemu_io(i, "src", 5);
+	else if (sh("qemu-io -f qcow2 -c 'write -s %s 0 %llu' %s >>%s 2>&1", sim_path("half"),
+		    (unsigned long long)l->size, sim_path("src"), sim_path("tools")))
+		fail("qemu-io src");
 	if (sh("qemu-img convert -c -O qcow2 %s %s %s >>%s 2>&1", options, sim_path("src"),
 	       sim_path(name), sim_path("tools")))
 		fail("qemu-img convert -c");
@@ -169,7 +179,7 @@ static void make_plain(u32 i, const char *name, const char *options, const char 
 	if (sh("qemu-img create -q -f qcow2 %s %s %s %llu", options, below, sim_path(name),
 	       (unsigned long long)plan.layers[i].size))
 		fail("qemu-img create");
-	write_with_qemu_io(i, name, 3 + rnd(5));
+	write_with_qemu_io(i, name, plan.layers[i].scattered ? 60 : 3 + rnd(5));
 }
 
 static void make_layer(u32 i)

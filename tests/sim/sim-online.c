@@ -190,8 +190,9 @@ static void stream_begin(u32 nr)
 {
 	const struct chain_layer *layers = chain_of()->chain->layers;
 	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
-	struct chain_stream_options o = { .node = layers[0].node_name };
-	u32 base = chance(60) ? 2 : 2 + rnd(nr - 1); /* nr: none */
+	u32 into = nr > 2 && chance(40) ? rnd(nr - 1) : 0;
+	u32 base = into + 2 + (chance(60) ? 0 : rnd(nr - into - 1)); /* nr: none */
+	struct chain_stream_options o = { .node = layers[into].node_name };
 	struct qc_err err = { 0 };
 
 	if (base < nr) {
@@ -202,7 +203,7 @@ static void stream_begin(u32 nr)
 	if (!chain_stream(device.ti, device.jobs, &o, &job, &online.job, &err))
 		online.phase = ONLINE_JOB;
 	if (sim_verbose && !sim_judging)
-		printf("stream onto layer %u of %u: %s\n", base, nr,
+		printf("stream into layer %u from above layer %u of %u: %s\n", into, base, nr,
 		       online.job ? "begun" : err.msg);
 }
 

@@ -59,6 +59,8 @@ struct sim_layer {
 	bool v2;
 	bool snapshot; /* an internal one: shared clusters */
 	bool compressed;
+	bool dense; /* all of it is data, which compresses to a half */
+	bool scattered; /* many small pieces */
 };
 
 #define SIM_MAX_LAYERS 4u
@@ -269,8 +271,8 @@ extern bool sim_judging; /* in a child that looks at what a cut left */
 
 /* Before each write and flush takes effect, and before each record write. */
 void sim_point(void);
-/* Something rare goes on: a cut soon. */
-void cuts_hurry(void);
+/* A header is being written: cuts soon, perhaps; @torn: it may be torn, surely. */
+void cuts_hurry(bool torn);
 void cuts_begin(enum sim_cuts how);
 /* The device has stopped: all is judged. */
 void cuts_judge_end(void);

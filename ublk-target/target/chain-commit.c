@@ -178,7 +178,8 @@ static void begin_run(struct loop *loop, void *arg)
 	call->ret = view_create(m);
 	if (call->ret)
 		return;
-	call->base->hidden = call->base->holds = true;
+	call->base->hidden = true;
+	call->base->holds = !MUTANT(BASE_REUSED_EARLY);
 	call->base->shows = MUTANT(BASE_FILLS_FROM_DEVICE) ? m->ct->ti : &m->source;
 	call->base->early &= m->pivots; /* else what the job has written is on the disk */
 	writer_start(call->base, call->id);
