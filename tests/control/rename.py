@@ -26,7 +26,7 @@ def records(place):
 def start(place):
     place.make_chain()
     up(place)
-    guest_io(place, "seven.sock", "write -P 1 0 1M")
+    guest_io(place, "seven.sock", "write -P 1 0 1M", "write -P 5 4M 8M")
     place.ctl("snapshot", "seven", "one")
     wait_sealed(place)
     guest_io(place, "seven.sock", "write -P 2 0 64k")
@@ -95,7 +95,8 @@ def test_refused(place):
     expect("its snapshot one is exposed" in fails(place, "rename", "seven", "eight"), "exposed")
     place.ctl("unexpose", "seven", "one")
     qmp = Qmp(place.path("run/seven/qmp.sock"))
-    qmp.command("block-stream", **{"job-id": "slow", "device": "top.1.qcow2", "speed": 1 << 16})
+    started = qmp.command("block-stream", **{"job-id": "slow", "device": "top.1.qcow2", "speed": 1 << 20})
+    expect_equal(started, {"return": {}}, "stream")
     expect("job slow (stream)" in fails(place, "rename", "seven", "eight"), "a job")
     qmp.command("job-cancel", id="slow")
     wait_until(lambda: not qmp.command("query-jobs")["return"], "the job is gone")
