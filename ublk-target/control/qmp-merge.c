@@ -120,19 +120,29 @@ static int check_base(const struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
-/* What all merges ask first. */
-static int read_merge(const struct qmp_call *call, struct job_options *result, struct qc_err *err)
+/* What all merges have in common: what is asked first, and the start. */
+static int run_merge(struct qmp_call *call,
+		     int (*create)(struct qmp_call *call, const struct job_options *options,
+				   struct job **result, struct qc_err *err),
+		     struct qc_err *err)
 {
-	int ret = read_job_options(call, result, err);
+	struct job_options options;
+	struct job *job;
+	int ret = read_job_options(call, &options, err);
 
 	if (!ret)
 		ret = qmp_check_no_merge(call->daemon, text_of(call, "device"), err);
-	if (!ret && !result->id)
+	if (!ret && !options.id)
 		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
+	if (!ret)
+		ret = create(call, &options, &job, err);
+	if (!ret)
+		job_start(job);
 	return ret;
 }
 
-int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
+static int create_stream(struct qmp_call *call, const struct job_options *job_options,
+			 struct job **result, struct qc_err *err)
 {
 	struct chain_stream_options options = {
 		.node = text_of(call, "device"),
@@ -141,18 +151,16 @@ int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
 		.bottom = text_of(call, "bottom"),
 		.backing_name = text_of(call, "backing-file"),
 	};
-	struct job_options job_options;
-	struct job *job;
+
+	return chain_stream(call->daemon->target, call->daemon->jobs, &options, job_options,
+			    result, err);
+}
+
+int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
+{
 	int ret = check_base(call, err);
 
-	if (!ret)
-		ret = read_merge(call, &job_options, err);
-	if (!ret)
-		ret = chain_stream(call->daemon->target, call->daemon->jobs, &options,
-				   &job_options, &job, err);
-	if (!ret)
-		job_start(job);
-	return ret;
+	return ret ? ret : run_merge(call, create_stream, err);
 }
 
 static int check_range(const struct qmp_call *call, struct qc_err *err)
@@ -164,7 +172,8 @@ static int check_range(const struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
-int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
+static int create_commit(struct qmp_call *call, const struct job_options *job_options,
+			 struct job **result, struct qc_err *err)
 {
 	struct chain_commit_options options = {
 		.node = text_of(call, "device"),
@@ -174,16 +183,14 @@ int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
 		.base_node = text_of(call, "base-node"),
 		.backing_name = text_of(call, "backing-file"),
 	};
-	struct job_options job_options;
-	struct job *job;
+
+	return chain_commit(call->daemon->target, call->daemon->jobs, &options, job_options,
+			    result, err);
+}
+
+int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
+{
 	int ret = check_range(call, err);
 
-	if (!ret)
-		ret = read_merge(call, &job_options, err);
-	if (!ret)
-		ret = chain_commit(call->daemon->target, call->daemon->jobs, &options,
-				   &job_options, &job, err);
-	if (!ret)
-		job_start(job);
-	return ret;
+	return ret ? ret : run_merge(call, create_commit, err);
 }
