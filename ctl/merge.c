@@ -7,6 +7,7 @@
 #include "image/restore-points.h"
 #include "image/standing.h"
 #include "job-record.h"
+#include "served-resize.h"
 
 #include <errno.h>
 #include <qchain/crash-point.h>
@@ -157,6 +158,24 @@ static int make_arguments(const struct served_job *s, bool commit, json_object *
 	return 0;
 }
 
+static u64 node_size(const struct served_job *s, u32 depth)
+{
+	json_object *image = NULL;
+
+	json_object_object_get_ex(json_object_array_get_idx(s->nodes, depth), "image", &image);
+	return json_number(image, "virtual-size", 0);
+}
+
+/* A base that is shorter than top gets longer (rule D4), a thick volume with it. */
+static int grow_volume(const struct served_job *s, struct qc_err *err)
+{
+	u64 bytes = node_size(s, s->top);
+
+	if (node_size(s, s->base) >= bytes || strcmp(node_text(s, s->base, "drv"), "qcow2"))
+		return 0;
+	return resize_extend_served(node_text(s, s->base, "file"), bytes, err);
+}
+
 /*
  * What receives must hold all that it takes before it takes the first byte (rule D5).
  * Without @offline the caller has seen to that, or it had room when it began.
@@ -175,10 +194,10 @@ static int make_room(const struct served_job *s, bool commit, struct qc_err *err
 	if (!s->o->offline || !lower.nr_layers)
 		return 0;
 	ret = merge_cost(&upper, &lower, s->o->offline, &cost, err);
-	if (ret)
-		return ret;
-	return commit ? merge_make_room(lower.path, &cost.commit, err) :
-			merge_make_room(upper.path, &cost.stream, err);
+	if (ret || !commit)
+		return ret ? ret : merge_make_room(upper.path, &cost.stream, err);
+	ret = grow_volume(s, err);
+	return ret ? ret : merge_make_room(lower.path, &cost.commit, err);
 }
 
 /*

@@ -57,15 +57,16 @@ static int set_size(struct resize *r, u64 bytes, struct qc_err *err)
 	return client_command(r->served.client, "block_resize", arguments, true, NULL, err);
 }
 
-static int extend_lv(const struct resize *r, struct qc_err *err)
+int resize_extend_served(const char *path, u64 to, struct qc_err *err)
 {
 	const struct offline_options look = { .format = IMAGE_QCOW2, .force_share = true };
 	struct image *img;
-	int ret = offline_open_image(r->file, &look, false, 0, &img, err);
+	int ret = offline_open_image(path, &look, false, 0, &img, err);
 
 	if (ret)
 		return ret;
-	ret = resize_extend_lv(r->file, img, r->from, r->to, err);
+	if (img->virtual_size < to)
+		ret = resize_extend_lv(path, img, img->virtual_size, to, err);
 	image_close(img);
 	return ret;
 }
@@ -92,7 +93,7 @@ static int resize(struct resize *r, const char *size, struct qc_err *err)
 		ret = set_size(r, r->from, err); /* may it? */
 	if (ret || r->to == r->from)
 		return ret;
-	ret = extend_lv(r, err);
+	ret = resize_extend_served(r->file, r->to, err);
 	if (ret)
 		return ret;
 	crash_point("resize.extended");

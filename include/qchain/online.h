@@ -124,8 +124,10 @@ struct chain_commit_options {
  * wipes it (rule D1). Those of layers between are wiped. -EOPNOTSUPP: it has internal
  * snapshots; -EFBIG: the base is longer than the device.
  *
- * As chain_stream(). -EBUSY: in use elsewhere, or a snapshot is being sealed; -EFBIG: the
- * base is shorter than top.
+ * A base that is shorter than top grows first, which the call waits for (rule D4); not a raw
+ * one: -EOPNOTSUPP.
+ *
+ * As chain_stream(). -EBUSY: in use elsewhere, or a snapshot is being sealed.
  */
 int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);

@@ -382,6 +382,46 @@ def test_commit_cases(place):
         judge_commit(place, first, last, base, shows, "base.qcow2")
 
 
+def test_commit_shorter(place):
+    """A base that is shorter than what comes down into it grows, and shows nothing of a longer one below it (D4)."""
+    for options in ("cluster_size=4k", "cluster_size=64k,extended_l2=on", "compat=0.10"):
+        start_over(place)
+        create(place, "bottom.qcow2", size="16M")
+        write(place, "bottom.qcow2", "write -P 9 0 16M")
+        create(place, "base.qcow2", "bottom.qcow2", str(3 * MIB + 512), options)
+        create(place, "mid.qcow2", "base.qcow2", "8M")
+        create(place, "top.qcow2", "mid.qcow2", "12M")
+        write(place, "base.qcow2", f"write -P 1 {3 * MIB - 512} 1k")
+        write(place, "mid.qcow2", "write -P 2 5M 1k", "write -P 3 8191k 1k")
+        middle, shows = content(place, "mid.qcow2"), content(place)
+        child = place.start_chain()
+        qmp = Qmp(place.path("qmp"))
+        place.run("qemu-io", "-f", "raw", "-c", "read 0 12M", f"nbd+unix:///?socket={place.path('nbd')}")
+        expect_equal(commit(qmp, "mid.qcow2", "base.qcow2"), {"return": {}}, "answer")
+        wait_until(lambda: row(qmp) is None, "the job is gone")
+        child.terminate()
+        expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+        expect_equal(chain_of(place), ["top.qcow2", "base.qcow2", "bottom.qcow2"], "the chain")
+        expect(content(place, "base.qcow2") == middle, f"{options}: the base does not show what the merged layer did")
+        expect(content(place) == shows, f"{options}: the device shows something else than before")
+        for name in ("base.qcow2", "top.qcow2"):
+            place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name))
+
+
+def test_commit_shorter_raw(place):
+    """A raw one is not grown while it is served; nothing has begun."""
+    with open(place.path("base.raw"), "wb") as base:
+        base.truncate(2 * MIB)
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", place.path("mid.qcow2"), "4M")
+    create(place, "top.qcow2", "mid.qcow2")
+    place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    answer = commit(qmp, "mid.qcow2", "base.raw")
+    expect("raw, what grows in use must be qcow2" in answer.get("error", {}).get("desc", ""), f"{answer}")
+    expect_equal([node["state"] for node in qmp.command("query-named-block-nodes")["return"]],
+                 ["active", "sealed", "sealed"], "states")
+
+
 def test_commit_raw(place):
     """Into a raw base."""
     shows = make_snaps(place, raw=True)

@@ -122,7 +122,7 @@ def test_refused_read_only(place):
     place.ctl("down", "seven")
     place.run("qemu-img", "create", "-q", "-f", "raw", place.path("disk.raw"), "4M")
     place.ctl("up", "seven", "./disk.raw", "--format", "raw", "--no-ublk", "--nbd", "seven.sock")
-    expect("raw, an active layer that grows must be qcow2" in fails(place, "resize", "seven", "+1M"), "raw")
+    expect("raw, what grows in use must be qcow2" in fails(place, "resize", "seven", "+1M"), "raw")
     place.ctl("snapshot", "seven", "one")
     wait_sealed(place)
     place.ctl("resize", "seven", "+1M")

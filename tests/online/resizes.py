@@ -111,10 +111,15 @@ class ResizeCase(MergeCase):
         return self.sizes[name] == self.size
 
     def commit(self, qmp):
-        """Only where the base is as long as what is merged into it."""
-        if len({self.sizes[name] for name in self.layers[:-1]}) == 1:
-            return super().commit(qmp)
-        return None
+        """A base that is shorter than what comes down grows before; not a raw one."""
+        base = self.layers[0]
+        if base.endswith(".raw") and self.sizes[base] < self.size:
+            return None
+        before = list(self.layers)
+        ended = super().commit(qmp)
+        for name in set(before) & set(self.layers[:-1]):
+            self.sizes[name] = max(self.sizes[name], self.size)
+        return ended
 
     def act(self, qmp):
         if self.random.random() < 0.4 and self.size < MOST:

@@ -206,6 +206,7 @@ void commit_end_view(struct merge *m)
 {
 	view_destroy(m->view);
 	m->view = NULL;
+	m->base->shows = m->ct->ti;
 	if (!cds_list_empty(&m->base->held))
 		forget_base(m);
 	m->ct->generation++;
@@ -266,11 +267,9 @@ static int check_base(const struct merge *m, struct qc_err *err)
 	const struct chain_layer *top = &m->ct->chain->layers[m->first - m->pivots];
 	const struct image *img = base->img;
 
-	if (!m->up && img->virtual_size < top->img->virtual_size)
-		return qc_err_set(err, -EFBIG, "%s: is shorter (%llu bytes) than %s (%llu), which "
-				  "it shall hold; take the device down and grow it with qchainctl "
-				  "resize", base->path, (unsigned long long)img->virtual_size,
-				  top->path, (unsigned long long)top->img->virtual_size);
+	if (!m->up && img->virtual_size < top->img->virtual_size &&
+	    writer_check_grow(img, base->path, top->img->virtual_size, err))
+		return err->code;
 	if (img->data_dev)
 		return qc_err_set(err, -EROFS, "%s: has an external data file, cannot be written",
 				  base->path);
@@ -324,6 +323,27 @@ static int start_writer(struct merge *m, struct commit_call *call, struct qc_err
 	return qc_err_set(err, call->ret, "%s: out of memory", layer->path);
 }
 
+/* A base that is shorter than what comes down into it grows first (rule D4). */
+static u64 size_in_the_end(const struct merge *m)
+{
+	u64 size = base_layer(m)->img->virtual_size;
+	const struct chain_layer *top = &m->ct->chain->layers[m->first - m->pivots];
+
+	return m->up ? size : max(size, top->img->virtual_size);
+}
+
+static int grow_base(struct merge *m, struct qc_err *err)
+{
+	const struct chain *chain = m->ct->chain;
+	u32 below = base_depth(m) + 1;
+	u64 size = size_in_the_end(m);
+
+	if (size == base_layer(m)->img->virtual_size)
+		return 0;
+	return writer_grow(m->base, size, below < chain->nr_layers ?
+			   chain->layers[below].img->virtual_size : 0, err);
+}
+
 int commit_begin(struct merge *m, struct qc_err *err)
 {
 	struct commit_call call = { .m = m };
@@ -333,8 +353,7 @@ int commit_begin(struct merge *m, struct qc_err *err)
 		ret = check_pivot(m, err);
 	if (ret)
 		return ret;
-	m->target.size_bytes = ALIGN_DOWN(base_layer(m)->img->virtual_size,
-					  m->target.limits.logical_block);
+	m->target.size_bytes = ALIGN_DOWN(size_in_the_end(m), m->target.limits.logical_block);
 	loop_call(m->ct->loop, find_layer, &call);
 	if (call.ret)
 		return qc_err_set(err, call.ret, "%s: a layer above it is still being sealed, must "
@@ -345,7 +364,7 @@ int commit_begin(struct merge *m, struct qc_err *err)
 	ret = start_writer(m, &call, err);
 	if (ret)
 		close_for_writing(m);
-	return ret;
+	return ret ? ret : grow_base(m, err);
 }
 
 static int find_range(const struct chain *chain, const struct chain_commit_options *o, u32 *top,

@@ -262,7 +262,6 @@ static int step_open(struct handover *h)
 
 	commit_end_view(h->m);
 	h->base->hidden = false;
-	h->base->shows = h->ct->ti;
 	t->receives = h->base->id;
 	layer_table_add_flush(t, h->base->img->dev);
 	return STEP_NEXT;

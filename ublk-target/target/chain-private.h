@@ -502,6 +502,16 @@ struct l1_growth {
 /* Metadata loop. Waits for no space: -ENOSPC. Writes go on meanwhile. */
 void writer_grow_l1(struct l1_growth *growth);
 
+/* ---- chain-grow.c: an image gets longer ---------------------------------------------------- */
+
+/*
+ * writer_check_grow - can an image grow to @bytes while it is written? @path: for @err
+ * writer_grow - make @w's image @bytes long, durably; @below_bytes: the size of the layer
+ * below, 0: none. Control thread, which waits; guests go on. -ENOSPC: nothing has changed.
+ */
+int writer_check_grow(const struct image *img, const char *path, u64 bytes, struct qc_err *err);
+int writer_grow(struct writer *w, u64 bytes, u64 below_bytes, struct qc_err *err);
+
 /* ---- chain-publish.c: when a change is published and acknowledged ------------------------ */
 
 extern const struct meta_ops writer_meta_ops;
