@@ -105,7 +105,18 @@ static int outcome(json_object *row, const char *id, struct qc_err *err)
 	return qc_err_set(err, -EIO, "%s: %s", id, error);
 }
 
-int job_follow(struct client *client, const char *id, json_object **result, struct qc_err *err)
+/* Somebody else may do so at the same time, or pause it: then it is asked again. */
+static void complete_ready(struct client *client, json_object *row)
+{
+	const char *status = json_text(row, "status");
+	struct qc_err ignored = { 0 };
+
+	if (status && !strcmp(status, "ready"))
+		job_simple_command(client, "job-complete", "id", json_text(row, "id"), &ignored);
+}
+
+int job_follow(struct client *client, const char *id, bool complete, json_object **result,
+	       struct qc_err *err)
 {
 	const struct timespec pause = { .tv_nsec = ASK_EVERY_NS };
 	struct progress progress;
@@ -125,6 +136,8 @@ int job_follow(struct client *client, const char *id, json_object **result, stru
 		tell_stopped(row, &told);
 		if (job_is_over(row))
 			break;
+		if (complete)
+			complete_ready(client, row);
 		nanosleep(&pause, NULL);
 	}
 	if (begun)

@@ -19,11 +19,13 @@ int job_simple_command(struct client *client, const char *command, const char *k
 
 /*
  * job_follow - wait until job @id is concluded, with a progress bar on a terminal
+ * @complete: one that is ready is completed; else it stays so until somebody does that
  * @result: its last row, to be put (NULL when there never was one); may be NULL
  *
  * 0; -EIO: it failed, with its own words; others: it could not be followed. It
  * is not dismissed.
  */
-int job_follow(struct client *client, const char *id, json_object **result, struct qc_err *err);
+int job_follow(struct client *client, const char *id, bool complete, json_object **result,
+	       struct qc_err *err);
 
 #endif

@@ -263,6 +263,41 @@ int job_record_end(struct job_record *r, const char *id, bool moved, struct qc_e
 	return ret;
 }
 
+/* The path of what is the top now, for the run record. */
+static int find_active(struct job_record *r, struct qc_err *err)
+{
+	if (r->has_place)
+		return record_place_path(&r->place, r->record->top, r->active, sizeof(r->active),
+					 err);
+	snprintf(r->active, sizeof(r->active), "%s", r->record->top);
+	return 0;
+}
+
+int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err)
+{
+	const struct record_job *job = device_record_job(r->record, id);
+	int ret = device_record_lay_aside(r->record, job->top);
+
+	if (ret)
+		return out_of_memory(r, err);
+	snprintf(r->record->top, sizeof(r->record->top), "%s", job->base);
+	device_record_drop(r->record, job->base);
+	device_record_drop_job(r->record, id);
+	ret = find_active(r, err);
+	crash_point("pivot.unrecorded");
+	if (!ret)
+		ret = save(r, err);
+	crash_point("pivot.recorded");
+	return ret;
+}
+
+bool job_record_is_of_top(const struct job_record *r, const char *id)
+{
+	const struct record_job *job = device_record_job(r->record, id);
+
+	return job && !strcmp(job->kind, "commit") && !strcmp(job->top, r->record->top);
+}
+
 int job_record_fail(struct job_record *r, const char *id, const char *error, struct qc_err *err)
 {
 	struct record_job *job = device_record_job(r->record, id);

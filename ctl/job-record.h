@@ -59,6 +59,8 @@ void job_record_close(struct job_record *r);
  * job_record_withdraw - nothing was written after all: as before job_record_plan()
  * job_record_end - it has ended well, or shall be forgotten: a snapshot that @moved, the
  *	top of a commit, holds is held by its base from now on, in the same write
+ * job_record_pivot - the same for a commit of the top: its base is the top from now on, in
+ *	the same write; the old one is laid aside, and wiped by retire_dead()
  * job_record_fail - it has ended with @error, which is kept until somebody dismisses it
  */
 int job_record_plan(struct job_record *r, const struct recorded_merge *merge, struct qc_err *err);
@@ -66,6 +68,9 @@ int job_record_begin(struct job_record *r, const struct recorded_merge *merge,
 		     enum record_phase phase, struct qc_err *err);
 int job_record_withdraw(struct job_record *r, const char *id, struct qc_err *err);
 int job_record_end(struct job_record *r, const char *id, bool moved, struct qc_err *err);
+/* Is job @id a commit of what the record calls the top? */
+bool job_record_is_of_top(const struct job_record *r, const char *id);
+int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err);
 int job_record_fail(struct job_record *r, const char *id, const char *error, struct qc_err *err);
 
 /* ---- what the run record says of jobs: {id, kind, phase, top, base, error} ---------------- */

@@ -3,10 +3,12 @@
 #include "job-record.h"
 
 #include "follow.h"
+#include "retire.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <qchain/overlays.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -15,6 +17,49 @@ bool job_was_cancelled(json_object *row)
 	const char *error = json_text(row, "error");
 
 	return error && !strcmp(error, strerror(ECANCELED));
+}
+
+/* Is the image at @path the active layer? One that was ready and cancelled is not. */
+static int is_active(const struct served *served, const char *path, bool *result,
+		     struct qc_err *err)
+{
+	struct image_ident x, y;
+	json_object *nodes;
+	const char *file;
+	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	if (ret)
+		return ret;
+	file = json_text(json_object_array_get_idx(nodes, 0), "file");
+	*result = file && path && !image_ident_of(file, &x) && !image_ident_of(path, &y) &&
+		  image_ident_same(&x, &y);
+	json_object_put(nodes);
+	return 0;
+}
+
+/* What cannot be wiped now is by the next `up`. */
+static void wipe_old_top(struct job_record *r)
+{
+	struct retire retire = { .nr = 0 };
+	struct qc_err err = { 0 };
+
+	if (r->has_place && retire_dead(&r->place, r->record, &retire, &err))
+		print_error(&err);
+}
+
+/* A commit of the active layer: the base is it now, or the commit goes on some day. */
+static int settle_pivot(struct job_record *r, const struct served *served, json_object *job,
+			struct qc_err *err)
+{
+	bool pivoted = false;
+	int ret = is_active(served, json_text(job, "base"), &pivoted, err);
+
+	if (!ret && pivoted)
+		ret = job_record_pivot(r, json_text(job, "id"), err);
+	if (!ret && pivoted)
+		wipe_old_top(r);
+	return ret;
 }
 
 /* @dir is locked, @served is as it is now. */
@@ -29,9 +74,12 @@ static int settle(const struct rundir *dir, struct served *served, json_object *
 	if (!job || job_was_cancelled(row))
 		return 0;
 	ret = job_record_open_served(&r, dir, served, err);
-	if (!ret)
-		ret = error ? job_record_fail(&r, id, error, err) :
-			      job_record_end(&r, id, job_noted_is_commit(job), err);
+	if (!ret && error)
+		ret = job_record_fail(&r, id, error, err);
+	else if (!ret && job_record_is_of_top(&r, id))
+		ret = settle_pivot(&r, served, job, err);
+	else if (!ret)
+		ret = job_record_end(&r, id, job_noted_is_commit(job), err);
 	job_record_close(&r);
 	return ret;
 }
@@ -83,7 +131,7 @@ static void watch(const char *name, const char *id, bool dismiss)
 	/* the caller's locks and connections end with it */
 	close_range(STDERR_FILENO + 1, ~0u, 0);
 	if (chdir("/") == 0 && client_connect(name, &client, &err) == 0) {
-		job_follow(client, id, &row, &err);
+		job_follow(client, id, true, &row, &err);
 		if (row && job_is_over(row) && !job_settle(name, id, row, &err) && dismiss &&
 		    !json_text(row, "error"))
 			job_simple_command(client, "job-dismiss", "id", id, &err);

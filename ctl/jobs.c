@@ -151,11 +151,17 @@ static int settle(struct job_call *call, json_object *row, int ret, struct qc_er
 	return ret ? ret : settled;
 }
 
+/* By qchainctl, which completes what it starts; others complete theirs themselves. */
+static bool is_recorded(const struct job_call *call)
+{
+	return call->served.record && job_noted(call->served.record, call->id);
+}
+
 /* A good end is dismissed, a bad one stays until somebody has read it. */
 static int job_wait(struct job_call *call, struct qc_err *err)
 {
 	json_object *row = NULL;
-	int ret = job_follow(call->served.client, call->id, &row, err);
+	int ret = job_follow(call->served.client, call->id, is_recorded(call), &row, err);
 
 	ret = settle(call, row, ret, err);
 	if (ret == 0)
@@ -257,7 +263,7 @@ static int job_cancel_verb(struct job_call *call, struct qc_err *err)
 
 	if (ret || !call->served.record)
 		return ret;
-	job_follow(call->served.client, call->id, &row, &why);
+	job_follow(call->served.client, call->id, false, &row, &why);
 	if (row && job_was_cancelled(row))
 		ret = change_record(call, write_cancelled, err);
 	else

@@ -117,7 +117,7 @@ static int choose_id(struct served_job *s, const char *kind, struct qc_err *err)
 	}
 }
 
-/* @above: the layer whose header will name the base */
+/* @above: the layer whose header will name the base, for good */
 static int add_base(const struct served_job *s, u32 above, json_object *arguments,
 		    struct qc_err *err)
 {
@@ -140,13 +140,15 @@ static int make_arguments(const struct served_job *s, bool commit, json_object *
 			  struct qc_err *err)
 {
 	json_object *arguments = json_object_new_object();
-	u32 above = commit && s->top ? s->top - 1 : s->top;
-	int ret = add_base(s, above, arguments, err);
+	bool pivots = commit && !s->top; /* then no header names the base in the end */
+	int ret = pivots ? 0 : add_base(s, s->top - commit, arguments, err);
 
 	if (ret) {
 		json_object_put(arguments);
 		return ret;
 	}
+	if (pivots)
+		json_add_string(arguments, "base-node", node_text(s, s->base, "node-name"));
 	json_add_string(arguments, "job-id", s->job);
 	json_add_string(arguments, "device", node_text(s, commit ? 0 : s->top, "node-name"));
 	if (commit && s->top)
@@ -287,7 +289,7 @@ static int start_job(struct served_job *s, const struct rundir *dir, const char 
 static int wait_for_job(struct served_job *s, struct qc_err *err)
 {
 	struct qc_err second = { 0 };
-	int ret = job_follow(s->served.client, s->job, &s->row, err);
+	int ret = job_follow(s->served.client, s->job, true, &s->row, err);
 
 	if (s->row && job_is_over(s->row) &&
 	    job_settle(s->o->name, s->job, s->row, ret ? &second : err) && !ret)
@@ -464,11 +466,6 @@ static int find_range(struct served_job *s, struct qc_err *err)
 
 	if (s->o->top)
 		ret = find_layer(s, s->o->top, &s->top, err);
-	if (!ret && !s->top)
-		return qc_err_set(err, -EOPNOTSUPP, "%s: its active layer cannot be committed "
-				  "while it is served, expected --top, a layer below it; or take "
-				  "a snapshot first, or commit it after qchainctl down %s",
-				  s->o->name, s->o->name);
 	s->base = s->top + 1;
 	if (!ret && s->o->base)
 		ret = find_layer(s, s->o->base, &s->base, err);
@@ -479,6 +476,48 @@ static int find_range(struct served_job *s, struct qc_err *err)
 				  "--base, one that is below; qchainctl tree %s lists them",
 				  node_text(s, s->top, "file"), s->o->name);
 	return 0;
+}
+
+/* The record of the device lies where its images do, and names qcow2 images (rule D1). */
+static int check_new_top(const struct served_job *s, const struct record_place *place,
+			 const char *image, struct qc_err *err)
+{
+	const char *top = node_text(s, 0, "file"), *base = node_text(s, s->base, "file");
+	const struct lvm_lv *lv = record_place_lv(place, image);
+	char name[RECORD_IMAGE_BYTES];
+	int ret;
+
+	if (lv && record_is_foreign(lv))
+		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, which knows its "
+				  "current volume by name; that cannot be another one", top);
+	ret = record_place_image(place, base, name, err);
+	if (!ret && name[0] == '/')
+		ret = qc_err_set(err, -EXDEV, "%s: is not beside %s, must be to become the "
+				 "device's top; qchainctl stream brings its data up", base, top);
+	return ret;
+}
+
+static int check_pivot(const struct served_job *s, struct qc_err *err)
+{
+	const char *drv = node_text(s, s->base, "drv");
+	char image[RECORD_IMAGE_BYTES];
+	struct record_place *place;
+	int ret;
+
+	if (s->top)
+		return 0;
+	if (drv && !strcmp(drv, "raw"))
+		return qc_err_set(err, -EOPNOTSUPP, "%s: is raw, the device's top must be qcow2; "
+				  "commit into it while the device is down",
+				  node_text(s, s->base, "file"));
+	place = calloc(1, sizeof(*place));
+	if (!place)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", s->o->name);
+	ret = record_place_of(node_text(s, 0, "file"), place, image, err);
+	ret = ret == -EOPNOTSUPP ? 0 : ret ? ret : check_new_top(s, place, image, err);
+	record_place_exit(place);
+	free(place);
+	return ret;
 }
 
 /* No image outside the chain stands on what is going to change (rule D3). */
@@ -528,6 +567,8 @@ static int start_commit(struct served_job *s, struct qc_err *err)
 	if (!ret)
 		ret = find_range(s, err);
 	if (!ret)
+		ret = check_pivot(s, err);
+	if (!ret)
 		ret = check_standing(s, err);
 	if (!ret)
 		ret = check_snapshots(s, err);
@@ -547,6 +588,10 @@ static void print_committed(const struct served_job *s)
 		print_job_json(s, "top", top, base, layers);
 	else if (s->o->detach)
 		printf("%s\n", s->job);
+	else if (!s->top)
+		printf("%s: %s has the data of %u layer%s above it (%s moved), and is the active "
+		       "layer now; %s is no layer any more\n", s->o->name, base, layers,
+		       layers == 1 ? "" : "s", print_size(moved_bytes(s), moved), top);
 	else
 		printf("%s: %s has the data of %u layer%s up to %s now (%s moved)\n", s->o->name,
 		       base, layers, layers == 1 ? "" : "s", top,

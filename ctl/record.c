@@ -85,6 +85,8 @@ static int parse_dead(char *text, struct device_record *record)
 
 	if (colon)
 		*colon = 0;
+	if (colon && !strcmp(colon + 1, "keep"))
+		return device_record_lay_aside(record, text);
 	return device_record_bury(record, text, colon != NULL);
 }
 
@@ -460,7 +462,7 @@ static int list_record(struct tag_list *list, const struct device_record *record
 	}
 	for (u32 i = 0; i < record->nr_dead && !ret; i++) {
 		snprintf(tag, sizeof(tag), TAG_DEAD "%.40s%s", record->dead[i].image,
-			 record->dead[i].wipe ? ":wipe" : "");
+			 record->dead[i].wipe ? ":wipe" : record->dead[i].keep ? ":keep" : "");
 		ret = list_add(list, tag);
 	}
 	if (!ret && record->revert.overlay[0]) {

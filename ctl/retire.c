@@ -155,32 +155,34 @@ int retire_header(const char *path, bool wipe, struct retire *retire, struct qc_
 
 /* ---- removing ----------------------------------------------------------------------- */
 
-static int remove_lv(const struct record_place *place, const struct lvm_lv *lv, bool wipe,
-		     struct retire *retire, struct qc_err *err)
+static int remove_lv(const struct record_place *place, const struct lvm_lv *lv,
+		     const struct record_dead *dead, struct retire *retire, struct qc_err *err)
 {
 	char path[300];
 	int ret = lv->active ? 0 : lvm_activate(lv->vg, lv->name, true, err);
 
 	snprintf(path, sizeof(path), "%s/%s", place->dir, lv->name);
 	if (!ret)
-		ret = retire_header(path, wipe, retire, err);
+		ret = retire_header(path, dead->wipe, retire, err);
 	crash_point("retire.wiped");
-	return ret ? ret : lvm_remove(lv->vg, lv->name, err);
+	return ret || dead->keep ? ret : lvm_remove(lv->vg, lv->name, err);
 }
 
-static int remove_file(const struct record_place *place, const char *image, bool wipe,
+static int remove_file(const struct record_place *place, const struct record_dead *dead,
 		       struct retire *retire, struct qc_err *err)
 {
 	char path[4096];
 	int ret;
 
-	if (snprintf(path, sizeof(path), "%s/%s", place->dir, image) >= (int)sizeof(path))
-		return qc_err_set(err, -ENAMETOOLONG, "%s: path too long", image);
+	if (snprintf(path, sizeof(path), "%s/%s", place->dir, dead->image) >= (int)sizeof(path))
+		return qc_err_set(err, -ENAMETOOLONG, "%s: path too long", dead->image);
 	if (access(path, F_OK) && errno == ENOENT)
 		return 0;
-	ret = retire_header(path, wipe, retire, err);
+	ret = retire_header(path, dead->wipe, retire, err);
 	crash_point("retire.wiped");
-	if (!ret && unlink(path))
+	if (ret || dead->keep)
+		return ret;
+	if (unlink(path))
 		ret = qc_err_set(err, -errno, "%s: not removed (%m)", path);
 	if (ret)
 		return ret;
@@ -194,8 +196,8 @@ static int remove_image(const struct record_place *place, const struct record_de
 	const struct lvm_lv *lv = record_place_lv(place, dead->image);
 
 	if (!place->vg[0])
-		return remove_file(place, dead->image, dead->wipe, retire, err);
-	return lv ? remove_lv(place, lv, dead->wipe, retire, err) : 0;
+		return remove_file(place, dead, retire, err);
+	return lv ? remove_lv(place, lv, dead, retire, err) : 0;
 }
 
 int retire_dead(const struct record_place *place, struct device_record *record,
@@ -217,7 +219,7 @@ int retire_dead(const struct record_place *place, struct device_record *record,
 			continue;
 		}
 		device_record_forget(record, dead.image);
-		retire->nr++;
+		retire->nr += !dead.keep;
 	}
 	crash_point("retire.removed");
 	one = record_place_save(place, record, ret ? &later : err);

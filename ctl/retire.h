@@ -20,7 +20,7 @@ struct retire {
  * retire_dead - remove every image that @record calls dead, with its header wiped, so
  * that nothing of it can be taken for a layer again; then the record forgets it
  * Those that are to be wiped are: all that was ever written to them, of a volume all
- * that its refcounts have ever reached.
+ * that its refcounts have ever reached. Those that are kept lose their header only.
  *
  * An image that somebody has open stays, and stays in the record; the rest goes on.
  */

@@ -480,7 +480,7 @@ const struct verb verb_commit = {
 	.summary = "merge overlays down into a backing layer",
 	.usage = "[OPTION]... NAME|IMAGE",
 	.options =
-	"  --top LAYER            the last layer that goes down; IMAGE: default itself\n"
+	"  --top LAYER            the last layer that goes down; default: the active one\n"
 	"  --base LAYER           the layer that receives; default: the one below top\n"
 	"  --speed SIZE           bytes a second at most\n"
 	"  --detach               NAME: do not wait; prints the id of the job\n"
@@ -490,12 +490,14 @@ const struct verb verb_commit = {
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP
-	"NAME is a served chain, in use or not: layers below the active one are merged.\n"
+	"NAME is a served chain, in use or not. Its active layer, committed, is none any\n"
+	"more, and the base is the active layer.\n"
 	"IMAGE is the active layer of a chain that nobody serves. A layer is named by its\n"
 	"path, VG/LV, file name or, in a served chain, snapshot. The base of an IMAGE is\n"
 	"grown first if it is shorter. IMAGE itself, committed, stays as an empty overlay.\n"
 	"A commit cannot be undone.\n",
-	.examples = "  qchainctl commit vm7 --top tuesday --base monday --drop-snapshots\n"
+	.examples = "  qchainctl commit vm7\n"
+		    "  qchainctl commit vm7 --top tuesday --base monday --drop-snapshots\n"
 		    "  qchainctl commit vg0/vm-1.qcow2\n"
 		    "  qchainctl commit ./top.qcow2 --base base.qcow2\n"
 		    "  qchainctl commit ./top.qcow2 --top sn2.qcow2 --base base.qcow2\n",

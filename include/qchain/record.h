@@ -17,7 +17,7 @@
  *	                 qchain.device=NAME:SEQUENCE:UUID   of the top
  *	                 qchain.snapshot=NUMBER:SNAP:UUID   one for each, numbered as taken;
  *	                                     ..:UUID:UUID   one that a commit deletes
- *	                 qchain.dead=UUID[:wipe]            images that are no layers any more
+ *	                 qchain.dead=UUID[:wipe|:keep]      images that are no layers any more
  *	                 qchain.job=ID:KIND:PHASE:TOP:BASE  one for each merge that was begun
  *	                 qchain.job-error=ID:TEXT           of one that failed
  *	                 qchain.revert=UUID:SNAP:WIPE:KEEP  while it is being reverted
@@ -48,10 +48,14 @@ struct record_snapshot {
 	char from[RECORD_IMAGE_BYTES];
 };
 
-/* An image that was a layer and is none any more: it is to be removed, @wipe: zeroed before. */
+/*
+ * An image that was a layer and is none any more: it is to be removed, @wipe: zeroed before;
+ * @keep: only its header goes
+ */
 struct record_dead {
 	char image[RECORD_IMAGE_BYTES];
 	bool wipe;
+	bool keep;
 };
 
 /*
@@ -137,6 +141,8 @@ const struct record_snapshot *device_record_by_name(const struct device_record *
 						    const char *name);
 /* It is no layer any more, nor holds it a snapshot. -ENOMEM; @image fits. */
 int device_record_bury(struct device_record *record, const char *image, bool wipe);
+/* The same, but the image is kept, without its header. */
+int device_record_lay_aside(struct device_record *record, const char *image);
 /* It has gone. */
 void device_record_forget(struct device_record *record, const char *image);
 bool device_record_is_dead(const struct device_record *record, const char *image);

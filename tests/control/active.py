@@ -219,5 +219,93 @@ def test_refused(place):
     expect("internal snapshots" in answer.get("error", {}).get("desc", ""), f"answer: {answer}")
 
 
+# ---- the verb --------------------------------------------------------------------------------
+
+
+def record(place):
+    with open(place.path("seven.qchain"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def up(place):
+    place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "nbd")
+
+
+def judge_verb(place, shows):
+    """The base is the top in both records, and is served again by name; nothing is left of the old one."""
+    expect_equal((record(place)["top"], "dead" in record(place), "jobs" in record(place)),
+                 ("base.qcow2", False, False), "the record")
+    expect(not is_image(place, "top.qcow2") and not is_image(place, "mid.qcow2"), "headers of the old layers")
+    expect_equal([layer["node-name"] for layer in place.ctl_json("tree", "seven")["layers"]], ["base.qcow2"], "tree")
+    guest(place, "write -P 7 6M 64k", "flush")
+    place.ctl("down", "seven")
+    place.ctl("up", "seven", place.path(""), "--no-ublk", "--nbd", "nbd")
+    place.ctl("down", "seven")
+    expect(content(place, "base.qcow2") == shows[:6 * MIB] + bytes([7]) * 65536 + shows[6 * MIB + 65536:], "the device shows something else than before")
+    place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path("base.qcow2"))
+
+
+def test_verb(place):
+    """qchainctl commit NAME: the active layer by default; it completes by itself, and the record follows."""
+    shows = make_chain(place)
+    up(place)
+    done = place.ctl("commit", "seven", "--base", "base.qcow2")
+    expect("is the active layer now" in done.stdout, done.stdout)
+    judge_verb(place, shows)
+
+
+def test_verb_detached(place):
+    """--detach: a process of its own completes it; `job wait` waits for the same."""
+    shows = make_chain(place)
+    up(place)
+    name = place.ctl("commit", "seven", "--base", "base.qcow2", "--detach").stdout.strip()
+    wait_until(lambda: record(place)["top"] == "base.qcow2" and "dead" not in record(place), "it is done")
+    place.ctl("job", "wait", "seven", name, status=None)
+    judge_verb(place, shows)
+
+
+CTL_POINTS = ("merge.planned", "merge.begun", "merge.started", "pivot.unrecorded", "pivot.recorded", "retire.wiped",
+              "retire.removed")
+
+
+def test_verb_killed(place):
+    """qchainctl dies at each step, then the daemon: `up` finds a chain that reads the same, and goes on."""
+    for point in CTL_POINTS:
+        for name in os.listdir(place.folder):
+            if name.endswith((".qcow2", ".qchain")):
+                os.unlink(place.path(name))
+        shows = make_chain(place)
+        up(place)
+        place.run(place.program("qchainctl"), "commit", "seven", "--base", "base.qcow2", status=-9,
+                  environment=dict(place.environment, QCHAIN_CRASH_POINT=point))
+        for pid in place.daemon_pids():
+            os.kill(pid, 9)
+        wait_until(lambda: not place.daemon_pids(), "the daemon is gone")
+        place.ctl("up", "seven", "--no-ublk", "--nbd", "nbd")
+        jobs = place.ctl_json("job", "list", "seven")
+        for job in jobs:
+            place.ctl("job", "wait", "seven", job["id"], status=None)
+        if record(place)["top"] != "base.qcow2":
+            place.ctl("commit", "seven", "--base", "base.qcow2")
+        judge_verb(place, shows)
+
+
+def test_verb_refused(place):
+    """A raw base; a snapshot that would be lost; another image that stands on the base."""
+    make_chain(place)
+    up(place)
+    place.ctl("snapshot", "seven", "now")
+    wrong = place.ctl("commit", "seven", status=1)
+    expect("holds snapshot now of device seven" in wrong.stderr, wrong.stderr)
+    create(place, "other.qcow2", "base.qcow2")
+    wrong = place.ctl("commit", "seven", "--base", "base.qcow2", "--drop-snapshots", status=1)
+    expect("other.qcow2" in wrong.stderr, wrong.stderr)
+    os.unlink(place.path("other.qcow2"))
+    place.ctl("commit", "seven", "--base", "base.qcow2", "--drop-snapshots")
+    expect_equal((record(place)["top"], record(place)["snapshots"]), ("base.qcow2", []), "the record")
+    wrong = place.ctl("commit", "seven", status=1)
+    expect("no layer below it" in wrong.stderr, wrong.stderr)
+
+
 if __name__ == "__main__":
     sys.exit(harness.main("active", sys.modules["__main__"]))

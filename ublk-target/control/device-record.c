@@ -98,9 +98,20 @@ int device_record_bury(struct device_record *record, const char *image, bool wip
 		return -ENOMEM;
 	record->dead = larger;
 	snprintf(larger[record->nr_dead].image, sizeof(larger->image), "%s", image);
+	larger[record->nr_dead].keep = false;
 	larger[record->nr_dead++].wipe = wipe;
 	device_record_drop(record, image);
 	return 0;
+}
+
+int device_record_lay_aside(struct device_record *record, const char *image)
+{
+	int ret = device_record_bury(record, image, false);
+
+	for (u32 i = 0; i < record->nr_dead && !ret; i++)
+		if (!strcmp(record->dead[i].image, image))
+			record->dead[i].keep = !record->dead[i].wipe;
+	return ret;
 }
 
 void device_record_forget(struct device_record *record, const char *image)
@@ -168,7 +179,7 @@ static bool take_snapshots(json_object *root, struct device_record *record)
 static bool take_dead(json_object *root, struct device_record *record)
 {
 	char image[RECORD_IMAGE_BYTES];
-	json_object *list, *entry, *wipe;
+	json_object *list, *entry, *wipe, *keep;
 
 	if (!json_object_object_get_ex(root, "dead", &list))
 		return true;
@@ -180,7 +191,10 @@ static bool take_dead(json_object *root, struct device_record *record)
 		    !take_image(entry, "image", image))
 			return false;
 		json_object_object_get_ex(entry, "wipe", &wipe);
-		if (device_record_bury(record, image, json_object_get_boolean(wipe)))
+		json_object_object_get_ex(entry, "keep", &keep);
+		if (json_object_get_boolean(keep) ?
+			    device_record_lay_aside(record, image) :
+			    device_record_bury(record, image, json_object_get_boolean(wipe)))
 			return false;
 	}
 	return true;
@@ -317,6 +331,8 @@ static json_object *dead_json(const struct device_record *record)
 				       json_object_new_string(record->dead[i].image));
 		json_object_object_add(entry, "wipe",
 				       json_object_new_boolean(record->dead[i].wipe));
+		if (record->dead[i].keep)
+			json_object_object_add(entry, "keep", json_object_new_boolean(true));
 		json_object_array_add(list, entry);
 	}
 	return list;
