@@ -46,6 +46,7 @@ struct verb {
 
 extern const struct verb verb_up;
 extern const struct verb verb_down;
+extern const struct verb verb_upgrade;
 extern const struct verb verb_list;
 extern const struct verb verb_show_status;
 extern const struct verb verb_tree;

@@ -38,4 +38,10 @@ int guard_spawn(json_object *record, bool wait, bool recover, struct qc_err *err
  */
 int up_after_death(const char *name, const char *death, pid_t *pid, struct qc_err *err);
 
+/*
+ * up_anew - the same for a daemon that was ended on purpose, with a guard of its own
+ * (up.c). @dir: locked. @reason: for the record.
+ */
+int up_anew(struct rundir *dir, const char *reason, struct served *result, struct qc_err *err);
+
 #endif

@@ -15,6 +15,7 @@ static const struct verb *const verbs[] = {
 	&heading_chains,
 	&verb_up,
 	&verb_down,
+	&verb_upgrade,
 	&verb_list,
 	&verb_show_status,
 	&verb_tree,

@@ -188,6 +188,13 @@ int served_not_live(const struct served *served, struct qc_err *err);
  */
 int spawn_daemon(json_object *record, bool wait, bool recover, struct qc_err *err);
 
+/*
+ * spawn_version - does the qchaind run that spawn_daemon() would start? What it says
+ * of itself with --version, "qchaind 0.1.0"; @text has room for SPAWN_VERSION_BYTES
+ */
+#define SPAWN_VERSION_BYTES 80
+int spawn_version(char *text, struct qc_err *err);
+
 /* ---- logical volumes (activate.c) ------------------------------------------------------------ */
 
 /* "/dev/VG/LV" taken apart, 128 bytes each; false for other paths. */

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define MAX_WORDS 256
+#define OUTPUT_BYTES 4096
 
 /* A command line under construction; words are malloc'ed. */
 struct words {
@@ -130,7 +131,7 @@ static void run_program(char **argv, int output_fd)
 	/* What the caller has open, a file on the device perhaps, is not the daemon's. */
 	close_range(STDERR_FILENO + 1, ~0u, CLOSE_RANGE_CLOEXEC);
 	if (null_fd >= 0 && dup2(null_fd, STDIN_FILENO) >= 0 &&
-	    dup2(null_fd, STDOUT_FILENO) >= 0 && dup2(output_fd, STDERR_FILENO) >= 0)
+	    dup2(output_fd, STDOUT_FILENO) >= 0 && dup2(output_fd, STDERR_FILENO) >= 0)
 		execvp(argv[0], argv);
 	dprintf(output_fd, "qchaind: %s: not started (%m), must be installed beside qchainctl or "
 		"in PATH\n", argv[0]);
@@ -184,9 +185,9 @@ static int wait_program(pid_t child, char *output, struct qc_err *err)
 	return qc_err_set(err, -EIO, "%s", *words ? words : "qchaind: ended without a word");
 }
 
-static int run_words(char **argv, struct qc_err *err)
+/* @output: what it prints, OUTPUT_BYTES */
+static int run_words(char **argv, char *output, struct qc_err *err)
 {
-	char output[4096];
 	int fds[2], ret;
 	pid_t child;
 
@@ -198,17 +199,32 @@ static int run_words(char **argv, struct qc_err *err)
 	ret = child < 0 ? qc_err_set(err, -errno, "qchaind: no process (%m)") : 0;
 	close(fds[1]);
 	if (ret == 0) {
-		read_output(fds[0], output, sizeof(output));
+		read_output(fds[0], output, OUTPUT_BYTES);
 		ret = wait_program(child, output, err);
 	}
 	close(fds[0]);
 	return ret;
 }
 
+int spawn_version(char *text, struct qc_err *err)
+{
+	char program[PATH_MAX], output[OUTPUT_BYTES];
+	char *argv[] = { program, "--version", NULL };
+	int ret;
+
+	find_program(program, sizeof(program));
+	ret = run_words(argv, output, err);
+	if (ret)
+		return qc_err_prefix(err, "%s: does not run, must be the new qchaind", program);
+	output[strcspn(output, "\n")] = '\0';
+	snprintf(text, SPAWN_VERSION_BYTES, "%s", output);
+	return 0;
+}
+
 int spawn_daemon(json_object *record, bool wait, bool recover, struct qc_err *err)
 {
 	struct words words = { .nr = 0 };
-	char program[PATH_MAX];
+	char program[PATH_MAX], output[OUTPUT_BYTES];
 	int ret;
 
 	find_program(program, sizeof(program));
@@ -217,7 +233,7 @@ int spawn_daemon(json_object *record, bool wait, bool recover, struct qc_err *er
 		ret = qc_err_set(err, -E2BIG, "%s: command line too long, at most %d words",
 				 json_text(record, "name"), MAX_WORDS - 1);
 	else
-		ret = run_words(words.argv, err);
+		ret = run_words(words.argv, output, err);
 	words_exit(&words);
 	return ret ? qc_err_prefix(err, "%s", json_text(record, "name")) : 0;
 }

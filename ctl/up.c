@@ -19,12 +19,13 @@
 /*
  * The command line of `up`. @top: absolute, "" when not given; @where: a VG or
  * directory that was given instead, else ""; @restarts: -1 when not given
- * @death: of the daemon that its guard brings back; NULL: asked for by a person
+ * @by_guard: it is the guard of the chain that starts it; it needs no other
+ * @reason: why there is another daemon after one that was there before
  * @tab: the table of devices, NULL: the host's
  */
 struct up_options {
 	const char *name;
-	const char *death;
+	const char *reason;
 	const char *tab;
 	char top[PATH_MAX];
 	char where[PATH_MAX];
@@ -34,6 +35,7 @@ struct up_options {
 	bool json;
 	bool all;
 	bool boot;
+	bool by_guard;
 	bool assume_unshared;
 	s32 restarts;
 	json_object *words; /* for qchaind, as they stand in the record */
@@ -426,14 +428,14 @@ static int start_daemon(const struct up_options *up, json_object *record, bool w
 {
 	int ret;
 
-	if (up->death)
+	if (up->by_guard)
 		return spawn_daemon(record, wait, recover, err);
 	ret = record_restarts(up, record, err);
 	return ret ? ret : guard_spawn(record, wait, recover, err);
 }
 
 /* {count, reason, time} of the record: that there was a daemon before. */
-static void note_restart(json_object *record, const char *death)
+static void note_restart(json_object *record, const char *reason)
 {
 	json_object *restarts = NULL, *before;
 
@@ -442,7 +444,7 @@ static void note_restart(json_object *record, const char *death)
 	json_object_object_add(restarts, "count",
 			       json_object_new_int64(json_number(before, "count", 0) + 1));
 	json_object_object_add(restarts, "reason",
-			       json_object_new_string(death ? death : "its end was not watched"));
+			       json_object_new_string(reason ? reason : "its end was not watched"));
 	json_object_object_add(restarts, "time", json_object_new_int64(time(NULL)));
 	json_object_object_add(record, "restarts", restarts);
 }
@@ -461,7 +463,7 @@ static int finish_start(const struct up_options *up, struct rundir *dir, json_ob
 		return ret;
 	}
 	if (json_number(record, "pid", 0))
-		note_restart(record, up->death);
+		note_restart(record, up->reason);
 	json_object_object_add(record, "pid", json_object_new_int(result->pid));
 	ret = rundir_save(dir, record, err);
 	if (ret == 0)
@@ -723,9 +725,24 @@ static int bring_back(const struct up_options *up, struct rundir *dir, struct se
 	return ret == -EBUSY ? -EIO : ret;
 }
 
+int up_anew(struct rundir *dir, const char *reason, struct served *result, struct qc_err *err)
+{
+	struct up_options up = { .name = dir->name, .reason = reason, .restarts = -1 };
+	int ret = bring_back(&up, dir, result, err);
+
+	if (ret == -EALREADY || ret == -ESRCH)
+		return qc_err_set(err, ret, "%s: not taken over, %s; see qchainctl status %s",
+				  dir->name, ret == -ESRCH ? "its device is gone" :
+				  "somebody serves it", dir->name);
+	if (ret == 0)
+		job_recover(dir, dir->name);
+	return ret;
+}
+
 int up_after_death(const char *name, const char *death, pid_t *pid, struct qc_err *err)
 {
-	struct up_options up = { .name = name, .death = death, .restarts = -1 };
+	struct up_options up = { .name = name, .by_guard = true, .reason = death,
+				 .restarts = -1 };
 	struct served served = { .dev_id = -1 };
 	struct rundir dir = { .lock_fd = -1 };
 	int ret = rundir_lock(name, false, &dir, err);

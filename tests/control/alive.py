@@ -7,6 +7,7 @@ import ctypes
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -179,6 +180,55 @@ def test_beside_an_administrator(place):
     wait_ended(seen["guard"], "the guard")
     expect(not os.path.exists(place.path("run/seven")), "something is left after down")
     place.check_images()
+
+
+# ---- upgrade ---------------------------------------------------------------------------
+
+
+def test_upgrade(place):
+    """Another qchaind, from where this qchainctl is, has the chain; nothing that was acknowledged is lost."""
+    new = place.path("new")
+    os.mkdir(new)
+    for name in ("qchaind", "qchainctl"):
+        shutil.copy(place.program(name), new)
+    before = up_guarded(place)
+    place.run("qemu-io", "-f", "raw", "-c", "write -P 7 1M 64k", f"nbd+unix:///?socket={place.path('seven.sock')}")
+    upgrade = [os.path.join(new, "qchainctl"), "upgrade", "seven"]
+    with socket.socket(socket.AF_UNIX) as user:
+        user.settimeout(harness.WAIT_S)
+        user.connect(place.path("seven.sock"))
+        user.recv(18)
+        expect("1 NBD client, whose" in place.run(*upgrade, status=1).stderr, "a client is no reason to refuse")
+        answer = harness.json.loads(place.run(*upgrade, "--force", "--json").stdout)
+    expect(answer["state"] == "serving" and answer["from"] and answer["to"].startswith("qchaind "), f"{answer}")
+    after = look(place)
+    expect_equal(os.readlink(f"/proc/{after['pid']}/exe"), os.path.join(new, "qchaind"), "program")
+    wait_ended(before["guard"], "the old guard")
+    expect(is_alive(after["guard"]), "no new guard")
+    expect("upgrade from " in after["restarted"]["reason"], f"{after['restarted']}")
+    place.run("qemu-io", "-f", "raw", "-c", "read -P 7 1M 64k", f"nbd+unix:///?socket={place.path('seven.sock')}")
+    # By the new one's guard: the new one comes back.
+    os.kill(after["pid"], signal.SIGKILL)
+    expect_equal(os.readlink(f"/proc/{wait_back(place, after)['pid']}/exe"), os.path.join(new, "qchaind"), "program")
+    place.ctl("down", "seven")
+    place.check_images()
+
+
+def test_upgrade_refused(place):
+    """A program that does not run ends nobody's daemon; nor is there anything to do for a dead or unknown one."""
+    new = place.path("new")
+    os.mkdir(new)
+    shutil.copy(place.program("qchainctl"), new)
+    with open(os.path.join(new, "qchaind"), "w", encoding="ascii") as bad:
+        bad.write("#!/bin/sh\necho no >&2\nexit 3\n")
+    os.chmod(os.path.join(new, "qchaind"), 0o755)
+    seen = up_guarded(place)
+    said = place.run(os.path.join(new, "qchainctl"), "upgrade", "seven", status=1).stderr
+    expect("new/qchaind: does not run" in said and ": no" in said, said)
+    expect_equal(look(place)["pid"], seen["pid"], "process")
+    place.ctl("upgrade", "eight", status=1)
+    place.ctl("upgrade", status=2)
+    place.ctl("down", "seven")
 
 
 # ---- the watchdog ----------------------------------------------------------------------
@@ -362,7 +412,7 @@ def test_kill_many(place):
     wait_until(lambda: look(place)["state"] == "serving", "it serves in the end")
     seen = look(place)
     expect_equal(seen["guard"], guard, "guard")
-    place.ctl("down", "seven")
+    wait_until(lambda: place.ctl("down", "seven", status=None).returncode == 0, "the last merge has ended")
     for name in os.listdir(place.folder):
         if re.fullmatch(r"top(\.\d+)?\.qcow2", name):
             check = place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name), status=None)
