@@ -251,7 +251,10 @@ fuzzing() {
 # A VM keeps about one processor busy: both at once. Each test in it has a limit of its own.
 system() {
 	local which=()
-	[ "$mode" != check-full ] || which=(--all)
+	if [ "$mode" = check-full ]; then
+		which=(--all)
+		export QCHAIN_KILLS=200
+	fi
 	run vm-6.12 2700 env QCHAIN_BUILD="$build" tests/vm/check.sh "${which[@]}" 6.12
 	run vm-7 2700 env QCHAIN_BUILD="$build" tests/vm/check.sh "${which[@]}" 7
 }

@@ -127,7 +127,7 @@ struct target {
 	void *private;
 	u64 size_bytes;
 	struct target_limits limits;
-	target_event_fn event;
+	target_event_fn event; /* atomic: set while its loops run */
 	void *event_arg;
 	struct latency_probe probe; /* what comes from attached loops */
 	/* control thread only */

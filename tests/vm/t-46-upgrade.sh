@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # qchainctl upgrade under fio with verification and on a mounted file system: another program serves the device, no user notices.
 # timeout: 240
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -178,14 +178,17 @@ void target_end_io(struct request *req, int error)
 
 void target_set_event(struct target *ti, target_event_fn fn, void *arg)
 {
-	ti->event = fn;
+	/* Its loops run already, and a leak scan may have ended: the argument goes first. */
 	ti->event_arg = arg;
+	__atomic_store_n(&ti->event, fn, __ATOMIC_RELEASE);
 }
 
 void target_event(struct target *ti, const char *name, json_object *data_owned)
 {
-	if (ti->event)
-		ti->event(ti->event_arg, name, data_owned);
+	target_event_fn fn = __atomic_load_n(&ti->event, __ATOMIC_ACQUIRE);
+
+	if (fn)
+		fn(ti->event_arg, name, data_owned);
 	else
 		json_object_put(data_owned);
 }
