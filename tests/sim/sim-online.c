@@ -274,7 +274,9 @@ static void commit_is_done(void)
 	online_commits++;
 	if (!top || !base || top->lost)
 		return;
-	memset(base->initial, 0, base->bytes);
+	base->bytes = max(base->bytes, top->bytes); /* it has grown */
+	free(base->initial);
+	base->initial = calloc(1, base->bytes);
 	memcpy(base->initial, top->initial, top->bytes);
 	base->instant = top->instant;
 	base->sealed = top->sealed;
