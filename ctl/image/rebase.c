@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl rebase: another backing image for an image that nobody serves. */
 #include "../merging.h"
+#include "../merge.h"
 #include "merge-run.h"
 
 #include <errno.h>
@@ -265,6 +266,30 @@ static int rebase_image(const char *name, struct rebase *r)
 	return ret ? print_error(&err) : CTL_DONE;
 }
 
+/* On a layer that it has, or on none: what lies between comes up (stream). */
+static int rebase_served(const struct verb *verb, const char *name, const struct rebase *r)
+{
+	struct served_merge merge = { .name = name, .json = r->offline.json,
+				      .offline = &r->offline };
+
+	if (r->unsafe)
+		return verb_usage(verb, "--unsafe: %s is served, expected an image that nobody "
+				  "serves", name);
+	if (strcmp(r->backing, "none"))
+		merge.base = r->backing;
+	return merge_stream_served(&merge);
+}
+
+static int rebase_object(const struct verb *verb, const char *name, struct rebase *r)
+{
+	struct object_name object;
+	struct qc_err err = {};
+
+	if (name_parse(name, &object, &err))
+		return print_error(&err);
+	return object.kind == NAME_CHAIN ? rebase_served(verb, name, r) : rebase_image(name, r);
+}
+
 static void take_option(void *arg, int c, struct qc_err *err)
 {
 	struct rebase *r = arg;
@@ -292,23 +317,27 @@ static int run_rebase(const struct verb *verb, int argc, char **argv)
 	if (!ret && !r.backing)
 		ret = verb_usage(verb, "--backing missing, expected an image or none");
 	if (!ret)
-		ret = rebase_image(argv[optind], &r);
+		ret = rebase_object(verb, argv[optind], &r);
 	offline_options_exit(&r.offline);
 	return ret;
 }
 
 const struct verb verb_rebase = {
 	.name = "rebase",
-	.summary = "give an image another backing image",
-	.usage = "[OPTION]... --backing IMAGE|none IMAGE",
+	.summary = "give a served chain or an image another backing image",
+	.usage = "[OPTION]... --backing IMAGE|LAYER|none NAME|IMAGE",
 	.options =
-	"  --backing IMAGE|none   the new backing image\n"
+	"  --backing IMAGE|none   the new backing image; NAME: LAYER, one that it has\n"
 	"  --backing-format FMT   qcow2 or raw; default: that of the old one\n"
-	"  -u, --unsafe           only the name: the new one must have the same content\n"
+	"  -u, --unsafe           IMAGE: only the name: the new one must have the same content\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	OFFLINE_JSON_HELP
-	"Without -u the image shows the same afterwards: what differs is copied into it.\n",
-	.examples = "  qchainctl rebase --backing vg0/base.qcow2 vg0/vm-1.qcow2\n"
+	"Without -u the image shows the same afterwards: what differs is copied into it.\n"
+	"NAME is a served chain: its active layer is put on a layer further down, or on none,\n"
+	"while the device is in use; what lies between comes up, as with stream. An image\n"
+	"that is no layer of the chain needs it down.\n",
+	.examples = "  qchainctl rebase --backing none vm7\n"
+		    "  qchainctl rebase --backing vg0/base.qcow2 vg0/vm-1.qcow2\n"
 		    "  qchainctl rebase -u --backing ./moved/base.qcow2 ./top.qcow2\n"
 		    "  qchainctl rebase --backing none ./top.qcow2\n",
 	.run = run_rebase,

@@ -325,6 +325,23 @@ def test_stream_into_cancel(place):
         expect(content(place, name + ".qcow2") == shows[name], f"{name} shows something else than before")
 
 
+def test_ctl_rebase(place):
+    """qchainctl rebase NAME: onto a layer further down, then on none; what is no layer needs the chain down."""
+    shows = make_snaps(place)
+    place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "seven.sock")
+    done = place.ctl("rebase", "--backing", "sn1.qcow2", "seven")
+    expect(done.stdout.endswith(f"stands on {place.path('sn1.qcow2')} now\n"), f"report {done.stdout}")
+    place.ctl("rebase", "-u", "--backing", "none", "seven", status=2)
+    wrong = place.ctl("rebase", "--backing", "sn3.qcow2", "seven", status=1)
+    expect("no layer of seven" in wrong.stderr, wrong.stderr)
+    place.ctl("rebase", "--backing", "none", "seven")
+    expect_equal(len(place.ctl_json("tree", "seven")["layers"]), 1, "layers")
+    place.ctl("down", "seven")
+    expect_equal(chain_of(place), ["top.qcow2"], "the chain")
+    for name in SNAPS[1:]:
+        expect(content(place, name + ".qcow2") == shows[name], f"{name} shows something else than before")
+
+
 def test_ctl_stream_into(place):
     """qchainctl stream NAME --into LAYER, by the name of a snapshot."""
     shows = make_snaps(place)
