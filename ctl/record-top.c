@@ -7,6 +7,7 @@
 #include <qchain/overlays.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /*
  * Three things say that an image is not the top: a record, the name that Proxmox
@@ -155,13 +156,22 @@ static const char **unfinished(const struct record_place *place)
 	return names;
 }
 
+/* The place was read before the chain was activated, which stays so. */
+static bool is_active_now(const struct lvm_lv *lv)
+{
+	char path[300];
+
+	snprintf(path, sizeof(path), "/dev/%s/%s", lv->vg, lv->name);
+	return lv->active || access(path, F_OK) == 0;
+}
+
 /* Make what is not active so for the look; what cannot be is remembered. */
 static void activate_others(struct record_place *place, struct overlay_search *search)
 {
 	for (u32 i = 0; i < place->nr_lvs; i++) {
 		struct lvm_lv *lv = &place->lvs[i];
 
-		if (lv->active || is_new(lv))
+		if (is_active_now(lv) || is_new(lv))
 			continue;
 		if (lvm_activate(lv->vg, lv->name, true, NULL) == 0) {
 			lv->open = true; /* marks that it goes back */
