@@ -230,6 +230,18 @@ static void test_leak(void)
 }
 
 /* Whatever the window, the same is found. */
+/* Counted before the data was written, which would have made the file longer. */
+static void test_beyond_the_end(void)
+{
+	format_usual();
+	disk->blockdev = false;
+	put_count(DEV_CLUSTERS + 3, 1);
+	open_image(LEAKS_WINDOW_CLUSTERS);
+	expect_scan(1, 0);
+	CU_ASSERT_EQUAL(get_count(DEV_CLUSTERS + 3), 0);
+	close_all();
+}
+
 static void test_windows(void)
 {
 	u32 window;
@@ -484,6 +496,7 @@ int main(void)
 	static const struct unit_test tests[] = {
 		{ "nothing leaked", test_nothing_leaked },
 		{ "leak", test_leak },
+		{ "beyond the end of a file", test_beyond_the_end },
 		{ "windows", test_windows },
 		{ "flush first", test_flush_first },
 		{ "touched", test_touched },

@@ -32,7 +32,7 @@ struct leaks {
 	/* set once */
 	struct image *img;
 	struct refcounts *rc;
-	u64 nr_clusters; /* of the device, when the scan began */
+	u64 nr_clusters; /* to judge, as it was when the scan began */
 	u32 window;
 	struct busy busy;
 	struct piece upper; /* of an L1 or bitmap table */
@@ -299,6 +299,11 @@ static int stage_flush(struct leaks *l, struct io_op *io, struct meta_wait *wait
 
 /* ---- the sweep ------------------------------------------------------------------------------ */
 
+static u64 counts_per_block(const struct image *img)
+{
+	return 8 * image_cluster_bytes(img) >> img->refcount_order;
+}
+
 static bool may_judge(const struct leaks *l, u64 cluster)
 {
 	return l->counts[cluster - l->first] < COUNT_MANY &&
@@ -347,7 +352,7 @@ static int sweep_piece(struct leaks *l, u64 end, struct meta_wait *wait)
 
 static int stage_sweep(struct leaks *l, struct io_op *io, struct meta_wait *wait)
 {
-	u64 per_block = 8 * image_cluster_bytes(l->img) >> l->img->refcount_order;
+	u64 per_block = counts_per_block(l->img);
 	u64 index = l->cluster / per_block, in = l->cluster % per_block;
 	u64 end = min(l->end, (index + 1) * per_block);
 	u64 block = 0;
@@ -409,10 +414,25 @@ void leaks_get_result(const struct leaks *l, struct leaks_result *result)
 	result->percent = 100 * (2 * l->first + walked + swept) / (2 * l->nr_clusters);
 }
 
+/*
+ * Those of the device. A file may end before clusters that are counted: the daemon
+ * died before their data was written.
+ */
+static u64 clusters_to_judge(const struct image *img, const struct refcounts *rc)
+{
+	u64 nr = DIV_ROUND_UP(image_dev_bytes(img), image_cluster_bytes(img));
+	u64 block, i;
+
+	for (i = 0; !img->dev->blockdev && refcounts_block(rc, i, &block); i++)
+		if (block)
+			nr = max(nr, (i + 1) * counts_per_block(img));
+	return nr;
+}
+
 int leaks_create(struct image *img, struct refcounts *rc, u32 window, struct leaks **result)
 {
 	struct leaks *l = calloc(1, sizeof(*l));
-	u64 nr = DIV_ROUND_UP(image_dev_bytes(img), image_cluster_bytes(img));
+	u64 nr = clusters_to_judge(img, rc);
 
 	if (!l)
 		return -ENOMEM;
