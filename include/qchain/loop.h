@@ -118,6 +118,13 @@ int loop_run_once(struct loop *loop, bool wait);
 void loop_run(struct loop *loop);
 void loop_quit(struct loop *loop); /* any thread */
 
+/*
+ * loop_sleep_begin - for engines, right before they sleep: senders wake the loop
+ * from now on, until loop_sleep_end(). False: something came, do not sleep.
+ */
+bool loop_sleep_begin(struct loop *loop);
+void loop_sleep_end(struct loop *loop);
+
 /* Any thread, never blocks. Messages of one sender arrive in order. */
 void loop_send(struct loop *to, struct loop_msg *msg,
 	       void (*fn)(struct loop *loop, struct loop_msg *msg));

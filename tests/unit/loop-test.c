@@ -121,6 +121,41 @@ static void test_wakes_only_sleepers(void)
 	expect_log("0");
 }
 
+struct to_itself {
+	struct io_op op;
+	struct note_msg m;
+};
+
+static void send_to_itself(struct io_op *op, int error)
+{
+	loop_send(mock_loop, &container_of(op, struct to_itself, op)->m.msg, note_id);
+}
+
+static void end_while_asleep(void *arg)
+{
+	io_mock_end(mock, 0, 0);
+}
+
+/* What runs after a sleep is not asleep: its messages cost no wake-up. */
+static void test_awake_after_sleep(void)
+{
+	struct to_itself t = { .op = { .type = IO_FLUSH, .done = send_to_itself } };
+	u32 before = io_mock_wakes(mock);
+	struct io_dev *dev;
+
+	CU_ASSERT_EQUAL_FATAL(io_mock_dev_create("disk", MiB, MiB, true, &dev), 0);
+	t.op.dev = dev;
+	io_submit(mock_loop, &t.op);
+	io_mock_log(mock);
+	io_mock_on_wait(mock, end_while_asleep, NULL);
+	CU_ASSERT_EQUAL(loop_run_once(mock_loop, true), 1);
+	io_mock_on_wait(mock, NULL, NULL);
+	CU_ASSERT_EQUAL(io_mock_wakes(mock), before);
+	CU_ASSERT_EQUAL(loop_run_once(mock_loop, true), 1);
+	expect_log("0");
+	io_mock_dev_destroy(dev);
+}
+
 struct burst {
 	struct loop *from;
 	struct note_msg m[2];
@@ -808,6 +843,7 @@ int main(void)
 		{ "messages of one sender in order", test_order },
 		{ "a message is sent again", test_send_again },
 		{ "only a sleeper is woken", test_wakes_only_sleepers },
+		{ "awake after a sleep", test_awake_after_sleep },
 		{ "a burst wakes once", test_wakes_once },
 		{ "many senders, two loops", test_hammer },
 		{ "ping pong", test_ping_pong },

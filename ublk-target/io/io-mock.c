@@ -411,11 +411,13 @@ static int mock_run(struct io_engine *io, bool wait, u64 deadline_ns)
 	struct mock *m = to_mock(io);
 
 	end_by_order(m);
-	if (wait && cds_list_empty(&m->ended) && cds_list_empty(&m->polled)) {
+	if (wait && cds_list_empty(&m->ended) && cds_list_empty(&m->polled) &&
+	    loop_sleep_begin(io->loop)) {
 		if (m->on_wait)
 			m->on_wait(m->on_wait_arg);
 		else
 			m->now_ns = max(m->now_ns, deadline_ns);
+		loop_sleep_end(io->loop);
 	}
 	return run_ended(m) + run_polls(m);
 }

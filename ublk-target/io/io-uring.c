@@ -122,16 +122,17 @@ static int uring_copy(const struct io_op *op)
 	return n < 0 ? -errno : n;
 }
 
-/* Those that were queued before; what their ends queue is for the next run. */
+/* So many copies in one run: other loops go on with the ends of those meanwhile. */
+#define URING_COPIES 8
+
 static int uring_copies(struct uring *u)
 {
-	struct io_op *op, *next;
-	CDS_LIST_HEAD(copies);
+	struct io_op *op;
 	int total = 0;
 
-	cds_list_splice(&u->copies, &copies);
-	CDS_INIT_LIST_HEAD(&u->copies);
-	cds_list_for_each_entry_safe(op, next, &copies, node) {
+	while (total < URING_COPIES && !cds_list_empty(&u->copies)) {
+		op = cds_list_first_entry(&u->copies, struct io_op, node);
+		cds_list_del(&op->node);
 		op->completion.fn(&op->completion, uring_copy(op), 0);
 		total++;
 	}
@@ -267,6 +268,7 @@ static void uring_wait(struct uring *u, u64 deadline_ns)
 /* CQEs are copied out in batches: a completion may queue and submit more. */
 #define URING_BATCH 64
 
+/* The look for them enters the kernel when that has some that it did not show yet. */
 static int uring_reap(struct uring *u)
 {
 	struct io_uring_cqe *cqes[URING_BATCH];
@@ -301,10 +303,12 @@ static int uring_run(struct io_engine *io, bool wait, u64 deadline_ns)
 
 	uring_enable(u);
 	copied = uring_copies(u);
-	if (wait && !copied && !io_uring_cq_ready(&u->ring))
+	if (wait && !copied && !io_uring_cq_ready(&u->ring) && loop_sleep_begin(io->loop)) {
 		uring_wait(u, deadline_ns);
-	else
-		io_uring_submit_and_get_events(&u->ring);
+		loop_sleep_end(io->loop);
+	} else if (io_uring_sq_ready(&u->ring)) {
+		io_uring_submit(&u->ring);
+	}
 	return copied + uring_reap(u);
 }
 
@@ -331,7 +335,8 @@ static int uring_setup(struct uring *u, u32 entries)
 {
 	struct io_uring_params params = {
 		.flags = IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER |
-			 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED,
+			 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+			 IORING_SETUP_R_DISABLED,
 		.cq_entries = entries * 4,
 	};
 	int ret = io_uring_queue_init_params(entries, &u->ring, &params);

@@ -78,14 +78,11 @@ static void loop_wake_all(struct loop *from)
 static void loop_wake(struct loop *loop)
 {
 	struct loop *from = current_loop;
-	bool threaded = from && from->has_thread;
 
-	if (threaded && from == loop)
-		return; /* it looks at its inbox before it sleeps */
 	if (!__atomic_load_n(&loop->sleeping, __ATOMIC_SEQ_CST) ||
 	    !__atomic_exchange_n(&loop->sleeping, 0, __ATOMIC_SEQ_CST))
 		return;
-	if (threaded && from->nr_wakes < LOOP_MAX_WAKES)
+	if (from && from->has_thread && from->nr_wakes < LOOP_MAX_WAKES)
 		from->wakes[from->nr_wakes++] = loop;
 	else
 		loop_wake_now(loop);
@@ -210,11 +207,19 @@ static int loop_run_timers(struct loop *loop)
 
 /* ---- running ---------------------------------------------------------------- */
 
-static bool loop_may_sleep(struct loop *loop)
+bool loop_sleep_begin(struct loop *loop)
 {
 	__atomic_store_n(&loop->sleeping, 1, __ATOMIC_SEQ_CST);
-	return !__atomic_load_n(&loop->inbox, __ATOMIC_SEQ_CST) &&
-	       !__atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&loop->inbox, __ATOMIC_SEQ_CST) &&
+	    !__atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST))
+		return true;
+	loop_sleep_end(loop);
+	return false;
+}
+
+void loop_sleep_end(struct loop *loop)
+{
+	__atomic_store_n(&loop->sleeping, 0, __ATOMIC_RELAXED);
 }
 
 int loop_run_once(struct loop *loop, bool wait)
@@ -227,11 +232,9 @@ int loop_run_once(struct loop *loop, bool wait)
 	n = loop_take_inbox(loop);
 	n += loop_run_timers(loop);
 	loop_wake_all(loop);
-	wait = wait && n == 0 && loop_may_sleep(loop);
 	timer = first_timer(loop);
 	loop->batch_ns = 0;
-	n += loop->io->ops->run(loop->io, wait, timer ? timer->deadline_ns : 0);
-	__atomic_store_n(&loop->sleeping, 0, __ATOMIC_RELAXED);
+	n += loop->io->ops->run(loop->io, wait && n == 0, timer ? timer->deadline_ns : 0);
 	loop_wake_all(loop);
 	current_loop = before;
 	return n;
