@@ -43,8 +43,21 @@ static void guest_end_io(struct request *req, int error)
 	free(g);
 }
 
+static u32 largest_cluster(void)
+{
+	u32 i, largest = 0;
+
+	for (i = 0; i < plan.nr_layers; i++)
+		largest = max(largest, plan.layers[i].cluster);
+	return largest;
+}
+
 static int guest_copy_from(struct request *req, u32 offset, void *buf, u32 len)
 {
+	/* overlays of snapshots have clusters of their own */
+	if (!plan.online_permille && (req->offset + offset) % largest_cluster() == 0 &&
+	    len % largest_cluster() == 0)
+		fail("whole clusters were copied: the ring can write them from the buffer");
 	memcpy(buf, container_of(req, struct guest_op, req)->mem + offset, len);
 	return 0;
 }
@@ -125,7 +138,7 @@ static void guest_submit(struct loop *loop, void *arg)
 	if (sim_verbose)
 		printf("op %u type %u flags %u %llu+%u\n", g->id, req->op, req->flags,
 		       (unsigned long long)req->offset, req->len);
-	sim_kernel_buffer(g->slot, g->mem);
+	sim_kernel_buffer(g->slot, loop, g->mem);
 	req->base = chance(30) ? NULL : g->mem;
 	req->fixed_index = g->slot;
 	guest_in_flight++;

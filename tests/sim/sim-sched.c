@@ -37,18 +37,26 @@ static struct loop *loops[MAX_LOOPS];
 static u32 nr_loops;
 static CDS_LIST_HEAD(pendings);
 static u32 nr_pending;
-static u8 *kernel_buffers[SIM_MAX_FLIGHT];
+static struct {
+	const struct loop *loop;
+	u8 *mem;
+} kernel_buffers[SIM_MAX_FLIGHT];
 
-void sim_kernel_buffer(u32 slot, u8 *mem)
+void sim_kernel_buffer(u32 slot, const struct loop *loop, u8 *mem)
 {
-	kernel_buffers[slot] = mem;
+	kernel_buffers[slot].loop = loop;
+	kernel_buffers[slot].mem = mem;
 }
 
 /* ---- the engine ---------------------------------------------------------------- */
 
 static u8 *memory_of(const struct io_op *op)
 {
-	return op->base ? op->base : kernel_buffers[op->fixed_index] + op->buf_offset;
+	if (op->base)
+		return op->base;
+	if (op->loop != kernel_buffers[op->fixed_index].loop)
+		fail("I/O with a kernel buffer of another loop's ring");
+	return kernel_buffers[op->fixed_index].mem + op->buf_offset;
 }
 
 static void sim_submit(struct io_engine *io, struct io_op *op)

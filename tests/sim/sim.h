@@ -101,8 +101,11 @@ void sim_run_until(bool (*is_so)(void *arg), void *arg, const char *what);
 struct loop *sim_loop(const char *name);
 /* All that ran is forgotten: its memory is lost. */
 void sim_sched_forget(void);
-/* Where a write to a kernel buffer comes from (struct request, fixed_index). */
-void sim_kernel_buffer(u32 slot, u8 *mem);
+/*
+ * The kernel buffer of index @slot (struct request, fixed_index): @mem, registered
+ * with the ring of @loop alone.
+ */
+void sim_kernel_buffer(u32 slot, const struct loop *loop, u8 *mem);
 u32 sim_io_under_way(const struct io_dev *dev);
 
 /* ---- sim-disk.c ---------------------------------------------------------------- */

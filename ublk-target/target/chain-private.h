@@ -412,8 +412,10 @@ struct write_op {
 	u32 bounce_bytes;
 	u64 fill_pos;
 	struct request fill;
-	u32 ios;
+	struct loop_msg data_msg; /* to the request's loop, and back */
 	struct io_op *data;
+	u32 ios; /* of @data, under way: that loop's, as the error */
+	int data_error;
 	bool data_done;
 	struct meta_join join;
 };

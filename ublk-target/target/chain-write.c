@@ -271,8 +271,7 @@ static bool fill_range(struct write_op *op, u64 end)
 
 static bool needs_bounce(const struct write_op *op)
 {
-	return op->zero_data || !op->parent->req->base || valid_start(op) < op->start ||
-	       valid_end(op) > op_end(op);
+	return op->zero_data || valid_start(op) < op->start || valid_end(op) > op_end(op);
 }
 
 /* Does it need bytes that it was not given? (rule C3) */
@@ -309,25 +308,76 @@ static int write_fill(struct write_op *op)
 
 /* ---- data: every byte range that becomes valid, on the device --------------------- */
 
+/*
+ * The request's own loop writes: while it does, this one goes on with metadata;
+ * and a kernel buffer is registered with that loop's ring only. The I/O is the
+ * operation's, which holds the cell until it is told.
+ */
+
+static void data_told(struct loop *loop, struct loop_msg *msg)
+{
+	struct write_op *op = container_of(msg, struct write_op, data_msg);
+
+	if (op->data_error)
+		op->error = op->data_error;
+	op->data_done = true;
+	write_op_run(op);
+}
+
 static void data_written(struct io_op *io, int error)
 {
 	struct write_op *op = io->owner;
 
 	if (error)
-		op->error = error;
+		op->data_error = error;
 	if (--op->ios)
 		return;
-	op->data_done = true;
-	write_op_run(op);
+	if (loop_is_current(op->writer->ct->loop))
+		data_told(op->writer->ct->loop, &op->data_msg);
+	else
+		loop_send(op->writer->ct->loop, &op->data_msg, data_told);
 }
 
-static void *data_memory(const struct write_op *op, u64 guest)
+static void data_submit(struct loop *loop, struct loop_msg *msg)
+{
+	struct write_op *op = container_of(msg, struct write_op, data_msg);
+	u32 i, n = op->ios;
+
+	for (i = 0; i < n; i++)
+		io_submit(loop, &op->data[i]);
+}
+
+/* An operation that is alone saves itself the way there and back. */
+static struct loop *data_loop(const struct write_op *op)
+{
+	const struct request *req = op->parent->req;
+
+	if (op->writer->nr_ops == 1 && (op->bounce || req->base))
+		return op->writer->ct->loop;
+	return req->loop;
+}
+
+static void data_start(struct write_op *op)
+{
+	struct loop *loop = data_loop(op);
+
+	if (loop_is_current(loop))
+		data_submit(loop, &op->data_msg);
+	else
+		loop_send(loop, &op->data_msg, data_submit);
+}
+
+/* Where the bytes of @guest are: in the bounce, the request's memory or its kernel buffer. */
+static void data_source(const struct write_op *op, u64 guest, struct io_op *io)
 {
 	const struct request *req = op->parent->req;
 
 	if (op->bounce)
-		return (u8 *)op->bounce + (guest - valid_start(op));
-	return (u8 *)req->base + (guest - req->offset);
+		io->base = (u8 *)op->bounce + (guest - valid_start(op));
+	else if (req->base)
+		io->base = (u8 *)req->base + (guest - req->offset);
+	io->buf_offset = guest - req->offset;
+	io->fixed_index = req->fixed_index;
 }
 
 static u64 data_host(const struct write_op *op, u32 i, u64 guest)
@@ -353,9 +403,9 @@ static u32 collect_data(struct write_op *op)
 		}
 		op->data[n++] = (struct io_op){
 			.dev = op->writer->img->dev, .type = IO_WRITE, .offset = host, .len = len,
-			.base = data_memory(op, p->valid_start), .owner = op,
-			.done = data_written,
+			.owner = op, .done = data_written,
 		};
+		data_source(op, p->valid_start, &op->data[n - 1]);
 	}
 	return n;
 }
@@ -384,7 +434,7 @@ static u32 collect_reserved(struct write_op *op)
 
 static int write_data(struct write_op *op)
 {
-	u32 i, n;
+	u32 n;
 
 	if (op->data_done || (op->type != OP_WRITE && op->writer->img->dev->blockdev))
 		return STAGE_NEXT;
@@ -395,8 +445,7 @@ static int write_data(struct write_op *op)
 	if (!n)
 		return STAGE_NEXT;
 	op->ios = n;
-	for (i = 0; i < n; i++)
-		io_submit(op->writer->ct->loop, &op->data[i]);
+	data_start(op);
 	return STAGE_WAIT;
 }
 
