@@ -90,6 +90,7 @@ struct handover {
 	bool mapped; /* the active layer maps something of it */
 	bool copying; /* the copier may ask for runs */
 	u32 nr_regions; /* with the copier */
+	bool reading; /* @wait is queued: nothing is decided, and @h not freed, meanwhile */
 	struct meta_wait wait;
 	struct meta_flush flush;
 	struct grace_waiter grace;
@@ -133,10 +134,14 @@ static int block_at(struct handover *h, struct meta_block **result)
 	u64 table = image_l2_offset(img, h->pos);
 	u32 bits = image_l2_coverage_bits(img);
 	u64 index = (h->pos >> img->cluster_bits) & ((1ull << img->l2_bits) - 1);
+	int ret;
 
-	if (table)
-		return meta_get(h->top->meta, table + index * img->l2_entry_bytes, &h->wait,
-				result);
+	if (table) {
+		ret = meta_get(h->top->meta, table + index * img->l2_entry_bytes, &h->wait,
+			       result);
+		h->reading = ret == -EAGAIN;
+		return ret;
+	}
 	*result = NULL;
 	h->pos = ((h->pos >> bits) + 1) << bits;
 	return 0;
@@ -227,6 +232,7 @@ static void block_there(struct meta_wait *wait)
 {
 	struct handover *h = container_of(wait, struct handover, wait);
 
+	h->reading = false;
 	if (h->copying)
 		copier_kick(h->copier);
 	else
@@ -400,7 +406,7 @@ static int batch_next(void *arg, struct copy_region *region)
 	struct handover *h = arg;
 	int ret;
 
-	if (!h->copying)
+	if (!h->copying || h->reading)
 		return -EAGAIN;
 	ret = h->error || h->cancelled ? 0 : next_run(h, h->end, region);
 	if (ret == 1) {
@@ -669,6 +675,8 @@ static int run_step(struct handover *h)
 {
 	int ret;
 
+	if (h->reading)
+		return STEP_WAIT;
 	/* places are unsure then: nothing begins there any more */
 	if (!h->begun && (h->top->failed || h->base->failed))
 		return -EIO;
