@@ -65,7 +65,8 @@ static void last_step_over(struct merge *m, int ret)
 
 /*
  * What it stands on is going to be written by the guest: nothing may take it for an
- * overlay of that any more.
+ * overlay of that any more. Its first block goes alone: after a cut it is an image
+ * as before, or none.
  */
 static void wipe_header(struct io_dev *dev)
 {
@@ -75,8 +76,12 @@ static void wipe_header(struct io_dev *dev)
 
 	if (!ret) {
 		memset(zeroes, 0, WIPE_BYTES);
-		ret = io_dev_pwrite(dev, zeroes, min(dev->size_bytes, (u64)WIPE_BYTES), 0);
+		ret = io_dev_pwrite(dev, zeroes, dev->block_bytes, 0);
 	}
+	if (!ret)
+		ret = io_dev_flush(dev);
+	if (!ret)
+		ret = io_dev_pwrite(dev, zeroes, min(dev->size_bytes, (u64)WIPE_BYTES), 0);
 	if (!ret)
 		ret = io_dev_flush(dev);
 	if (ret)
