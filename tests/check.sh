@@ -238,6 +238,9 @@ sanitizers() {
 
 simulation() {
 	alone sim 400 "$build/chain-sim" $((seed % 1000000)) $sim_count
+	while read -r kept _; do
+		run "sim-seed-$kept" 200 "$build/chain-sim" "$kept" 1
+	done < <(grep -v '^#' tests/sim/seeds)
 	alone sim-every 400 "$build/chain-sim" -e $((seed % 1000000)) $((sim_count / 10))
 	alone sim-mutants 900 env SEED=$seed MUTANT_SHARE=$mutant_share make -j"$jobs" O="$O" sim-mutants
 }

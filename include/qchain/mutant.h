@@ -30,6 +30,7 @@ enum mutant {
 	MUTANT_BASE_REUSED_EARLY, /* M7: moved places of the base are reused while they show */
 	MUTANT_BASE_UNFLUSHED, /* M8: the header names a base that is not durable */
 	MUTANT_BASE_FILLS_FROM_DEVICE, /* M9: the base is filled with what the device shows */
+	MUTANT_HAND_NOT_DURABLE, /* H2: unmapped before the copy is durable */
 	MUTANT_NR,
 };
 

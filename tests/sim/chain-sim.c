@@ -151,9 +151,9 @@ static void run_case(u64 seed, enum sim_cuts how)
 	online_finish();
 	sim_device_down(&device);
 	cuts_judge_end();
-	printf("pass seed %llu: %u cuts, %u snapshots, %u streams, %u commits, %u errors\n",
-	       (unsigned long long)seed, nr_cuts, online_snapshots, online_streams,
-	       online_commits, guest_errors);
+	printf("pass seed %llu: %u cuts, %u snapshots, %u streams, %u commits, %u pivots, "
+	       "%u errors\n", (unsigned long long)seed, nr_cuts, online_snapshots, online_streams,
+	       online_commits, online_pivots, guest_errors);
 	fflush(stdout);
 }
 

@@ -134,6 +134,13 @@ struct sim_view *view_find(const char *disk)
 	return NULL;
 }
 
+void view_remove(struct sim_view *view)
+{
+	cds_list_del(&view->node);
+	free(view->initial);
+	free(view);
+}
+
 /* ---- what may be there --------------------------------------------------------- */
 
 struct question {

@@ -16,9 +16,10 @@
 
 #define MAX_LOST 64u
 
-enum online_phase { ONLINE_IDLE, ONLINE_FORMATTED, ONLINE_RECORDED, ONLINE_WAITS, ONLINE_JOB };
+enum online_phase { ONLINE_IDLE, ONLINE_FORMATTED, ONLINE_RECORDED, ONLINE_WAITS, ONLINE_JOB,
+		    ONLINE_PIVOTED };
 
-enum merge_kind { MERGE_STREAM, MERGE_COMMIT };
+enum merge_kind { MERGE_STREAM, MERGE_COMMIT, MERGE_ACTIVE };
 
 static struct {
 	enum online_phase phase;
@@ -34,7 +35,7 @@ static struct {
 	u32 nr_lost;
 } online;
 
-u32 online_snapshots, online_streams, online_commits;
+u32 online_snapshots, online_streams, online_commits, online_pivots;
 
 static struct chain_target *chain_of(void)
 {
@@ -133,6 +134,10 @@ static u8 *copy_of(const u8 *from, u64 bytes)
 
 static void add_snapshot_view(void)
 {
+	struct sim_view *before = view_find(online.old_top);
+
+	if (before) /* it was one, until a commit made it the top */
+		view_remove(before);
 	view_add(online.old_top, copy_of(sim_now_view.initial, sim_now_view.bytes),
 		 sim_now_view.bytes, ++sim_time);
 }
@@ -240,20 +245,20 @@ static void forget_views(u32 top, u32 base)
 	}
 }
 
-static void commit_begin(u32 nr)
+static void commit_range(u32 top, u32 base)
 {
 	const struct chain_layer *layers = chain_of()->chain->layers;
 	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
 	struct chain_commit_options o = { .node = layers[0].node_name };
-	u32 i, top = 1 + rnd(nr - 2), base = top + 1 + rnd(nr - top - 1);
 	struct qc_err err = { 0 };
+	u32 i;
 
 	o.top_node = layers[top].node_name;
 	o.base_node = layers[base].node_name;
-	o.backing_name = backing_name(sim_device_layer(base)->name);
+	o.backing_name = top ? backing_name(sim_device_layer(base)->name) : NULL;
 	snprintf(online.merged_top, SIM_NAME, "%s", sim_device_layer(top)->name);
 	snprintf(online.base, SIM_NAME, "%s", sim_device_layer(base)->name);
-	online.kind = MERGE_COMMIT;
+	online.kind = top ? MERGE_COMMIT : MERGE_ACTIVE;
 	forget_views(top, base);
 	online.phase = ONLINE_IDLE;
 	if (!chain_commit(device.ti, device.jobs, &o, &job, &online.job, &err))
@@ -263,6 +268,13 @@ static void commit_begin(u32 nr)
 	if (sim_verbose && !sim_judging)
 		printf("commit of %s into %s: %s\n", online.merged_top, online.base,
 		       online.job ? "begun" : err.msg);
+}
+
+static void commit_begin(u32 nr)
+{
+	u32 top = nr > 2 && chance(60) ? 1 + rnd(nr - 2) : 0;
+
+	commit_range(top, top + 1 + rnd(nr - top - 1));
 }
 
 /* The base shows what the topmost merged layer shows; behind the end of that, zeroes (D4). */
@@ -294,18 +306,31 @@ static void job_is_done(void)
 		printf("merge: %d\n", ret);
 	if (job_dismiss(online.job, &err))
 		fail("dismiss: %s", err.msg);
+	online.job = NULL;
+	online.phase = !ret && online.kind == MERGE_ACTIVE ? ONLINE_PIVOTED : ONLINE_IDLE;
 	if (!ret && online.kind == MERGE_COMMIT)
 		commit_is_done();
-	else if (!ret)
+	else if (!ret && online.kind == MERGE_STREAM)
 		online_streams++;
-	online.job = NULL;
+}
+
+/* The base is the active layer: the record says so, then the old top's header goes (D1). */
+static void record_pivot(void)
+{
+	struct sim_disk *old = sim_disk_find(online.merged_top);
+
+	record_top(online.base);
+	old->formatted = false;
 	online.phase = ONLINE_IDLE;
+	online_pivots++;
 }
 
 static void job_look(void)
 {
 	if (online.job->state == JOB_CREATED)
 		job_start(online.job);
+	else if (online.job->state == JOB_READY && chance(5))
+		job_complete(online.job, NULL);
 	else if (online.job->state == JOB_CONCLUDED)
 		job_is_done();
 	else if (online.cancels && chance(1))
@@ -317,7 +342,7 @@ static void merge_begin(void)
 	u32 nr = chain_of()->chain->nr_layers;
 
 	online.cancels = chance(15);
-	if (nr > 2 && chance(80))
+	if (nr > 1 && chance(80))
 		online.phase = ONLINE_WAITS;
 	else if (nr > 1)
 		stream_begin(nr);
@@ -363,6 +388,10 @@ void online_step(void)
 		return;
 	case ONLINE_JOB:
 		job_look();
+		return;
+	case ONLINE_PIVOTED:
+		if (chance(10))
+			record_pivot();
 	}
 }
 

@@ -249,6 +249,7 @@ void model_check(const struct sim_view *view, const u8 *data, u64 offset, u64 le
 /* @initial_owned: of @bytes */
 struct sim_view *view_add(const char *disk, u8 *initial_owned, u64 bytes, u64 instant);
 struct sim_view *view_find(const char *disk);
+void view_remove(struct sim_view *view);
 
 /* ---- sim-online.c -------------------------------------------------------------- */
 
@@ -262,7 +263,7 @@ void online_finish(void);
 void online_merge_alone(void);
 /* What is under way is nobody's any more. */
 void online_cut(void);
-extern u32 online_snapshots, online_streams, online_commits;
+extern u32 online_snapshots, online_streams, online_commits, online_pivots;
 
 /* ---- sim-cut.c ----------------------------------------------------------------- */
 

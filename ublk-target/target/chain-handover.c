@@ -6,6 +6,7 @@
 #include <qchain/copier.h>
 #include <qchain/crash-point.h>
 #include <qchain/job.h>
+#include <qchain/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -526,7 +527,7 @@ static void begin_request(struct handover *h, u8 op)
 
 static int step_durable(struct handover *h)
 {
-	if (!h->mapped)
+	if (!h->mapped || MUTANT(HAND_NOT_DURABLE))
 		return STEP_NEXT;
 	if (is_first(h)) {
 		begin_request(h, REQ_FLUSH);
