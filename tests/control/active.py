@@ -5,6 +5,7 @@
 import json
 import os
 import sys
+import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
@@ -197,6 +198,35 @@ def test_shorter(place):
     wait_until(lambda: row(qmp) is None, "the job is gone")
     shows = shows[:7 * MIB] + b"\4" * 65536 + shows[7 * MIB + 65536:]
     stop(place, child, "mid.qcow2", shows)
+
+
+def test_converges(place):
+    """A guest that rewrites everything all the time: each region is copied once, and no more (1.1 times at most)."""
+    create(place, "base.qcow2", size="64M")
+    create(place, "top.qcow2", "base.qcow2", size="64M")
+    write(place, "top.qcow2", "write -P 1 0 64M")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    over = threading.Event()
+
+    def rewrite():
+        while not over.is_set():
+            guest(place, *(f"write -P 2 {at * 4}M 4M" for at in range(16)))
+    writers = [threading.Thread(target=rewrite) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        commit(qmp, speed=32 * MIB)
+        wait_status(qmp, "ready")
+        copied = row(qmp)["total-progress"]
+    finally:
+        over.set()
+        for writer in writers:
+            writer.join()
+    expect(60 * MIB <= copied <= 64 * MIB * 1.1, f"{copied} bytes were copied of {64 * MIB}")
+    qmp.command("job-complete", id="c")
+    wait_until(lambda: row(qmp) is None, "the job is gone")
+    stop(place, child, "base.qcow2", bytes([2]) * (64 * MIB))
 
 
 def test_refused(place):

@@ -508,6 +508,28 @@ static void test_eviction(void)
 }
 
 /* Installed over an older one: the old one is retired, the new one shown. */
+/* Windows that the range touches, also only with its last sector; no others. */
+static void test_forget_range(void)
+{
+	u64 window = 1ull << WINDOW_BITS;
+
+	init(1ull << 40);
+	install(0, NULL);
+	install(1, NULL);
+	install(2, NULL);
+	install(3, NULL);
+	map_forget_range(&map, window + SECTOR_SIZE, 2 * window + SECTOR_SIZE);
+	CU_ASSERT_TRUE(map_loaded(&map, 0));
+	CU_ASSERT_FALSE(map_loaded(&map, 1));
+	CU_ASSERT_FALSE(map_loaded(&map, 2));
+	CU_ASSERT_TRUE(map_loaded(&map, 3));
+	map_forget_range(&map, 0, window);
+	CU_ASSERT_FALSE(map_loaded(&map, 0));
+	CU_ASSERT_EQUAL(map.nr_loaded, 1);
+	free_retired();
+	map_exit(&map);
+}
+
 static void test_install_again(void)
 {
 	init(1ull << 40);
@@ -602,6 +624,7 @@ int main(void)
 		{ "eviction", test_eviction },
 		{ "eviction, windows far apart", test_evict_far_apart },
 		{ "installed again", test_install_again },
+		{ "a range is forgotten", test_forget_range },
 		{ "extents of uneven size", test_uneven },
 		{ "empty disk", test_empty_disk },
 		{ "another size", test_resize },
