@@ -88,7 +88,8 @@ bool watchdog_sees_hang(void);
 /*
  * process_protect - what a storage server must be: locked in memory, marked as
  * an I/O flusher, last in line for the OOM killer, in a mount namespace of its
- * own (facts of deadlocks: docs/design.md). Call before there are threads.
+ * own (facts of deadlocks: docs/design.md), and with the privileges that it needs,
+ * for good: no others come by running a program. Call before there are threads.
  * What is not permitted is left out and said in one warning.
  */
 void process_protect(void);

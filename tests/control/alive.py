@@ -182,6 +182,27 @@ def test_beside_an_administrator(place):
     place.check_images()
 
 
+# ---- privileges ------------------------------------------------------------------------
+
+# CAP_ of linux/capability.h: CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER IPC_LOCK SYS_RAWIO SYS_PTRACE SYS_ADMIN
+# SYS_NICE SYS_RESOURCE
+KEPT = sum(1 << number for number in (0, 1, 2, 3, 14, 17, 19, 21, 23, 24))
+
+
+def test_few_privileges(place):
+    """Every thread has given up what it does not need, and cannot gain any; sockets are for the owner."""
+    seen = up_guarded(place)
+    for tid in os.listdir(f"/proc/{seen['pid']}/task"):
+        with open(f"/proc/{seen['pid']}/task/{tid}/status", encoding="ascii", errors="replace") as status:
+            fields = dict(line.rstrip("\n").split(":", 1) for line in status)
+        expect_equal(fields["NoNewPrivs"].strip(), "1", f"NoNewPrivs of thread {tid}")
+        for name in ("CapPrm", "CapEff", "CapInh"):
+            expect_equal(int(fields[name], 16) & ~KEPT, 0, f"{name} of thread {tid}")
+    for name in ("seven.sock", "run/seven/qmp.sock"):
+        expect_equal(os.stat(place.path(name)).st_mode & 0o777, 0o600, f"mode of {name}")
+    place.ctl("down", "seven")
+
+
 # ---- upgrade ---------------------------------------------------------------------------
 
 
