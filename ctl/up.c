@@ -693,15 +693,11 @@ static void print_result(const struct up_options *up, const struct served *serve
 	printf("%s\n", served_device(served, device));
 }
 
-/* A daemon that ended by itself has taken away its device and, last, its socket. */
+/* A device that is gone was taken away by its daemon, which was asked to end. */
 static bool has_died(const struct served *served)
 {
-	char path[256];
-
-	if (served->state != SERVED_DEAD || !served->record || served->dev_id >= 0)
-		return served->state == SERVED_RECOVERABLE;
-	return chain_run_path(served->name, "qmp.sock", path, sizeof(path), NULL) == 0 &&
-	       access(path, F_OK) == 0;
+	return served->state == SERVED_RECOVERABLE ||
+	       (served->state == SERVED_DEAD && served->record && served->dev_id < 0);
 }
 
 /* With the chain locked; @err of what was there before is not of interest. */
@@ -717,12 +713,16 @@ static int bring_back(const struct up_options *up, struct rundir *dir, struct se
 	if (dead.state == SERVED_LIVE) {
 		result->pid = dead.pid;
 		ret = -EALREADY;
+	} else if (!has_died(&dead)) {
+		ret = -ESRCH;
 	} else {
-		ret = has_died(&dead) ? up_again(up, dir, &dead, result, err) : -ESRCH;
+		ret = up_again(up, dir, &dead, result, err);
+		/* One that died again at once, for instance: that is no end, as those are. */
+		if (ret == -ESRCH || ret == -EALREADY || ret == -EBUSY)
+			ret = -EIO;
 	}
 	served_exit(&dead);
-	/* -EBUSY is for the lock of the chain. */
-	return ret == -EBUSY ? -EIO : ret;
+	return ret;
 }
 
 int up_anew(struct rundir *dir, const char *reason, struct served *result, struct qc_err *err)
