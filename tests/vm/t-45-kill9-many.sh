@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kill -9 of qchaind many times in a row, idle, under load, snapshots, merges, and full; nobody takes over but the guard, fio sees nothing.
-# timeout: 1500
+# timeout: 3000
 # kernel: 6.12
 # QCHAIN_KILLS=200 tests/vm/run-vm.sh ...: about that many, else 6.
 source "${0%/*}/lib.sh"
@@ -38,7 +38,7 @@ die() {
 
 start_fio() {
 	fio --name=many --allow_file_create=0 --filename="$dev" --size=12M --direct=1 --ioengine=io_uring --iodepth=16 --rw=randwrite \
-		--bsrange=4k-32k --time_based --runtime=1400 --verify=crc32c --verify_fatal=1 --verify_backlog=64 > fio.out 2>&1 &
+		--bsrange=4k-32k --time_based --runtime=2900 --verify=crc32c --verify_fatal=1 --verify_backlog=64 > fio.out 2>&1 &
 	fio=$!
 }
 
