@@ -14,7 +14,7 @@ from harness import expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, up
 from merge import break_compressed
 from records import record_of
-from snapshot import check_all, forget_run, holds, images, tree
+from snapshot import check_all, forget_run, holds, images, tree, wait_sealed
 
 # Before the merge may write, and from then on.
 UNBEGUN = ("unrecorded", "planned", "unbegun")
@@ -38,6 +38,7 @@ def make_device(place):
         guest_io(place, "seven.sock", f"write -P {number + 1} {at}")
         place.ctl("snapshot", "seven", snap)
     guest_io(place, "seven.sock", "write -P 4 8M 64k")
+    wait_sealed(place)
 
 
 def commit_words(*more):
