@@ -63,7 +63,7 @@ static int check_record(const struct family *family, u32 member,
 	return 0;
 }
 
-int merging_check(struct record_place *place, const char *path, struct qc_err *err)
+int merging_check(struct record_place *place, const char *image, struct qc_err *err)
 {
 	struct family family = { .nr = 0 };
 	u32 member;
@@ -72,7 +72,7 @@ int merging_check(struct record_place *place, const char *path, struct qc_err *e
 	if (!has_begun_commit(place))
 		return 0;
 	ret = family_read(place, &family, err);
-	member = ret ? FAMILY_NONE : family_find_path(&family, path);
+	member = ret ? FAMILY_NONE : family_find(&family, image);
 	for (u32 i = 0; i < place->nr_records && !ret && member != FAMILY_NONE; i++)
 		ret = check_record(&family, member, &place->records[i], err);
 	family_exit(&family);
@@ -89,7 +89,7 @@ int merging_check_image(const char *path, struct qc_err *err)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
 	ret = record_place_of(path, place, image, err);
 	if (!ret)
-		ret = merging_check(place, path, err);
+		ret = merging_check(place, image, err);
 	record_place_exit(place);
 	free(place);
 	return ret == -EOPNOTSUPP ? 0 : ret;

@@ -8,15 +8,16 @@
 struct record_place;
 
 /*
- * merging_check - may the image at @path be shown, or get an overlay?
+ * merging_check - may @image, as records of @place call it, be shown or get an overlay?
+ * LVs that were not active when the place was read are not so afterwards, either.
  * -EBUSY with @err that names the job: it lies below the top of a commit that a record of
  * @place knows of and that has begun, down to its base. What stands beside was refused
  * when the commit began (rule D3).
  *
- * merging_check_image - the same, of the place where the image is; 0 where there are no
- * records
+ * merging_check_image - the same, of the image at @path and the place where it is; 0
+ * where there are no records
  */
-int merging_check(struct record_place *place, const char *path, struct qc_err *err);
+int merging_check(struct record_place *place, const char *image, struct qc_err *err);
 int merging_check_image(const char *path, struct qc_err *err);
 
 #endif

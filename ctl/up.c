@@ -497,13 +497,13 @@ static int prepare_top(const struct up_options *up, struct record_top *top, json
 {
 	int ret = record_top_choose(top, up->name, up->where, !is_read_only(record), err);
 
+	if (ret == 0 && top->has_place)
+		ret = merging_check(&top->place, top->image, err);
 	if (ret == 0) {
 		record_note(&top->place, record_place_find(&top->place, up->name), top->path,
 			    record);
 		ret = activate_chain(top->path, record_activated(record), err);
 	}
-	if (ret == 0 && top->has_place)
-		ret = merging_check(&top->place, top->path, err);
 	if (ret == 0 && !is_read_only(record))
 		ret = record_top_claim(top, up->name, up->assume_unshared, err);
 	return ret ? qc_err_prefix(err, "%s", up->name) : 0;
