@@ -93,9 +93,7 @@ static void maybe_extend(void)
 
 		if (!d->small || d->size + bytes > SIM_MAX_DISK)
 			continue;
-		memset(d->now + d->size, 0xe5, bytes);
-		memset(d->durable + d->size, 0xe5, bytes);
-		d->size += bytes;
+		sim_disk_extend(d, bytes);
 	}
 }
 
@@ -152,8 +150,8 @@ static void run_case(u64 seed, enum sim_cuts how)
 	sim_device_down(&device);
 	cuts_judge_end();
 	printf("pass seed %llu: %u cuts, %u snapshots, %u streams, %u commits, %u pivots, "
-	       "%u errors\n", (unsigned long long)seed, nr_cuts, online_snapshots, online_streams,
-	       online_commits, online_pivots, guest_errors);
+	       "%u growths, %u errors\n", (unsigned long long)seed, nr_cuts, online_snapshots,
+	       online_streams, online_commits, online_pivots, online_growths, guest_errors);
 	fflush(stdout);
 }
 

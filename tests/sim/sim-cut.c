@@ -126,8 +126,11 @@ static bool is_power(void)
 
 static void judge_device(const char *when, bool power)
 {
-	u8 *buf = io_alloc(sim_now_view.bytes);
+	u8 *buf;
 
+	if (device.ti->size_bytes == sim_grows_to)
+		model_grown();
+	buf = io_alloc(sim_now_view.bytes);
 	sim_device_read(&device, buf, sim_now_view.bytes);
 	model_check(&sim_now_view, buf, 0, sim_now_view.bytes, sim_time, power, when);
 	free(buf);

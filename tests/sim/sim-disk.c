@@ -119,6 +119,13 @@ struct sim_disk *sim_disk_load(const char *name, bool lv, u64 spare)
 	return d;
 }
 
+void sim_disk_extend(struct sim_disk *d, u64 bytes)
+{
+	memset(d->now + d->size, 0xe5, bytes);
+	memset(d->durable + d->size, 0xe5, bytes);
+	d->size += bytes;
+}
+
 struct sim_disk *sim_disk_find(const char *path)
 {
 	const char *slash = strrchr(path, '/');

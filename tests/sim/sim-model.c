@@ -18,9 +18,12 @@ u32 nr_sim_ops;
 struct sim_view sim_now_view = { .disk = "device", .instant = SIM_NOW };
 CDS_LIST_HEAD(sim_views);
 
+u64 sim_grows_to;
+
 static struct touch *touches;
 static u32 nr_touches, room_touches;
 static u32 *heads; /* by sector */
+static u64 nr_heads;
 
 /* ---- operations ---------------------------------------------------------------- */
 
@@ -39,10 +42,32 @@ void model_begin(void)
 {
 	u64 bytes = longest_view();
 
-	heads = realloc(heads, bytes / SIM_BLOCK * sizeof(*heads));
-	memset(heads, 0, bytes / SIM_BLOCK * sizeof(*heads));
+	nr_heads = bytes / SIM_BLOCK;
+	heads = realloc(heads, nr_heads * sizeof(*heads));
+	memset(heads, 0, nr_heads * sizeof(*heads));
 	nr_touches = 1;
 	nr_sim_ops = 0;
+}
+
+void model_grows(u64 bytes)
+{
+	u64 nr = max(nr_heads, bytes / SIM_BLOCK);
+
+	heads = realloc(heads, nr * sizeof(*heads));
+	memset(heads + nr_heads, 0, (nr - nr_heads) * sizeof(*heads));
+	nr_heads = nr;
+	sim_grows_to = bytes;
+}
+
+void model_grown(void)
+{
+	u8 *longer = calloc(1, sim_grows_to);
+
+	memcpy(longer, sim_now_view.initial, sim_now_view.bytes);
+	free(sim_now_view.initial);
+	sim_now_view.initial = longer;
+	sim_now_view.bytes = sim_grows_to;
+	sim_grows_to = 0;
 }
 
 void model_tag(u8 *to, u32 id, u64 sector)

@@ -35,7 +35,7 @@ static struct {
 	u32 nr_lost;
 } online;
 
-u32 online_snapshots, online_streams, online_commits, online_pivots;
+u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths;
 
 static struct chain_target *chain_of(void)
 {
@@ -348,6 +348,36 @@ static void merge_begin(void)
 		stream_begin(nr);
 }
 
+/* ---- growing ------------------------------------------------------------------- */
+
+/* Its LV before, as qchainctl does it (promise R6). */
+static void grow_disk(struct sim_disk *d, u64 bytes)
+{
+	if (d->lv)
+		sim_disk_extend(d, min(bytes, SIM_MAX_DISK - d->size));
+}
+
+static void device_grow(void)
+{
+	u64 more = (1 + rnd(chance(50) ? 16 : 1024)) * SIM_BLOCK;
+	struct qc_err err = { 0 };
+	int ret;
+
+	grow_disk(sim_device_layer(0), 2 * more + 256 * KiB);
+	model_grows(sim_now_view.bytes + more);
+	ret = chain_resize(device.ti, chain_of()->chain->layers[0].node_name,
+			   sim_now_view.bytes + more, &err);
+	if (!ret) {
+		model_grown();
+		online_growths++;
+	} else if (!plan.faults && ret != -ENOSPC && ret != -EBUSY && ret != -EFBIG &&
+		   ret != -EOPNOTSUPP) {
+		fail("resize: %s", err.msg);
+	}
+	if (sim_verbose && !sim_judging)
+		printf("grows by %llu: %s\n", (unsigned long long)more, ret ? err.msg : "done");
+}
+
 /* ---- steps --------------------------------------------------------------------- */
 
 /* What has been sealed is durable for ever. */
@@ -368,6 +398,11 @@ void online_step(void)
 	case ONLINE_IDLE:
 		if (!plan.nr_online || rnd(1000) >= plan.online_permille)
 			return;
+		if (chance(plan.grow_percent)) {
+			plan.nr_online--;
+			device_grow();
+			return;
+		}
 		if (chain_of()->chain->nr_layers < 7 && !chance(plan.merge_percent))
 			snapshot_format();
 		else

@@ -82,6 +82,7 @@ struct sim_plan {
 	u32 lazy_flush; /* ... not even when a flush was picked */
 	u32 step_ns;
 	u32 merge_percent; /* of what is begun; else snapshots */
+	u32 grow_percent; /* of what is done at all */
 	u32 online_permille; /* steps that may begin a snapshot or a merge */
 	u32 nr_online; /* so many, at most */
 	u32 lives; /* how often what a cut left goes on living */
@@ -142,6 +143,8 @@ extern struct cds_list_head sim_disks;
 struct sim_disk *sim_disk_create(const char *name, u64 bytes);
 /* The image that qemu-img made at this name is on it; @spare: bytes of volume behind that. */
 struct sim_disk *sim_disk_load(const char *name, bool lv, u64 spare);
+/* A volume gets @bytes more, which were somebody else's. */
+void sim_disk_extend(struct sim_disk *d, u64 bytes);
 struct sim_disk *sim_disk_find(const char *path);
 struct sim_disk *sim_disk_of(const struct io_dev *dev);
 void sim_disk_dump(const struct sim_disk *d, const char *path);
@@ -234,6 +237,11 @@ extern u32 nr_sim_ops;
 extern struct sim_view sim_now_view; /* the device */
 extern struct cds_list_head sim_views; /* snapshots */
 
+extern u64 sim_grows_to; /* what the device may be as long as, too; 0: nothing */
+
+/* The device is about to have @bytes / has them: what is new reads as zero. */
+void model_grows(u64 bytes);
+void model_grown(void);
 /* All views are there; no operation is. */
 void model_begin(void);
 u32 model_submit(u8 op, u64 offset, u64 len, u8 *mem);
@@ -263,7 +271,7 @@ void online_finish(void);
 void online_merge_alone(void);
 /* What is under way is nobody's any more. */
 void online_cut(void);
-extern u32 online_snapshots, online_streams, online_commits, online_pivots;
+extern u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths;
 
 /* ---- sim-cut.c ----------------------------------------------------------------- */
 
