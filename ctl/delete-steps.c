@@ -152,8 +152,6 @@ static const char *stream_impossible(const struct deletion *d)
 {
 	if (snapshot_of(d)->from[0])
 		return "its commit has begun, and cannot be undone";
-	if (device_images_depth(&d->images, d->above) > 0)
-		return "while the device is up only the active layer can receive";
 	return NULL;
 }
 
@@ -225,13 +223,13 @@ int delete_choose(struct deletion *d, struct qc_err *err)
 static int merge_online(struct deletion *d, struct qc_err *err)
 {
 	bool down = d->way == DIRECTION_COMMIT;
+	int depth = device_images_depth(&d->images, d->member), ret;
 	struct served_merge merge = {
 		.name = d->images.name, .speed = d->speed,
-		.top = down ? path_of(d, d->above) : NULL,
+		.top = down || depth > 1 ? path_of(d, d->above) : NULL,
 		.base = down ? path_of(d, d->member) : NULL,
 	};
 	struct served_job *job;
-	int depth = device_images_depth(&d->images, d->member), ret;
 
 	if (!down && depth + 1 < (int)json_object_array_length(d->images.nodes))
 		merge.base = json_text(json_object_array_get_idx(d->images.nodes, depth + 1),

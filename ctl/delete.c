@@ -170,8 +170,8 @@ const struct verb verb_delete = {
 		"\n"
 		"NAME is served or not; VG or DIR says where its images are, when they are files\n"
 		"that nobody serves. While it is served the layer below the active one goes by\n"
-		"stream, others by commit. A commit that has begun cannot be undone: SNAP is no\n"
-		"restore point any more. Interrupted at any time, the same command goes on.\n",
+		"stream. A commit that has begun cannot be undone: SNAP is no restore point any\n"
+		"more. Interrupted at any time, the same command goes on.\n",
 	.examples =
 		"  qchainctl delete vm7 before-upgrade\n"
 		"  qchainctl delete vm7 monday --wipe --speed 200M\n"
