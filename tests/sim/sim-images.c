@@ -79,7 +79,7 @@ void sim_plan_draw(void)
 	plan.step_ns = (u32[]){ 1000, 10000, 100000 }[rnd(3)];
 	plan.online_permille = (u32[]){ 0, 5, 20, 50 }[rnd(4)];
 	plan.merge_percent = 30 + rnd(50);
-	plan.grow_percent = rnd(40);
+	plan.grow_percent = sim_seed % 7 ? 0 : 40; /* not drawn: kept seeds stay what they are */
 	plan.nr_online = 1 + rnd(10);
 	plan.lives = chance(40) ? 1 + rnd(2) : 0;
 	plan.faults = chance(15);

@@ -398,7 +398,7 @@ void online_step(void)
 	case ONLINE_IDLE:
 		if (!plan.nr_online || rnd(1000) >= plan.online_permille)
 			return;
-		if (chance(plan.grow_percent)) {
+		if (plan.grow_percent && chance(plan.grow_percent)) {
 			plan.nr_online--;
 			device_grow();
 			return;
