@@ -117,13 +117,18 @@ $(O)/chain-sim: $(SIM_OBJS) $(LIB)
 # libFuzzer programs; `make fuzz` builds them in a tree of their own.
 FUZZERS := $(addprefix $(O)/fuzz-,image chain nbd qmp text)
 
-$(O)/tests/fuzz/fuzz-chain.o: QCFLAGS += -Iublk-target/target
+# As the simulator; and a fuzzed "quit" does not end the program.
+FUZZ_WRAPS := daemon_stop
+$(O)/fuzz-chain: FUZZ_WRAPS += loop_create loop_start loop_stop loop_destroy \
+	io_uring_engine_create io_submit sem_wait sem_trywait
+
 $(O)/fuzz-image $(O)/fuzz-chain: $(O)/tests/fuzz/fuzz-mutate.o
 
 $(O)/fuzz-%: $(O)/tests/fuzz/fuzz-%.o $(O)/tests/fuzz/fuzz-common.o $(LIB)
 	$(say) LINK $@
-	$(Q)$(CC) $(QLDFLAGS) -fsanitize=fuzzer $(LDFLAGS) -Wl,--wrap=daemon_stop -o $@ \
-		$(filter %.o,$^) $(LIB) $(PKG_LIBS)
+	$(Q)$(CC) $(QLDFLAGS) -fsanitize=fuzzer $(LDFLAGS) \
+		$(addprefix -Wl$(comma)--wrap=,$(FUZZ_WRAPS)) -o $@ $(filter %.o,$^) $(LIB) \
+		$(PKG_LIBS)
 
 fuzzers: $(FUZZERS)
 

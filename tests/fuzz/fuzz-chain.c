@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <qchain/io.h>
+#include <qchain/target.h>
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,11 +15,10 @@
 /*
  * The first byte of the input says how many requests follow it, four bytes
  * each; the rest is the image, a real file. All loops of the target run on this
- * thread, I/O is done when it is submitted. The base that the image may name
- * is "b" beside it, and it must not change by a byte.
+ * thread, I/O is done when it is submitted: what is called __wrap_ here the linker
+ * puts in the place of the product's. The base that the image may name is "b" beside
+ * it, and it must not change by a byte.
  */
-#include "../sim/sim-shim.h"
-
 #define MAX_LOOPS 8u
 #define MAX_IMAGE_BYTES (256u * 1024u)
 #define MAX_FILE_BYTES (64ll * 1024 * 1024)
@@ -61,7 +62,8 @@ static int do_io(struct io_op *op)
 	return 0;
 }
 
-void io_submit(struct loop *loop, struct io_op *op)
+void __wrap_io_submit(struct loop *loop, struct io_op *op);
+void __wrap_io_submit(struct loop *loop, struct io_op *op)
 {
 	struct done *d = malloc(sizeof(*d));
 
@@ -112,7 +114,8 @@ static const struct io_engine_ops now_ops = {
 	.destroy = now_destroy,
 };
 
-int io_uring_engine_create(u32 entries, struct io_engine **result)
+int __wrap_io_uring_engine_create(u32 entries, struct io_engine **result);
+int __wrap_io_uring_engine_create(u32 entries, struct io_engine **result)
 {
 	struct now_engine *e = calloc(1, sizeof(*e));
 
@@ -122,16 +125,25 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 	return 0;
 }
 
-int loop_create(const char *name, struct io_engine *io_owned, struct loop **result)
+int __real_loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
+void __real_loop_destroy(struct loop *loop);
+int __wrap_loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
+void __wrap_loop_destroy(struct loop *loop);
+int __wrap_loop_start(struct loop *loop, int cpu);
+void __wrap_loop_stop(struct loop *loop);
+int __real_sem_trywait(sem_t *sem);
+int __wrap_sem_wait(sem_t *sem);
+
+int __wrap_loop_create(const char *name, struct io_engine *io_owned, struct loop **result)
 {
-	int ret = real_loop_create(name, io_owned, result);
+	int ret = __real_loop_create(name, io_owned, result);
 
 	if (!ret)
 		loops[nr_loops++] = *result;
 	return ret;
 }
 
-void loop_destroy(struct loop *loop)
+void __wrap_loop_destroy(struct loop *loop)
 {
 	u32 i, n = 0;
 
@@ -139,15 +151,15 @@ void loop_destroy(struct loop *loop)
 		if (loops[i] != loop)
 			loops[n++] = loops[i];
 	nr_loops = n;
-	real_loop_destroy(loop);
+	__real_loop_destroy(loop);
 }
 
-int loop_start(struct loop *loop, int cpu)
+int __wrap_loop_start(struct loop *loop, int cpu)
 {
 	return 0;
 }
 
-void loop_stop(struct loop *loop)
+void __wrap_loop_stop(struct loop *loop)
 {
 	while (loop_run_once(loop, false))
 		;
@@ -156,6 +168,7 @@ void loop_stop(struct loop *loop)
 /* One event on each loop; when there is none, time goes on to the next timer. */
 static void step(void)
 {
+	struct loop_timer *t;
 	u64 next = UINT64_MAX;
 	u32 i, n = 0;
 
@@ -164,20 +177,20 @@ static void step(void)
 	if (n)
 		return;
 	for (i = 0; i < nr_loops; i++) {
-		struct loop_timer *t = first_timer(loops[i]);
-
-		if (t)
-			next = min(next, t->deadline_ns);
+		if (cds_list_empty(&loops[i]->timers))
+			continue;
+		t = cds_list_first_entry(&loops[i]->timers, struct loop_timer, node);
+		next = min(next, t->deadline_ns);
 	}
 	if (next != UINT64_MAX)
 		now_ns = max(now_ns, next);
 }
 
-static int sim_sem_wait(sem_t *sem)
+int __wrap_sem_wait(sem_t *sem)
 {
 	u32 steps;
 
-	for (steps = 0; sem_trywait(sem); steps++) {
+	for (steps = 0; __real_sem_trywait(sem); steps++) {
 		if (steps > MAX_STEPS) {
 			fprintf(stderr, "the target does not stop\n");
 			abort();
@@ -185,6 +198,13 @@ static int sim_sem_wait(sem_t *sem)
 		step();
 	}
 	return 0;
+}
+
+/* Who asks again and again waits, too. */
+int __wrap_sem_trywait(sem_t *sem);
+int __wrap_sem_trywait(sem_t *sem)
+{
+	return __wrap_sem_wait(sem);
 }
 
 /* ---- the guest -------------------------------------------------------------------- */
