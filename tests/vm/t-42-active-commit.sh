@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Commit of the active layer of a device in use on LVs: under fio verify, the record on another LV, reboot.
 # timeout: 400
-# kernel: 6.12
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
