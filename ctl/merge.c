@@ -410,6 +410,17 @@ static void print_job_json(const struct served_job *s, const char *key, const ch
 
 /* ---- stream ----------------------------------------------------------------------------- */
 
+/* Images that have left the chain: they take space, and stand in the way of a commit below them. */
+static void print_left(const struct served_job *s, u32 from, u32 to)
+{
+	if (from == to)
+		return;
+	printf("%s: no layer any more: ", s->o->name);
+	for (u32 i = from; i < to; i++)
+		printf("%s%s", i > from ? ", " : "", node_text(s, i, "file"));
+	printf("\n");
+}
+
 static void print_streamed(const struct served_job *s)
 {
 	const char *base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
@@ -417,14 +428,18 @@ static void print_streamed(const struct served_job *s)
 	u32 layers = s->base - s->top - 1;
 	char moved[32];
 
-	if (s->o->json)
+	if (s->o->json) {
 		print_job_json(s, "into", top, base, layers);
-	else if (s->o->detach)
+		return;
+	}
+	if (s->o->detach) {
 		printf("%s\n", s->job);
-	else
-		printf("%s: %s has the data of %u layer%s below it (%s moved), and stands on %s "
-		       "now\n", s->o->name, top, layers, layers == 1 ? "" : "s",
-		       print_size(moved_bytes(s), moved), base ? base : "nothing");
+		return;
+	}
+	printf("%s: %s has the data of %u layer%s below it (%s moved), and stands on %s now\n",
+	       s->o->name, top, layers, layers == 1 ? "" : "s",
+	       print_size(moved_bytes(s), moved), base ? base : "nothing");
+	print_left(s, s->top + 1, s->base);
 }
 
 static int start_stream(struct served_job *s, struct qc_err *err)
@@ -584,18 +599,22 @@ static void print_committed(const struct served_job *s)
 	u32 layers = s->base - s->top;
 	char moved[32];
 
-	if (s->o->json)
+	if (s->o->json) {
 		print_job_json(s, "top", top, base, layers);
-	else if (s->o->detach)
+		return;
+	}
+	if (s->o->detach) {
 		printf("%s\n", s->job);
-	else if (!s->top)
+		return;
+	}
+	print_size(moved_bytes(s), moved);
+	if (!s->top)
 		printf("%s: %s has the data of %u layer%s above it (%s moved), and is the active "
-		       "layer now; %s is no layer any more\n", s->o->name, base, layers,
-		       layers == 1 ? "" : "s", print_size(moved_bytes(s), moved), top);
+		       "layer now\n", s->o->name, base, layers, layers == 1 ? "" : "s", moved);
 	else
 		printf("%s: %s has the data of %u layer%s up to %s now (%s moved)\n", s->o->name,
-		       base, layers, layers == 1 ? "" : "s", top,
-		       print_size(moved_bytes(s), moved));
+		       base, layers, layers == 1 ? "" : "s", top, moved);
+	print_left(s, s->top, s->base);
 }
 
 int merge_commit_served(const struct served_merge *merge)

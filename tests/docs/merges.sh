@@ -7,7 +7,7 @@ set -euo pipefail
 build=$(realpath "${1:-build}")
 work=$(mktemp -d)
 export QCHAIN_RUN_DIR=$work/run
-trap '"$build/qchainctl" down vm > "$work/down" 2>&1; rm -rf "$work"' EXIT
+trap '"$build/qchainctl" down vm > "$work/down" 2>&1 || true; rm -rf "$work"' EXIT
 mkdir "$work/images"
 cd "$work/images"
 
