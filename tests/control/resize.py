@@ -2,14 +2,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A served chain grows: what is new, what is refused, kill -9 at each crash point."""
 
+import asyncio
 import json
 import os
 import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
 
 import harness
 from full import Volume
 from harness import Qmp, expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, nothing_left, up
+from nbdclient import NbdClient
 from snapshot import check_all, fails, wait_sealed
 
 MIB = 1 << 20
@@ -72,6 +77,40 @@ def test_grow(place):
     expect(content(place) == wanted + bytes(4 * MIB), "the snapshot holds something else")
     expect(content(place, "top.1.qcow2") ==
            wanted + bytes(23 * MIB - NEW) + b"\4" * MIB + bytes(512), "the device holds something else")
+    nothing_left(place)
+
+
+async def grow_beside_reads(place, qmp, rounds, step):
+    """Some sectors at a time: what is written beyond each old end is read back, while others read around it."""
+    disk = await NbdClient.connect(place.path("seven.sock"))
+    others = [await NbdClient.connect(place.path("seven.sock")) for _ in range(2)]
+    loop = asyncio.get_running_loop()
+    size = OLD
+    for number in range(1, rounds + 1):
+        done = loop.run_in_executor(None, resize, qmp, size + step)
+        while not done.done():
+            await asyncio.gather(*(other.read(size - 512, 512) for other in others))
+        expect_equal(await done, {"return": {}}, "block_resize")
+        await disk.write(size, bytes([number]) * step)
+        got = await disk.read(size - 512, 512 + step)
+        expect(got[512:] == bytes([number]) * step, f"round {number}: what was written at {size} reads as {got[512:516]}")
+        size += step
+    for client in (disk, *others):
+        await client.close()
+
+
+def test_written_beyond_the_old_end(place):
+    """A cluster that is there already has the old end in it: whoever reads meanwhile must not hide what comes."""
+    make_longer(place, "cluster_size=64k")
+    up(place)
+    guest_io(place, "seven.sock", f"write -P 1 {OLD - 1024} 1024")
+    qmp = Qmp(place.path("run/seven/qmp.sock"))
+    asyncio.run(grow_beside_reads(place, qmp, 100, 512))
+    qmp.close()
+    place.ctl("down", "seven")
+    check_all(place)
+    wanted = b"\7" * (OLD - 1024) + b"\1" * 1024 + b"".join(bytes([n]) * 512 for n in range(1, 101))
+    expect(content(place) == wanted, "the device holds something else")
     nothing_left(place)
 
 

@@ -16,7 +16,10 @@
  *   longer   all that is folded or planned from now on knows the new end
  *
  * Until the last step what lies beyond the old end reads as zero because it lies there,
- * afterwards because the tables say so: no window of the map has to change.
+ * afterwards because the tables say so. A window that was folded before that says ZERO
+ * where the tables have a cluster that reaches beyond the end, or nothing: a write into
+ * that cluster would change no entry, and not be published; a merge would take the
+ * zeroes for the layer's own. So all windows from the old end on are folded anew.
  *
  * Whatever ends it before the size leaves an image of the old size, whose tables know
  * zeroes beyond its end; a later growth writes them again (rule B6).
@@ -42,6 +45,17 @@ static void growth_end(struct growth *g, int error)
 	sem_post(&g->done);
 }
 
+/* ---- the map ------------------------------------------------------------------------- */
+
+/* A layer can be longer than the device. */
+static void forget_windows(struct chain_target *ct, u64 from, u64 to)
+{
+	to = min(to, ct->map.size_bytes);
+	if (from < to)
+		map_forget_range(&ct->map, from, to);
+	chain_retire(ct);
+}
+
 /* ---- the header ---------------------------------------------------------------------- */
 
 static void size_durable(struct meta_flush *flush, int error)
@@ -50,6 +64,7 @@ static void size_durable(struct meta_flush *flush, int error)
 
 	if (!error) {
 		crash_point("resize.sized");
+		forget_windows(g->w->ct, g->w->img->virtual_size, g->to);
 		g->w->img->virtual_size = g->to;
 		g->w->ct->generation++;
 	}
