@@ -3,13 +3,14 @@
 """A chain grows beside random I/O, snapshots and merges, against a model; with kill -9 too."""
 
 import os
+import signal
 import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib"), os.path.join(HERE, "..", "control")]
 
-from harness import expect
+from harness import WAIT_S, Failure, expect
 from merges import MergeCase, main
 from model import SECTOR
 from snapshots import CLIENTS, LAST
@@ -62,7 +63,8 @@ class ResizeCase(MergeCase):
 
     def start(self):
         os.environ.pop("QCHAIN_CRASH_POINT", None)
-        if self.kill and self.random.random() < 0.5:
+        self.will_die = self.kill and self.random.random() < 0.5
+        if self.will_die:
             os.environ["QCHAIN_CRASH_POINT"] = self.random.choice(CRASH_POINTS)
         super().start()
         os.environ.pop("QCHAIN_CRASH_POINT", None)
@@ -121,10 +123,23 @@ class ResizeCase(MergeCase):
             self.sizes[name] = max(self.sizes[name], self.size)
         return ended
 
+    def has_died(self):
+        try:
+            self.child.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return self.will_die and self.child.returncode == -signal.SIGKILL
+
     def act(self, qmp):
         if self.random.random() < 0.4 and self.size < MOST:
             return self.resize(qmp)
-        return super().act(qmp)
+        try:
+            return super().act(qmp)
+        except (OSError, TypeError, Failure):
+            # the base of a commit grows, too, and comes to the crash points of that
+            if not self.will_die or not self.has_died():
+                raise
+            return LAST
 
     # ---- judging ---------------------------------------------------------------------
 
