@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import harness
 from full import Volume
 from harness import Qmp, expect, expect_equal, wait_until
-from merge import MIB, chain_of, content, create, make_chain, names, row, said, volume_image, wait_status, write
+from merge import MIB, chain_of, content, create, expect_said, make_chain, names, row, volume_image, wait_status, write
 
 
 def commit(qmp, **words):
@@ -51,12 +51,12 @@ def test_complete(place):
     qmp = Qmp(place.path("qmp"))
     expect_equal(commit(qmp, base_node="base.qcow2"), {"return": {}}, "answer")
     wait_status(qmp, "ready")
-    expect_equal(said(qmp), ["created", "running", "ready", "BLOCK_JOB_READY"], "what is said")
+    expect_said(qmp, ["created", "running", "ready", "BLOCK_JOB_READY"], 0)
     expect_equal(names(qmp), ["top.qcow2", "base.qcow2"], "nodes while it is ready")
     guest(place, "write -P 9 1600k 300k", "flush")
     expect_equal(qmp.command("block-job-complete", device="c"), {"return": {}}, "block-job-complete")
     wait_until(lambda: row(qmp) is None, "the job is gone")
-    expect_equal(said(qmp)[4:], ["waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null"], "what is said")
+    expect_said(qmp, ["waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null"], 4)
     expect_equal(names(qmp), ["base.qcow2"], "nodes")
     expect(not is_image(place, "mid.qcow2"), "the layer between still has its header")
     expect_equal(chain_of(place), ["top.qcow2", "base.qcow2"], "the chain of the old top")
