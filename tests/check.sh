@@ -34,8 +34,8 @@ mkdir -p "$logs"
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
 case $mode in
-check-fast) diff_count=30 kill_count=8 death_count=12 san_count=0 sim_count=0 mutant_share=1 fuzz_seconds=0 all=(native) ;;
-check) diff_count=200 kill_count=40 death_count=30 san_count=30 deep_count=1 sim_count=20 mutant_share=3 fuzz_seconds=10
+check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 mutant_share=1 fuzz_seconds=0 all=(native) ;;
+check) diff_count=200 kill_count=40 death_count=20 san_count=30 deep_count=1 sim_count=20 mutant_share=3 fuzz_seconds=10
 	all=(native sanitizers simulation fuzzing system) ;;
 check-full) diff_count=1000 kill_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 mutant_share=1 fuzz_seconds=600 slack=10
 	all=(native sanitizers simulation fuzzing system) ;;
@@ -155,14 +155,12 @@ run_units() {
 
 # I/O on tmpfs does not go through io_uring: half of the chains are in /var/tmp.
 native() {
+	[ "$mode" = check-fast ] || native_verbs
 	run nbd 300 tests/nbd/protocol.py --qchaind "$build/qchaind"
 	run tools 400 tests/images/tools.py --qchainctl "$build/qchainctl"
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
 	run takeover 120 tests/control/takeover.py --build "$build"
-	run alive 200 tests/control/alive.py --build "$build" --kills "$death_count" --seed $seed
 	run snapshot 200 tests/control/snapshot.py --build "$build"
-	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
-	run revert 200 env TMPDIR=/dev/shm tests/control/revert.py --build "$build"
 	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
 		--seed $((seed + 100000)) --build "$build"
 	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \
@@ -173,23 +171,15 @@ native() {
 		--seed $((seed + 100000)) --build "$build"
 	run merges-chains 400 tests/online/chains.py --count $((kill_count / 2)) --seed $seed \
 		--build "$build"
-	run resizes 400 tests/online/resizes.py --count $((kill_count / 4)) --seed $seed \
-		--build "$build"
-	run resizes-kill 400 tests/online/resizes.py --kill --count $((kill_count / 4)) \
-		--seed $((seed + 100000)) --build "$build"
 	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run style 120 .ci/check-style.sh
 	run merge 120 tests/control/merge.py --build "$build"
-	run active 120 tests/control/active.py --build "$build"
-	run jobs 200 tests/control/jobs.py --build "$build"
 	run rename 120 tests/control/rename.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"
-	run tab 120 tests/control/tab.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"
 	run full 120 tests/control/full.py --build "$build"
-	run fill 200 tests/control/fill.py --build "$build"
 	run door 200 tests/door/door.py --qchaind "$build/qchaind"
 	run_units "$build" unit-
 	alone diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \
@@ -204,6 +194,21 @@ native() {
 	alone offline-kill 400 env TMPDIR=/var/tmp tests/diff/offline.py --kill --count $kill_count \
 		--seed $((seed + 600000)) --jobs "$jobs" --qchainctl "$build/qchainctl"
 	[ "$mode" = check-fast ] || native_long
+}
+
+# Whole verbs under load, killed at each of their steps: too long for the daily loop.
+native_verbs() {
+	run alive 200 tests/control/alive.py --build "$build" --kills "$death_count" --seed $seed
+	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
+	run revert 200 env TMPDIR=/dev/shm tests/control/revert.py --build "$build"
+	run resizes 400 tests/online/resizes.py --count $((kill_count / 4)) --seed $seed \
+		--build "$build"
+	run resizes-kill 400 tests/online/resizes.py --kill --count $((kill_count / 4)) \
+		--seed $((seed + 100000)) --build "$build"
+	run active 120 tests/control/active.py --build "$build"
+	run jobs 200 tests/control/jobs.py --build "$build"
+	run tab 120 tests/control/tab.py --build "$build"
+	run fill 200 tests/control/fill.py --build "$build"
 }
 
 native_long() {
