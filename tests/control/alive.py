@@ -299,10 +299,13 @@ def hanging(place):
 
 def test_hang(place):
     """A loop that does not go on: event, status, log; list answers; and all is well when it goes on."""
-    child = start_watched(place, "1")
+    child = start_watched(place, "3")
     qmp = Qmp(place.path("run/seven/qmp.sock"))
-    seen = qmp.command("query-status")["return"]["heartbeat"]
-    expect(seen["loops"] >= 3 and not seen["hanging"], f"heartbeat {seen}")
+
+    def heartbeat():
+        return qmp.command("query-status")["return"]["heartbeat"]
+    wait_until(lambda: heartbeat()["loops"] >= 3, "all loops are looked at")
+    expect_equal(heartbeat()["hanging"], [], "hanging loops")
     for thread, loop in (("qc-meta", "qc-meta"), ("qchaind", "control")):
         with Stopped(child.pid, thread):
             wait_until(lambda loop=loop: hanging(place) == {loop}, f"it is seen that {loop} hangs")
