@@ -32,6 +32,12 @@ static const char *node_text(const struct served_job *s, u32 depth, const char *
 	return json_text(json_object_array_get_idx(s->nodes, depth), key);
 }
 
+/* NULL: a stream that leaves nothing below. */
+static const char *base_text(const struct served_job *s)
+{
+	return s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
+}
+
 /* ---- which layer is meant --------------------------------------------------------- */
 
 /* The file of snapshot @name in the record; NULL: there is none. */
@@ -249,7 +255,7 @@ static int start_recorded(struct served_job *s, const struct rundir *dir, const 
 {
 	struct recorded_merge merge = {
 		.id = s->job, .kind = kind, .top = node_text(s, s->top, "file"),
-		.base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL,
+		.base = base_text(s),
 	};
 	char command[32], **lost = lost_layers(s, &merge.nr_lost);
 	int ret;
@@ -408,7 +414,21 @@ static void print_job_json(const struct served_job *s, const char *key, const ch
 	print_json(object);
 }
 
-/* ---- stream ----------------------------------------------------------------------------- */
+/* ---- both ------------------------------------------------------------------------------- */
+
+/*
+ * struct merge_kind - what a stream and a commit do differently
+ * @key: the key of the top in JSON
+ * @prepare: find the layers, and look whether it may be
+ * @tell: one line
+ */
+struct merge_kind {
+	const char *name;
+	const char *key;
+	u32 (*layers)(const struct served_job *s); /* whose data has moved */
+	int (*prepare)(struct served_job *s, struct qc_err *err);
+	void (*tell)(const struct served_job *s, u32 layers);
+};
 
 /* Images that have left the chain: they take space, and stand in the way of a commit below them. */
 static void print_left(const struct served_job *s, u32 from, u32 to)
@@ -421,28 +441,20 @@ static void print_left(const struct served_job *s, u32 from, u32 to)
 	printf("\n");
 }
 
-static void print_streamed(const struct served_job *s)
+static void print_merged(const struct served_job *s, const struct merge_kind *kind)
 {
-	const char *base = s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
-	const char *top = node_text(s, s->top, "file");
-	u32 layers = s->base - s->top - 1;
-	char moved[32];
+	u32 layers = kind->layers(s);
 
-	if (s->o->json) {
-		print_job_json(s, "into", top, base, layers);
-		return;
-	}
-	if (s->o->detach) {
+	if (s->o->json)
+		print_job_json(s, kind->key, node_text(s, s->top, "file"), base_text(s),
+			       layers);
+	else if (s->o->detach)
 		printf("%s\n", s->job);
-		return;
-	}
-	printf("%s: %s has the data of %u layer%s below it (%s moved), and stands on %s now\n",
-	       s->o->name, top, layers, layers == 1 ? "" : "s",
-	       print_size(moved_bytes(s), moved), base ? base : "nothing");
-	print_left(s, s->top + 1, s->base);
+	else
+		kind->tell(s, layers);
 }
 
-static int start_stream(struct served_job *s, struct qc_err *err)
+static int start_merge(struct served_job *s, const struct merge_kind *kind, struct qc_err *err)
 {
 	struct rundir dir = { .lock_fd = -1 };
 	int ret = rundir_lock(s->o->name, false, &dir, err);
@@ -452,25 +464,51 @@ static int start_stream(struct served_job *s, struct qc_err *err)
 	if (!ret)
 		ret = job_settle_all(&dir, &s->served, err);
 	if (!ret)
-		ret = find_base(s, err);
+		ret = kind->prepare(s, err);
 	if (!ret)
-		ret = start_job(s, &dir, "stream", err);
+		ret = start_job(s, &dir, kind->name, err);
 	rundir_unlock(&dir);
 	return ret;
 }
 
-int merge_stream_served(const struct served_merge *merge)
+static int merge_served(const struct served_merge *merge, const struct merge_kind *kind)
 {
 	struct served_job s = { .o = merge };
 	struct qc_err err = { 0 };
-	int ret = start_stream(&s, &err);
+	int ret = start_merge(&s, kind, &err);
 
 	if (!ret && !merge->detach)
 		ret = wait_for_job(&s, &err);
 	if (!ret)
-		print_streamed(&s);
+		print_merged(&s, kind);
 	finish(&s);
 	return ret ? print_error(&err) : CTL_DONE;
+}
+
+/* ---- stream ----------------------------------------------------------------------------- */
+
+static u32 streamed_layers(const struct served_job *s)
+{
+	return s->base - s->top - 1;
+}
+
+static void tell_streamed(const struct served_job *s, u32 layers)
+{
+	const char *base = base_text(s);
+	char moved[32];
+
+	printf("%s: %s has the data of %u layer%s below it (%s moved), and stands on %s now\n",
+	       s->o->name, node_text(s, s->top, "file"), layers, layers == 1 ? "" : "s",
+	       print_size(moved_bytes(s), moved), base ? base : "nothing");
+	print_left(s, s->top + 1, s->base);
+}
+
+int merge_stream_served(const struct served_merge *merge)
+{
+	static const struct merge_kind kind = { "stream", "into", streamed_layers, find_base,
+						tell_streamed };
+
+	return merge_served(merge, &kind);
 }
 
 /* ---- commit ------------------------------------------------------------------------------ */
@@ -570,65 +608,43 @@ static int check_snapshots(struct served_job *s, struct qc_err *err)
 	return ret;
 }
 
-static int start_commit(struct served_job *s, struct qc_err *err)
+static int prepare_commit(struct served_job *s, struct qc_err *err)
 {
-	struct rundir dir = { .lock_fd = -1 };
-	int ret = rundir_lock(s->o->name, false, &dir, err);
+	int ret = find_range(s, err);
 
-	if (!ret)
-		ret = find_chain(s, err);
-	if (!ret)
-		ret = job_settle_all(&dir, &s->served, err);
-	if (!ret)
-		ret = find_range(s, err);
 	if (!ret)
 		ret = check_pivot(s, err);
 	if (!ret)
 		ret = check_standing(s, err);
-	if (!ret)
-		ret = check_snapshots(s, err);
-	if (!ret)
-		ret = start_job(s, &dir, "commit", err);
-	rundir_unlock(&dir);
-	return ret;
+	return ret ? ret : check_snapshots(s, err);
 }
 
-static void print_committed(const struct served_job *s)
+static u32 committed_layers(const struct served_job *s)
 {
-	const char *base = node_text(s, s->base, "file"), *top = node_text(s, s->top, "file");
-	u32 layers = s->base - s->top;
+	return s->base - s->top;
+}
+
+static void tell_committed(const struct served_job *s, u32 layers)
+{
+	const char *base = base_text(s), *plural = layers == 1 ? "" : "s";
 	char moved[32];
 
-	if (s->o->json) {
-		print_job_json(s, "top", top, base, layers);
-		return;
-	}
-	if (s->o->detach) {
-		printf("%s\n", s->job);
-		return;
-	}
 	print_size(moved_bytes(s), moved);
 	if (!s->top)
 		printf("%s: %s has the data of %u layer%s above it (%s moved), and is the active "
-		       "layer now\n", s->o->name, base, layers, layers == 1 ? "" : "s", moved);
+		       "layer now\n", s->o->name, base, layers, plural, moved);
 	else
 		printf("%s: %s has the data of %u layer%s up to %s now (%s moved)\n", s->o->name,
-		       base, layers, layers == 1 ? "" : "s", top, moved);
+		       base, layers, plural, node_text(s, s->top, "file"), moved);
 	print_left(s, s->top, s->base);
 }
 
 int merge_commit_served(const struct served_merge *merge)
 {
-	struct served_job s = { .o = merge };
-	struct qc_err err = { 0 };
-	int ret = start_commit(&s, &err);
+	static const struct merge_kind kind = { "commit", "top", committed_layers, prepare_commit,
+						tell_committed };
 
-	if (!ret && !merge->detach)
-		ret = wait_for_job(&s, &err);
-	if (!ret)
-		print_committed(&s);
-	finish(&s);
-	return ret ? print_error(&err) : CTL_DONE;
+	return merge_served(merge, &kind);
 }
 
 /* ---- for other verbs --------------------------------------------------------------------- */
