@@ -119,6 +119,7 @@ FUZZERS := $(addprefix $(O)/fuzz-,image chain nbd qmp text)
 
 # As the simulator; and a fuzzed "quit" does not end the program.
 FUZZ_WRAPS := daemon_stop
+$(O)/fuzz-chain: $(O)/tests/sim/wrapped-loops.o
 $(O)/fuzz-chain: FUZZ_WRAPS += loop_create loop_start loop_stop loop_destroy \
 	io_uring_engine_create io_submit sem_wait sem_trywait
 

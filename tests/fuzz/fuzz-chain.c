@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* A hostile image as the active layer: the whole target serves random I/O on it. */
 #include "fuzz.h"
+#include "../sim/wrapped-loops.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +20,6 @@
  * puts in the place of the product's. The base that the image may name is "b" beside
  * it, and it must not change by a byte.
  */
-#define MAX_LOOPS 8u
 #define MAX_IMAGE_BYTES (256u * 1024u)
 #define MAX_FILE_BYTES (64ll * 1024 * 1024)
 #define MAX_STEPS 2000000u
@@ -35,8 +35,6 @@ struct now_engine {
 	struct cds_list_head done; /* struct done: callback to come */
 };
 
-static struct loop *loops[MAX_LOOPS];
-static u32 nr_loops;
 static u64 now_ns = 1000000000ull;
 static bool base_made;
 
@@ -125,65 +123,18 @@ int __wrap_io_uring_engine_create(u32 entries, struct io_engine **result)
 	return 0;
 }
 
-int __real_loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
-void __real_loop_destroy(struct loop *loop);
-int __wrap_loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
-void __wrap_loop_destroy(struct loop *loop);
-int __wrap_loop_start(struct loop *loop, int cpu);
-void __wrap_loop_stop(struct loop *loop);
 int __real_sem_trywait(sem_t *sem);
 int __wrap_sem_wait(sem_t *sem);
-
-int __wrap_loop_create(const char *name, struct io_engine *io_owned, struct loop **result)
-{
-	int ret = __real_loop_create(name, io_owned, result);
-
-	if (!ret)
-		loops[nr_loops++] = *result;
-	return ret;
-}
-
-void __wrap_loop_destroy(struct loop *loop)
-{
-	u32 i, n = 0;
-
-	for (i = 0; i < nr_loops; i++)
-		if (loops[i] != loop)
-			loops[n++] = loops[i];
-	nr_loops = n;
-	__real_loop_destroy(loop);
-}
-
-int __wrap_loop_start(struct loop *loop, int cpu)
-{
-	return 0;
-}
-
-void __wrap_loop_stop(struct loop *loop)
-{
-	while (loop_run_once(loop, false))
-		;
-}
 
 /* One event on each loop; when there is none, time goes on to the next timer. */
 static void step(void)
 {
-	struct loop_timer *t;
-	u64 next = UINT64_MAX;
 	u32 i, n = 0;
 
-	for (i = 0; i < nr_loops; i++)
-		n += loop_run_once(loops[i], false);
-	if (n)
-		return;
-	for (i = 0; i < nr_loops; i++) {
-		if (cds_list_empty(&loops[i]->timers))
-			continue;
-		t = cds_list_first_entry(&loops[i]->timers, struct loop_timer, node);
-		next = min(next, t->deadline_ns);
-	}
-	if (next != UINT64_MAX)
-		now_ns = max(now_ns, next);
+	for (i = 0; i < nr_wrapped_loops; i++)
+		n += loop_run_once(wrapped_loops[i], false);
+	if (!n)
+		now_ns = max(now_ns, wrapped_loops_deadline());
 }
 
 int __wrap_sem_wait(sem_t *sem)
@@ -322,7 +273,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	}
 	fuzz_file("top", data + 1 + 4 * nr, size - 1 - 4 * nr);
 	snprintf(top, sizeof(top), "%s", fuzz_path("top"));
-	nr_loops = 0;
+	nr_wrapped_loops = 0;
 	if (target_create("qcow2-chain", 3, argv, &ti, &err)) {
 		if (!err.msg[0])
 			abort(); /* a refusal without a reason */

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* All loops of the daemon on one thread, one event at a time, in an order drawn from the seed. */
 #include "sim.h"
+#include "wrapped-loops.h"
 
 #include <errno.h>
 #include <semaphore.h>
 
-#define MAX_LOOPS 32u
 #define STALL_PERCENT 4u
 #define STALL_EVENTS 3000u
 #define IDLE_STEPS 1000u
@@ -13,7 +13,7 @@
 
 /*
  * The linker puts these in the place of the product's (--wrap, see the Makefile):
- * engines, threads, and waiting for a semaphore.
+ * engines, and waiting for a semaphore; threads: wrapped-loops.h.
  */
 
 struct pending {
@@ -33,8 +33,6 @@ struct sim_engine {
 
 u64 sim_time;
 static u64 now_ns = 1000000000ull;
-static struct loop *loops[MAX_LOOPS];
-static u32 nr_loops;
 static CDS_LIST_HEAD(pendings);
 static u32 nr_pending;
 static struct {
@@ -221,48 +219,9 @@ u32 sim_io_under_way(const struct io_dev *dev)
 
 /* ---- loops --------------------------------------------------------------------- */
 
-int __real_loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
-void __real_loop_destroy(struct loop *loop);
-int __wrap_loop_create(const char *name, struct io_engine *io_owned, struct loop **result);
-void __wrap_loop_destroy(struct loop *loop);
-int __wrap_loop_start(struct loop *loop, int cpu);
-void __wrap_loop_stop(struct loop *loop);
 int __real_sem_trywait(sem_t *sem);
 int __wrap_sem_wait(sem_t *sem);
 int __wrap_sem_trywait(sem_t *sem);
-
-int __wrap_loop_create(const char *name, struct io_engine *io_owned, struct loop **result)
-{
-	int ret = __real_loop_create(name, io_owned, result);
-
-	if (!ret && nr_loops == MAX_LOOPS)
-		fail("more than %u loops", MAX_LOOPS);
-	if (!ret)
-		loops[nr_loops++] = *result;
-	return ret;
-}
-
-void __wrap_loop_destroy(struct loop *loop)
-{
-	u32 i, n = 0;
-
-	for (i = 0; i < nr_loops; i++)
-		if (loops[i] != loop)
-			loops[n++] = loops[i];
-	nr_loops = n;
-	__real_loop_destroy(loop);
-}
-
-int __wrap_loop_start(struct loop *loop, int cpu)
-{
-	return 0;
-}
-
-void __wrap_loop_stop(struct loop *loop)
-{
-	while (loop_run_once(loop, false))
-		;
-}
 
 struct loop *sim_loop(const char *name)
 {
@@ -278,39 +237,24 @@ void sim_sched_forget(void)
 {
 	CDS_INIT_LIST_HEAD(&pendings);
 	nr_pending = 0;
-	nr_loops = 0;
+	nr_wrapped_loops = 0;
 }
 
 /* ---- steps --------------------------------------------------------------------- */
 
 static bool quiet(void)
 {
+	struct sim_engine *e;
 	u32 i;
 
 	if (nr_pending)
 		return false;
-	for (i = 0; i < nr_loops; i++)
-		if (loops[i]->inbox ||
-		    !cds_list_empty(&container_of(loops[i]->io, struct sim_engine, engine)->ready))
+	for (i = 0; i < nr_wrapped_loops; i++) {
+		e = container_of(wrapped_loops[i]->io, struct sim_engine, engine);
+		if (wrapped_loops[i]->inbox || !cds_list_empty(&e->ready))
 			return false;
-	return true;
-}
-
-static u64 next_deadline(void)
-{
-	u64 next = 0;
-	u32 i;
-
-	for (i = 0; i < nr_loops; i++) {
-		struct loop_timer *t;
-
-		if (cds_list_empty(&loops[i]->timers))
-			continue;
-		t = cds_list_first_entry(&loops[i]->timers, struct loop_timer, node);
-		if (!next || t->deadline_ns < next)
-			next = t->deadline_ns;
 	}
-	return next;
+	return true;
 }
 
 static void maybe_end_one(void)
@@ -326,7 +270,7 @@ static void maybe_end_one(void)
 bool sim_step(void)
 {
 	if (quiet()) {
-		u64 next = next_deadline();
+		u64 next = wrapped_loops_deadline();
 
 		if (!next)
 			return false;
@@ -335,7 +279,7 @@ bool sim_step(void)
 	now_ns += plan.step_ns;
 	if (nr_pending && !chance(plan.lazy_device))
 		maybe_end_one();
-	loop_run_once(loops[rnd(nr_loops)], false);
+	loop_run_once(wrapped_loops[rnd(nr_wrapped_loops)], false);
 	return true;
 }
 
