@@ -141,12 +141,9 @@ static int delete_run(const struct verb *verb, int argc, char **argv)
 	}
 	if (ret)
 		return verb_usage(verb, "%s", err.msg);
-	status = verb_arguments(verb, argc, argv, 2, 3);
+	status = device_images_arguments(&d.images, verb, argc, argv, &d.snap);
 	if (status)
 		return status;
-	d.images.name = argv[optind];
-	d.snap = argv[optind + 1];
-	d.images.where = optind + 2 < argc ? argv[optind + 2] : NULL;
 	if (chain_name_check(d.images.name, &err) || record_check_snapshot_name(d.snap, &err))
 		return verb_usage(verb, "%s", err.msg);
 	return delete_snapshot(&d, json);

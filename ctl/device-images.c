@@ -215,6 +215,19 @@ int device_images_look(struct device_images *d, struct qc_err *err)
 	return ret ? ret : family_read(&d->place, &d->family, err);
 }
 
+int device_images_arguments(struct device_images *d, const struct verb *verb, int argc, char **argv,
+			    const char **snap)
+{
+	int status = verb_arguments(verb, argc, argv, 2, 3);
+
+	if (status)
+		return status;
+	d->name = argv[optind];
+	*snap = argv[optind + 1];
+	d->where = optind + 2 < argc ? argv[optind + 2] : NULL;
+	return 0;
+}
+
 int device_images_open(struct device_images *d, struct qc_err *err)
 {
 	struct qc_err why = { 0 };

@@ -26,6 +26,10 @@ struct device_images {
 	json_object *activated;
 };
 
+/* NAME SNAP [VG|DIR] of the command line, after its options; returns the exit status. */
+int device_images_arguments(struct device_images *d, const struct verb *verb, int argc, char **argv,
+			    const char **snap);
+
 /*
  * device_images_open - lock the chain, and look at everything
  * What interrupted verbs have left is removed, which is told. Refused: while a job

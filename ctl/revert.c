@@ -127,12 +127,9 @@ static int run_revert(const struct verb *verb, int argc, char **argv)
 	}
 	if (ret)
 		return verb_usage(verb, "%s", err.msg);
-	status = verb_arguments(verb, argc, argv, 2, 3);
+	status = device_images_arguments(&r.images, verb, argc, argv, &r.snap);
 	if (status)
 		return status;
-	r.images.name = argv[optind];
-	r.snap = argv[optind + 1];
-	r.images.where = optind + 2 < argc ? argv[optind + 2] : NULL;
 	if (check_options(&r, &err))
 		return verb_usage(verb, "%s", err.msg);
 	return revert_device(&r, json);

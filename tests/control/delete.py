@@ -10,7 +10,7 @@ import sys
 import threading
 
 import harness
-from harness import Qmp, expect, expect_equal, wait_until
+from harness import Qmp, Writer, expect, expect_equal, wait_until
 from lifecycle import kill_daemon, nothing_left, one_line, up
 from records import record_of
 from snapshot import check_all, images, tree, wait_sealed
@@ -23,18 +23,16 @@ SIZE = 4 * MIB
 SERVED = ("unrecorded", "recorded", "started", "merged", "unfinished", "finished", "retire.wiped", "retire.removed")
 
 
-class Guest(threading.Thread):
+class Guest(Writer):
     """Writes at random all the time; @model is what the device holds, exact while @still is held."""
 
     def __init__(self, place, seed, sock="seven.sock", model=None):
-        super().__init__(daemon=True)
+        super().__init__()
         self.sock = place.path(sock)
         self.random = random.Random(seed)
         self.model = model or bytearray(SIZE)
         self.still = threading.Lock()
-        self.running = True
         self.writes = 0
-        self.error = None
         self.start()
 
     async def write_all(self):
@@ -51,17 +49,6 @@ class Guest(threading.Thread):
                 await disk.flush()
             await asyncio.sleep(0.002)
         await disk.close()
-
-    def run(self):
-        try:
-            asyncio.run(self.write_all())
-        except Exception as error:  # pylint: disable=broad-except
-            self.error = error
-
-    def end(self):
-        self.running = False
-        self.join(harness.WAIT_S)
-        expect(self.error is None, f"guest: {self.error!r}")
 
 
 class Device:

@@ -3,6 +3,7 @@
 """What the tests of control share: running test functions, daemons, a QMP client."""
 
 import argparse
+import asyncio
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -34,6 +36,29 @@ def expect(condition, text):
 
 def expect_equal(got, wanted, what):
     expect(got == wanted, f"{what} is {got!r}, expected {wanted!r}")
+
+
+class Writer(threading.Thread):
+    """A guest beside the test: write_all() goes on as long as it is running; its error is the test's."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.running = True
+        self.error = None
+
+    async def write_all(self):
+        raise NotImplementedError
+
+    def run(self):
+        try:
+            asyncio.run(self.write_all())
+        except Exception as error:  # pylint: disable=broad-except
+            self.error = error
+
+    def end(self):
+        self.running = False
+        self.join(WAIT_S)
+        expect(self.error is None, f"guest: {self.error!r}")
 
 
 def wait_until(condition, what, seconds=WAIT_S):

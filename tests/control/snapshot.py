@@ -9,10 +9,9 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 
 import harness
-from harness import Qmp, expect, expect_equal, wait_until
+from harness import Qmp, Writer, expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, nothing_left, one_line, up
 from records import record_of
 
@@ -252,15 +251,13 @@ def make_group(place):
         up(place, name, f"./{name}.qcow2", f"{name}.sock")
 
 
-class Counter(threading.Thread):
+class Counter(Writer):
     """Writes 1 to a, then 1 to b, then 2 to a, .. each when the one before is acknowledged."""
 
     def __init__(self, place):
         super().__init__()
         self.place = place
-        self.running = True
         self.count = 0
-        self.error = None
 
     async def write_all(self):
         disks = [await NbdClient.connect(self.place.path(f"{name}.sock")) for name in ("a", "b")]
@@ -270,17 +267,6 @@ class Counter(threading.Thread):
                 await disk.write(0, struct.pack("<Q", self.count) * 64)
         for disk in disks:
             await disk.abandon()
-
-    def run(self):
-        try:
-            asyncio.run(self.write_all())
-        except Exception as error:  # pylint: disable=broad-except
-            self.error = error
-
-    def end(self):
-        self.running = False
-        self.join(harness.WAIT_S)
-        expect(self.error is None, f"writer: {self.error!r}")
 
 
 def counted(place, image):
