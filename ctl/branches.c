@@ -17,17 +17,6 @@ struct branches {
 	bool *is_wanted;
 };
 
-static bool is_layer_file(json_object *layers, const char *file)
-{
-	for (u32 i = 0; file && i < json_object_array_length(layers); i++) {
-		const char *path = json_text(json_object_array_get_idx(layers, i), "file");
-
-		if (path && !strcmp(path, file))
-			return true;
-	}
-	return false;
-}
-
 /* From a snapshot's image down to the chain; one that does not lead there is no branch of it. */
 static void want(struct branches *b, const char *file)
 {
@@ -131,8 +120,8 @@ int branches_add(const struct served *served, json_object *layers, struct qc_err
 	int ret;
 
 	for (i = 0; i < nr; i++)
-		if (!is_layer_file(layers, json_text(json_object_array_get_idx(snapshots, i),
-						     "file")))
+		if (layer_depth(layers, json_text(json_object_array_get_idx(snapshots, i),
+						  "file")) < 0)
 			break;
 	if (i == nr)
 		return 0;

@@ -179,6 +179,17 @@ const char *served_snapshot(const struct served *served, const char *file)
 	return NULL;
 }
 
+int layer_depth(json_object *layers, const char *file)
+{
+	for (u32 i = 0; file && i < json_object_array_length(layers); i++) {
+		const char *path = json_text(json_object_array_get_idx(layers, i), "file");
+
+		if (path && !strcmp(path, file))
+			return i;
+	}
+	return -1;
+}
+
 static const char *nbd_socket(const struct served *served)
 {
 	const char *socket = json_text(served->record, "nbd");

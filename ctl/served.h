@@ -159,6 +159,9 @@ const char *served_state_name(enum served_state state);
 const char *served_top(const struct served *served);
 /* The snapshot that the layer @file holds; NULL: none, or not known. */
 const char *served_snapshot(const struct served *served, const char *file);
+
+/* Where in @layers, objects with their "file", @file is; -1: nowhere, or NULL. */
+int layer_depth(json_object *layers, const char *file);
 /* "/dev/ublkb0", else the NBD socket, else "". @text has room for 256. */
 const char *served_device(const struct served *served, char *text);
 /* How often its daemon was started again, as far as the record knows. */

@@ -46,18 +46,6 @@ static json_object *make_layer(const struct served *served, json_object *node, u
 	return layer;
 }
 
-/* The depth of the layer @file; -1: it is none. */
-static int depth_of(json_object *layers, const char *file)
-{
-	for (u32 i = 0; file && i < json_object_array_length(layers); i++) {
-		const char *path = json_text(json_object_array_get_idx(layers, i), "file");
-
-		if (path && !strcmp(path, file))
-			return i;
-	}
-	return -1;
-}
-
 /* What a commit has begun to change stays so until it has ended well (rule D2). */
 static void mark_merging(const struct served *served, json_object *layers)
 {
@@ -66,8 +54,8 @@ static void mark_merging(const struct served *served, json_object *layers)
 
 	for (u32 i = 0; i < nr; i++) {
 		json_object *job = json_object_array_get_idx(jobs, i);
-		int top = depth_of(layers, json_text(job, "top"));
-		int base = depth_of(layers, json_text(job, "base"));
+		int top = layer_depth(layers, json_text(job, "top"));
+		int base = layer_depth(layers, json_text(job, "base"));
 
 		if (!job_noted_is_commit(job) || job_noted_phase(job) == RECORD_PLANNED || top < 0)
 			continue;
