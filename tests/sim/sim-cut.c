@@ -48,7 +48,9 @@ static bool is_image(const struct sim_disk *d)
 {
 	const struct sim_view *view = view_find(d->name);
 
-	return d->formatted && !(view && view->lost && memcmp(d->now, "QFI\xfb", 4));
+	if (!d->formatted || !view || !view->lost)
+		return d->formatted;
+	return !view->removed && !memcmp(d->now, "QFI\xfb", 4);
 }
 
 /* Leaks that are left, with @fix after the repair. */

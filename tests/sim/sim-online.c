@@ -241,8 +241,20 @@ static void forget_views(u32 top, u32 base)
 		if (online.nr_lost == MAX_LOST)
 			fail("more than %u snapshots are lost", MAX_LOST);
 		view->lost = true;
+		view->removed = !sim_device_layer(depth);
 		online.lost[online.nr_lost++] = view;
 	}
+}
+
+/* Before its first byte is written, and for good if it does not come to its end. */
+static void base_may_grow(void)
+{
+	const struct sim_view *top = online.kind == MERGE_ACTIVE ? &sim_now_view :
+						    view_find(online.merged_top);
+	struct sim_view *base = view_find(online.base);
+
+	if (top && base)
+		base->may_grow_to = max(base->may_grow_to, top->bytes);
 }
 
 static void commit_range(u32 top, u32 base)
@@ -261,6 +273,7 @@ static void commit_range(u32 top, u32 base)
 	online.kind = top ? MERGE_COMMIT : MERGE_ACTIVE;
 	forget_views(top, base);
 	online.phase = ONLINE_IDLE;
+	base_may_grow();
 	if (!chain_commit(device.ti, device.jobs, &o, &job, &online.job, &err))
 		online.phase = ONLINE_JOB;
 	for (i = 0; !online.job && i < online.nr_lost; i++)
@@ -277,6 +290,19 @@ static void commit_begin(u32 nr)
 	commit_range(top, top + 1 + rnd(nr - top - 1));
 }
 
+/* At least as long as the top; longer, if an earlier commit grew it and did not end. */
+static u64 grown_base_bytes(const struct sim_view *base, const struct sim_view *top)
+{
+	u64 bytes = chain_of()->chain->layers[depth_of(base->disk)].img->virtual_size;
+	u64 least = max(base->bytes, top->bytes);
+
+	if (bytes != least && bytes != base->may_grow_to)
+		fail("%s has %llu bytes after a commit, expected %llu or %llu", base->disk,
+		     (unsigned long long)bytes, (unsigned long long)least,
+		     (unsigned long long)base->may_grow_to);
+	return bytes;
+}
+
 /* The base shows what the topmost merged layer shows; behind the end of that, zeroes (D4). */
 static void commit_is_done(void)
 {
@@ -286,7 +312,7 @@ static void commit_is_done(void)
 	online_commits++;
 	if (!top || !base || top->lost)
 		return;
-	base->bytes = max(base->bytes, top->bytes); /* it has grown */
+	base->bytes = grown_base_bytes(base, top);
 	free(base->initial);
 	base->initial = calloc(1, base->bytes);
 	memcpy(base->initial, top->initial, top->bytes);

@@ -230,6 +230,8 @@ struct sim_view {
 	u64 instant; /* operations that were submitted later are not in it; SIM_NOW: the device */
 	bool sealed; /* all that was acknowledged before @instant is durable */
 	bool lost; /* a commit has begun to write below it (rule D2) */
+	bool removed; /* lost, and out of the chain: gone before a commit begins (D3) */
+	u64 may_grow_to; /* as long as a commit that has not ended makes its image */
 };
 
 extern struct sim_op sim_ops[SIM_MAX_OPS];
