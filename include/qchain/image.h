@@ -408,6 +408,8 @@ struct check_result {
  * Returns 0 with the verdict in @result, or -errno when it was given up: then
  * @err says why, and what @result has is not all.
  * Repairs by rule B1's order; a repair that succeeded clears dirty and corrupt.
+ * CHECK_FIX_LEAKS also frees what is counted beyond the end of a file and used by
+ * nobody; it is told, but no leak, as to qemu-img.
  */
 int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char *line),
 		void *arg, struct check_result *result, struct qc_err *err);

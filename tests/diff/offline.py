@@ -166,13 +166,11 @@ class Case:
 
     def perform(self, words, judge):
         """The verb, perhaps killed a few times first; @judge looks at what each leaves."""
-        killed = False
         for _ in range(self.rng.randrange(1, 4) if self.settings.kill else 0):
             if not self.kill_in_between(*words):
                 self.check_all(False)
                 judge(True)
                 return
-            killed = True
             self.check_all(True)
             judge(False)
             self.repair()
@@ -186,10 +184,6 @@ class Case:
             for index in self.between:
                 os.unlink(self.path(index))
             self.run(*words)
-        if killed:
-            # counted beyond the file's end: seen as leaked, and repaired, only now that it is longer
-            self.check_all(True)
-            self.repair()
         self.check_all(False)
         judge(True)
 

@@ -332,6 +332,38 @@ static void test_beyond_the_end(void)
 	ram_destroy(ram);
 }
 
+/* A file was cut off: no leaks today, as to qemu-img, but none after it grows, either. */
+static void test_counted_beyond_the_end(void)
+{
+	struct ram_dev *ram = make_image(4, false);
+
+	ram->dev.blockdev = false;
+	ram->dev.size_bytes = END_AT;
+	set_refcount16(ram, END_AT / CLUSTER, 1);
+	set_refcount16(ram, CLUSTER / 2 - 1, 3);
+	ram_start_log(ram);
+	verdict(ram, 0, 0);
+	CU_ASSERT_EQUAL(check_with(ram, CHECK_FIX_LEAKS, 0).leaks_fixed, 0);
+	ram->dev.size_bytes = MEMORY;
+	ram_start_log(ram);
+	verdict(ram, 0, 0);
+	ram_destroy(ram);
+}
+
+/* What an entry names there stays counted: it is an error, and no leak. */
+static void test_used_beyond_the_end(void)
+{
+	struct ram_dev *ram = make_image(4, false);
+
+	ram->dev.blockdev = false;
+	ram->dev.size_bytes = END_AT - 2 * CLUSTER;
+	CU_ASSERT_TRUE(check_with(ram, CHECK_FIX_LEAKS, 0).corruptions > 0);
+	ram->dev.size_bytes = MEMORY;
+	ram_start_log(ram);
+	verdict(ram, 0, 0);
+	ram_destroy(ram);
+}
+
 /* ---- the bits of the header -------------------------------------------------------- */
 
 static void test_bits(void)
@@ -570,6 +602,8 @@ int main(int argc, char **argv)
 		{ "entries", test_entries },
 		{ "extended L2", test_extended },
 		{ "beyond the end", test_beyond_the_end },
+		{ "counted beyond the end", test_counted_beyond_the_end },
+		{ "used beyond the end", test_used_beyond_the_end },
 		{ "feature bits", test_bits },
 		{ "feature bits stay", test_bits_stay },
 		{ "read-only", test_read_only },

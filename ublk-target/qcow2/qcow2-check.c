@@ -459,23 +459,65 @@ static int rebuild_pass(struct check *c)
 	return ret;
 }
 
+static int flush_repairs(struct check *c)
+{
+	int ret = io_dev_flush(c->img->dev);
+
+	return ret < 0 ? check_failed(c, ret, "flush failed (%s)", strerror(-ret)) : 0;
+}
+
 /* Compare again, now with repairs; entries that were repaired are durable before. */
 static int repair_pass(struct check *c, const struct check_result *walked)
 {
 	struct check_result found = *c->result, ignored;
-	int ret = io_dev_flush(c->img->dev);
+	int ret = flush_repairs(c);
 
-	if (ret < 0)
-		return check_failed(c, ret, "flush failed (%s)", strerror(-ret));
+	if (ret)
+		return ret;
 	*c->result = *walked;
 	c->result->image_end_offset = found.image_end_offset;
 	c->again = true;
 	ret = run_pass(c, c->fix, &ignored);
 	c->again = false;
-	if (ret)
-		return ret;
-	ret = io_dev_flush(c->img->dev);
-	return ret < 0 ? check_failed(c, ret, "flush failed (%s)", strerror(-ret)) : 0;
+	return ret ? ret : flush_repairs(c);
+}
+
+/* Entries of refcount block @index for clusters that nothing can use become 0. */
+static int free_block_beyond(struct check *c, u64 index)
+{
+	struct compare cmp = { .first = index * c->refcounts_per_block, .fix = CHECK_FIX_LEAKS };
+	u64 end = cmp.first + c->refcounts_per_block, disk;
+
+	if (check_load_block(c, index) <= 0)
+		return 0;
+	for (u64 cluster = max(cmp.first, c->nr_clusters); cluster < end; cluster++) {
+		disk = refcount_get(c->block, c->img->refcount_order, cluster - cmp.first);
+		if (disk)
+			fix_difference(c, &cmp, cluster, disk, 0);
+	}
+	if (!cmp.fixed_leaks)
+		return 0;
+	check_say(c, "refcount block %llu: %llu clusters beyond the end are counted: freed",
+		  (unsigned long long)index, (unsigned long long)cmp.fixed_leaks);
+	cmp.fixed_leaks = 0; /* told, but no leaks to qemu-img */
+	return write_block(c, &cmp);
+}
+
+/*
+ * Clusters beyond the end of a file are no leaks yet, to qemu-img neither: they
+ * become some when the file grows. Where something is used there, which is an
+ * error, nothing is freed.
+ */
+static int free_beyond_end(struct check *c)
+{
+	u64 index = c->nr_clusters / c->refcounts_per_block;
+	int ret = 0;
+
+	if (!(c->fix & CHECK_FIX_LEAKS) || c->result->corruptions || c->result->check_errors)
+		return 0;
+	for (; index < c->reftable_entries && !ret; index++)
+		ret = free_block_beyond(c, index);
+	return ret ? ret : flush_repairs(c);
 }
 
 static int check_refcounts(struct check *c)
@@ -493,8 +535,8 @@ static int check_refcounts(struct check *c)
 		return check_failed(c, -EIO, "refcount tables cannot be repaired in place; "
 				    "repair all errors, not only leaks");
 	if (c->result->leaks || c->result->corruptions || c->writing)
-		return repair_pass(c, &walked);
-	return 0;
+		ret = repair_pass(c, &walked);
+	return ret ? ret : free_beyond_end(c);
 }
 
 static int check_all(struct check *c)
