@@ -286,8 +286,9 @@ static int down_run(const struct verb *verb, int argc, char **argv)
 		return status;
 	if (down.all)
 		return down_all(&down);
-	if (chain_name_check(argv[optind], &err))
-		return verb_usage(verb, "%s", err.msg);
+	status = served_name(verb, argv[optind]);
+	if (status)
+		return status;
 	if (down_chain(argv[optind], down.force, &result, &err))
 		return print_error(&err);
 	print_result(argv[optind], &result, down.json);

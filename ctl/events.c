@@ -63,10 +63,12 @@ static int take_events(struct listener *l, bool json)
 static int listen_all(struct listener *all, u32 nr, bool json)
 {
 	struct pollfd *fds = calloc(nr, sizeof(*fds));
-	u32 left = nr;
+	u32 left = 0;
 
 	if (!fds)
 		return CTL_FAILED;
+	for (u32 i = 0; i < nr; i++)
+		left += all[i].client != NULL;
 	while (left) {
 		for (u32 i = 0; i < nr; i++)
 			fds[i] = (struct pollfd){ .fd = all[i].client ? client_fd(all[i].client) :
@@ -85,18 +87,38 @@ static int listen_all(struct listener *all, u32 nr, bool json)
 	return CTL_DONE;
 }
 
-static int connect_all(struct listener *all, char **names, u32 nr, struct qc_err *err)
+/* The connection over which the chain was found to be live. */
+static int connect_one(struct listener *listener, struct qc_err *err)
 {
+	struct served served;
+	int ret = served_find(listener->name, &served, err);
+
+	if (ret)
+		return ret;
+	if (served.client)
+		listener->client = served.client;
+	else
+		ret = served_not_live(&served, err);
+	served.client = NULL;
+	served_exit(&served);
+	return ret;
+}
+
+/* @named: each of them has to be served */
+static int connect_all(struct listener *all, char **names, u32 nr, bool named, struct qc_err *err)
+{
+	struct qc_err why = { 0 };
 	int ret = 0;
 
 	for (u32 i = 0; i < nr && !ret; i++) {
 		all[i].name = names[i];
-		ret = client_connect(names[i], &all[i].client, err);
+		ret = connect_one(&all[i], named ? err : &why);
+		ret = named ? ret : 0;
 	}
 	return ret;
 }
 
-static int events_of(char **names, u32 nr, bool json)
+static int events_of(char **names, u32 nr, bool named, bool json)
 {
 	struct listener *all = calloc(nr ? nr : 1, sizeof(*all));
 	struct qc_err err = { 0 };
@@ -104,8 +126,8 @@ static int events_of(char **names, u32 nr, bool json)
 
 	if (!all)
 		return CTL_FAILED;
-	status = connect_all(all, names, nr, &err) ? print_error(&err) :
-						     listen_all(all, nr, json);
+	status = connect_all(all, names, nr, named, &err) ? print_error(&err) :
+							    listen_all(all, nr, json);
 	for (u32 i = 0; i < nr; i++)
 		client_close(all[i].client);
 	free(all);
@@ -120,13 +142,15 @@ static int events_run(const struct verb *verb, int argc, char **argv)
 	u32 nr;
 	int status = served_arguments(verb, argc, argv, 0, argc, &json);
 
+	for (int i = optind; i < argc && !status; i++)
+		status = served_name(verb, argv[i]);
 	if (status)
 		return status;
 	if (optind < argc)
-		return events_of(argv + optind, argc - optind, json);
+		return events_of(argv + optind, argc - optind, true, json);
 	if (rundir_names(&names, &nr, &err))
 		return print_error(&err);
-	status = events_of(names, nr, json);
+	status = events_of(names, nr, false, json);
 	for (u32 i = 0; i < nr; i++)
 		free(names[i]);
 	free(names);

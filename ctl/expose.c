@@ -26,17 +26,18 @@ static const struct option long_options[] = {
 	{ NULL },
 };
 
-/* NAME+SNAP */
-static int exposed_name(const char *name, const char *snap, char *result, struct qc_err *err)
+/* NAME+SNAP, of the words NAME and SNAP; 0 or the exit status. */
+static int exposed_name(const struct verb *verb, char **words, char *result)
 {
 	char text[2 * QC_MAX_CHAIN_NAME + 2];
+	int status = served_name(verb, words[0]);
 
-	snprintf(text, sizeof(text), "%.*s+%.*s", QC_MAX_CHAIN_NAME, name, QC_MAX_CHAIN_NAME,
-		 snap);
-	if (chain_name_check(text, err))
-		return err->code;
-	strcpy(result, text);
-	return 0;
+	snprintf(text, sizeof(text), "%.*s+%.*s", QC_MAX_CHAIN_NAME, words[0],
+		 QC_MAX_CHAIN_NAME, words[1]);
+	status = status ? status : served_name(verb, text);
+	if (!status)
+		strcpy(result, text);
+	return status;
 }
 
 /* The layer that holds @snap; malloc'ed. */
@@ -119,14 +120,13 @@ static int run_verb(const struct verb *verb, int argc, char **argv)
 	return verb->run(verb, argc, argv);
 }
 
-static int expose(const char *name, const char *snap, const struct expose_options *o)
+static int expose(char **words, char *exposed, const struct expose_options *o)
 {
-	char exposed[QC_MAX_CHAIN_NAME + 1], *file = NULL;
 	struct qc_err err = { 0 };
-	char *argv[10] = { "up", exposed };
+	char *argv[10] = { "up", exposed }, *file = NULL;
 	int argc = 2, status;
 
-	if (exposed_name(name, snap, exposed, &err) || choose_layer(name, snap, &file, &err)) {
+	if (choose_layer(words[0], words[1], &file, &err)) {
 		free(file);
 		return print_error(&err);
 	}
@@ -147,6 +147,7 @@ static int expose(const char *name, const char *snap, const struct expose_option
 static int expose_run(const struct verb *verb, int argc, char **argv)
 {
 	struct expose_options options = { .nbd = NULL };
+	char exposed[QC_MAX_CHAIN_NAME + 1];
 	int c, status;
 
 	while ((c = verb_option(verb, argc, argv, long_options)) != -1) {
@@ -158,21 +159,20 @@ static int expose_run(const struct verb *verb, int argc, char **argv)
 			options.json = true;
 	}
 	status = verb_arguments(verb, argc, argv, 2, 2);
-	return status ? status : expose(argv[optind], argv[optind + 1], &options);
+	status = status ? status : exposed_name(verb, argv + optind, exposed);
+	return status ? status : expose(argv + optind, exposed, &options);
 }
 
 static int unexpose_run(const struct verb *verb, int argc, char **argv)
 {
 	char exposed[QC_MAX_CHAIN_NAME + 1];
 	char *words[4] = { "down", exposed };
-	struct qc_err err = { 0 };
 	bool json;
 	int nr = 2, status = served_arguments(verb, argc, argv, 2, 2, &json);
 
+	status = status ? status : exposed_name(verb, argv + optind, exposed);
 	if (status)
 		return status;
-	if (exposed_name(argv[optind], argv[optind + 1], exposed, &err))
-		return print_error(&err);
 	if (json)
 		words[nr++] = "--json";
 	return run_verb(&verb_down, nr, words);

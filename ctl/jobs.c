@@ -399,6 +399,7 @@ static int run_job(const struct verb *verb, int argc, char **argv)
 	bool json;
 	int status = served_arguments(verb, argc, argv, 2, 4, &json);
 
+	status = status ? status : served_name(verb, argv[optind + 1]);
 	return status ? status : run_subverb(verb, argv + optind, argc - optind, json);
 }
 

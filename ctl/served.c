@@ -261,6 +261,13 @@ int served_not_live(const struct served *served, struct qc_err *err)
 			  served->name);
 }
 
+int served_name(const struct verb *verb, const char *name)
+{
+	struct qc_err err = { 0 };
+
+	return chain_name_check(name, &err) ? verb_usage(verb, "%s", err.msg) : 0;
+}
+
 int served_arguments(const struct verb *verb, int argc, char **argv, int least, int most,
 		     bool *json)
 {

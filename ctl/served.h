@@ -177,6 +177,8 @@ json_object *served_json(const struct served *served);
  */
 int served_arguments(const struct verb *verb, int argc, char **argv, int least, int most,
 		     bool *json);
+/* 0 when a chain may be called @name, or the exit status of a wrong command line */
+int served_name(const struct verb *verb, const char *name);
 /* An error for a chain that had to be live. */
 int served_not_live(const struct served *served, struct qc_err *err);
 

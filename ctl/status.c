@@ -369,6 +369,7 @@ static int status_run(const struct verb *verb, int argc, char **argv)
 	bool json;
 	int status = served_arguments(verb, argc, argv, 1, 1, &json);
 
+	status = status ? status : served_name(verb, argv[optind]);
 	if (status)
 		return status;
 	if (served_find(argv[optind], &served, &err))

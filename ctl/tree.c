@@ -230,6 +230,7 @@ static int tree_run(const struct verb *verb, int argc, char **argv)
 	bool json;
 	int status = served_arguments(verb, argc, argv, 1, 1, &json);
 
+	status = status ? status : served_name(verb, argv[optind]);
 	if (status)
 		return status;
 	return tree_chain(argv[optind], json, &err) ? print_error(&err) : CTL_DONE;

@@ -220,10 +220,9 @@ static int upgrade_run(const struct verb *verb, int argc, char **argv)
 	struct qc_err err = { 0 };
 	int status = parse_options(verb, argc, argv, &options);
 
+	status = status ? status : served_name(verb, argv[optind]);
 	if (status)
 		return status;
-	if (chain_name_check(argv[optind], &err))
-		return verb_usage(verb, "%s", err.msg);
 	if (upgrade_chain(argv[optind], options.force, &upgrade, &served, &err))
 		status = print_error(&err);
 	else

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -236,8 +237,29 @@ def test_wrong_arguments(place):
     for words in (["down", "n"], ["status", "n"], ["tree", "n"]):
         done = place.ctl(*words, status=1)
         one_line(done.stderr, "qchainctl: n: no chain of this name", words)
-    for verb in ("up", "down", "list", "status", "tree"):
-        expect("Examples:" in place.ctl(verb, "--help").stdout, f"no examples in {verb} --help")
+    nothing_left(place)
+
+
+def test_help(place):
+    """All verbs, as qchainctl --help lists them."""
+    verbs = re.findall(r"^  ([a-z]+) +\S", place.ctl("--help").stdout, re.M)
+    expect(len(verbs) > 20, verbs)
+    for verb in verbs:
+        shown = place.ctl(verb, "--help").stdout
+        expect(f"Usage: qchainctl {verb} " in shown and "Examples:" in shown, f"{verb}: {shown}")
+        expect("--json" in shown, f"{verb} has no --json")
+
+
+def test_names_of_nobody(place):
+    """Every verb about a served chain: a name that none can have, then one that none has."""
+    for verb, *more in (["down"], ["upgrade"], ["status"], ["tree"], ["events"], ["snapshot", "s"],
+                        ["expose", "s"], ["unexpose", "s"], ["rename", "m"], ["delete", "s"], ["revert", "s"]):
+        for name in ("", "../n", "n/m", "a b"):
+            done = place.ctl(verb, name, *more, status=2)
+            one_line(done.stderr, f"qchainctl {verb}: {name}", (verb, name))
+        one_line(place.ctl(verb, "n", *more, status=1).stderr, "qchainctl: n", verb)
+    for sub in (["list", "../n"], ["wait", "../n", "j"], ["set-speed", "../n", "j", "1M"]):
+        one_line(place.ctl("job", *sub, status=2).stderr, "qchainctl job: ../n: not a name", sub)
     nothing_left(place)
 
 

@@ -221,8 +221,11 @@ def test_expose(place):
 
 
 def test_events(place):
-    """As they come, of all chains; it ends with the last daemon."""
+    """As they come, of all chains that are served; it ends with the last daemon."""
     place.make_chain()
+    up(place, "dead", "./base.qcow2", "dead.sock", "--read-only")
+    kill_daemon(place, "dead")
+    expect("its daemon has ended" in fails(place, "events", "dead"), "a chain that is not served")
     up(place)
     with open(place.path("events"), "w", encoding="utf-8") as out:
         child = subprocess.Popen([place.program("qchainctl"), "events", "--json"], stdout=out, env=place.environment)
@@ -240,6 +243,7 @@ def test_events(place):
         events = [json.loads(line) for line in out]
     expect("SHUTDOWN" in [event["event"] for event in events], events)
     expect_equal({event["name"] for event in events}, {"seven"}, "names")
+    place.ctl("down", "dead")
 
 
 # ---- groups -----------------------------------------------------------------------------------
