@@ -24,12 +24,12 @@ struct words {
 
 static void add_word(struct words *words, const char *text)
 {
-	if (words->nr + 1 < MAX_WORDS)
-		words->argv[words->nr] = strdup(text);
-	if (words->nr + 1 == MAX_WORDS || !words->argv[words->nr])
-		words->failed = true;
+	char *word = words->nr + 1 < MAX_WORDS ? strdup(text) : NULL;
+
+	if (word)
+		words->argv[words->nr++] = word;
 	else
-		words->nr++;
+		words->failed = true;
 }
 
 static void words_exit(struct words *words)
