@@ -384,6 +384,7 @@ void image_measure(const struct image_create_options *options, u64 data_bytes,
 /* Rule A4: fully allocated, two commit batches, reserves, a refcount block. */
 u64 image_thick_bytes(const struct image_create_options *options);
 
+/* What was found and is left; what was repaired is counted by itself. */
 struct check_result {
 	u64 corruptions;
 	u64 leaks;

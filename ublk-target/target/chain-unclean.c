@@ -26,7 +26,7 @@ static int check_open(struct image *img, const char *path, u32 fix, struct qc_er
 
 	if (ret)
 		return ret;
-	left = result.corruptions - result.corruptions_fixed;
+	left = result.corruptions + result.check_errors;
 	if (!left)
 		return 0;
 	return qc_err_set(err, -EUCLEAN,
