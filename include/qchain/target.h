@@ -74,7 +74,7 @@ typedef void (*target_limits_fn)(struct target *ti, struct target_limits *limits
 /*
  * target_event_fn - something that an administrator wants to know: a QMP event
  * @name: "BLOCK_IMAGE_CORRUPTED", "BLOCK_IO_ERROR", ...; @data_owned: its data.
- * Called on the metadata thread; must not block.
+ * Called on the metadata thread, or on that of a request that failed; must not block.
  */
 typedef void (*target_event_fn)(void *arg, const char *name, json_object *data_owned);
 
@@ -129,6 +129,7 @@ struct target {
 	struct target_limits limits;
 	target_event_fn event; /* atomic: set while its loops run */
 	void *event_arg;
+	u64 trouble_ns; /* any thread, atomic: no event about a failed request before that */
 	struct latency_probe probe; /* what comes from attached loops */
 	/* control thread only */
 	struct cds_list_head attached; /* struct attached_loop */

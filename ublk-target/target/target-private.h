@@ -21,4 +21,9 @@ void stats_begin(struct request *req);
 void stats_end(struct request *req, int error);
 void stats_invalid(struct request *req);
 
+/* ---- target-trouble.c ------------------------------------------------------ */
+
+/* @req failed: an event, unless there was one in the last second. Thread of req->loop. */
+void trouble_tell(const struct request *req, int error);
+
 #endif

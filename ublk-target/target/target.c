@@ -173,6 +173,8 @@ void target_end_io(struct request *req, int error)
 {
 	assert_on_loop(req->loop);
 	stats_end(req, error);
+	if (error)
+		trouble_tell(req, error);
 	req->ops->end_io(req, error);
 }
 
