@@ -34,10 +34,10 @@ mkdir -p "$logs"
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
 case $mode in
-check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 mutant_share=1 fuzz_seconds=0 all=(native) ;;
-check) diff_count=200 kill_count=40 death_count=20 san_count=30 deep_count=1 sim_count=20 mutant_share=3 fuzz_seconds=10
+check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 fault_stride=1 mutant_share=1 fuzz_seconds=0 all=(native) ;;
+check) diff_count=200 kill_count=40 death_count=20 san_count=30 deep_count=1 sim_count=20 fault_stride=15 mutant_share=3 fuzz_seconds=10
 	all=(native sanitizers simulation fuzzing system) ;;
-check-full) diff_count=1000 kill_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 mutant_share=1 fuzz_seconds=600 slack=10
+check-full) diff_count=1000 kill_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 fault_stride=1 mutant_share=1 fuzz_seconds=600 slack=10
 	all=(native sanitizers simulation fuzzing system) ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
@@ -247,6 +247,7 @@ simulation() {
 		run "sim-seed-$kept" 200 "$build/chain-sim" "$kept" 1
 	done < <(grep -v '^#' tests/sim/seeds)
 	alone sim-every 400 "$build/chain-sim" -e $((seed % 1000000)) $((sim_count / 10))
+	run sim-faults 400 "$build/chain-sim" -f $fault_stride $((seed % 1000000)) 7
 	alone sim-mutants 900 env SEED=$seed MUTANT_SHARE=$mutant_share make -j"$jobs" O="$O" sim-mutants
 }
 

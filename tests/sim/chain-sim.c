@@ -9,9 +9,10 @@
 #include <unistd.h>
 
 /*
- *   chain-sim [-v] [-e] FIRST-SEED COUNT [FOLDER]
+ *   chain-sim [-v] [-e] [-f STRIDE [-x TRIAL:N]] FIRST-SEED COUNT [FOLDER]
  *
  * -e: short cases, each cut at every write and every flush. -v: tell each request.
+ * -f: short cases, in which each STRIDE-th I/O fails in its turn. -x: that one only.
  * Every seed is a process of its own; one that fails is told, and repeats by its number.
  */
 
@@ -81,44 +82,6 @@ const char *sim_path(const char *name)
 
 /* ---- a case -------------------------------------------------------------------- */
 
-/* A volume is extended by its administrator, sooner or later. */
-static void maybe_extend(void)
-{
-	struct sim_disk *d;
-
-	if (!chance(1) || !chance(20))
-		return;
-	cds_list_for_each_entry(d, &sim_disks, node) {
-		u64 bytes = ALIGN_DOWN(rnd(512 * KiB), 4096);
-
-		if (!d->small || d->size + bytes > SIM_MAX_DISK)
-			continue;
-		sim_disk_extend(d, bytes);
-	}
-}
-
-/* @whole: to the end of all requests; else some are left under way. */
-static void run_guest(u32 nr, bool whole)
-{
-	u64 steps = 0;
-	u32 submitted = 0;
-
-	guest_begin_life();
-	while (submitted < nr || (whole && guest_in_flight)) {
-		if (submitted < nr && guest_in_flight < plan.window &&
-		    rnd(1000) < plan.pace_permille) {
-			guest_submit_one();
-			submitted++;
-		}
-		online_step();
-		if (!sim_step() && guest_in_flight && submitted >= nr)
-			fail("stuck: %u requests, nothing under way", guest_in_flight);
-		maybe_extend();
-		if (++steps > 20000000)
-			fail("stuck: %u requests after many steps", guest_in_flight);
-	}
-}
-
 static void make_short(void)
 {
 	plan.nr_ops = SHORT_OPS;
@@ -129,23 +92,31 @@ static void make_short(void)
 	sim_faults_draw(false);
 }
 
+static struct sim_each each_fault;
+
 static void run_case(u64 seed, enum sim_cuts how)
 {
 	sim_seed = seed;
 	sim_random = seed * 0x1234567 + 99;
 	sim_plan_draw();
-	if (how == CUTS_EVERY)
+	if (each_fault.stride)
+		sim_plan_narrow();
+	else if (how == CUTS_EVERY)
 		make_short();
 	sim_plan_print();
 	sim_images_make();
 	model_begin();
+	if (each_fault.stride) {
+		sim_faults_each(&each_fault);
+		return;
+	}
 	sim_device_up(&device, sim_top, SIM_UP_FRESH);
 	cuts_begin(how);
 	while (plan.lives--) {
-		run_guest(plan.nr_ops / 2, false);
+		guest_run(plan.nr_ops / 2, false);
 		cuts_live_on();
 	}
-	run_guest(plan.nr_ops, true);
+	guest_run(plan.nr_ops, true);
 	online_finish();
 	sim_device_down(&device);
 	cuts_judge_end();
@@ -181,9 +152,14 @@ int main(int argc, char **argv)
 	u32 bad = 0;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "ve")) > 0) {
+	while ((opt = getopt(argc, argv, "vef:x:")) > 0) {
 		sim_verbose |= opt == 'v';
 		how = opt == 'e' ? CUTS_EVERY : how;
+		if (opt == 'f')
+			each_fault.stride = strtoull(optarg, NULL, 10);
+		else if (opt == 'x')
+			sscanf(optarg, "%u:%llu", &each_fault.only_trial,
+			       (unsigned long long *)&each_fault.only_nth);
 	}
 	first = optind < argc ? strtoull(argv[optind], NULL, 10) : 1;
 	count = optind + 1 < argc ? strtoull(argv[optind + 1], NULL, 10) : 1;

@@ -130,8 +130,7 @@ static void judge_device(const char *when, bool power)
 {
 	u8 *buf;
 
-	if (device.ti->size_bytes == sim_grows_to)
-		model_grown();
+	model_grown(device.ti->size_bytes);
 	buf = io_alloc(sim_now_view.bytes);
 	sim_device_read(&device, buf, sim_now_view.bytes);
 	model_check(&sim_now_view, buf, 0, sim_now_view.bytes, sim_time, power, when);
@@ -291,6 +290,27 @@ void cuts_begin(enum sim_cuts how)
 	sim_cuts = how;
 	points = burst_until = 0;
 	next_cut = how == CUTS_RANDOM ? rnd(2 * MEAN_POINTS) : 0;
+}
+
+/* ---- after a fault ------------------------------------------------------------- */
+
+void cuts_judge_fault(bool up, bool failed)
+{
+	sim_judging = true;
+	with_qemu = chance(1);
+	if (up)
+		judge_device("as served after a fault", false);
+	kind = !up || chance(40) ? CUT_POWER : CUT_DEATH;
+	if (!up || chance(60)) {
+		lose();
+		reopen();
+	} else {
+		sim_device_down(&device);
+		kind = failed ? CUT_POWER : CUT_DEATH;
+		check_disks("closed after a fault");
+		sim_device_up(&device, sim_top, SIM_UP_FRESH);
+	}
+	judge_all();
 }
 
 /* ---- another life -------------------------------------------------------------- */

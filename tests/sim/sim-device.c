@@ -32,12 +32,11 @@ void sim_log_inherit(void)
 
 /* ---- up and down --------------------------------------------------------------- */
 
-static void target_up(struct sim_device *d, const char *top, enum sim_up how)
+static int target_up(struct sim_device *d, const char *top, enum sim_up how, struct qc_err *err)
 {
 	char cache[64], log[320];
 	char *argv[] = { (char *)sim_path(top), cache, "read-only=on", LOG_TAG,
 			 how == SIM_UP_TAKEOVER ? "log-replay=on" : "log-replay=off" };
-	struct qc_err err = { 0 };
 	int argc = 5;
 
 	snprintf(cache, sizeof(cache), "cache-size=%uK", plan.cache_kib);
@@ -49,19 +48,19 @@ static void target_up(struct sim_device *d, const char *top, enum sim_up how)
 		argc = 2;
 	else if (how == SIM_UP_READ_ONLY || plan.log == SIM_MAY_LOSE)
 		argc = 3;
-	if (target_create("qcow2-chain", argc, argv, &d->ti, &err))
-		fail("%s: %s", top, err.msg);
-	if (how != SIM_UP_READ_ONLY && ((struct chain_target *)d->ti->private)->chain->read_only)
-		fail("%s: served read-only", top);
+	return target_create("qcow2-chain", argc, argv, &d->ti, err);
 }
 
-void sim_device_up(struct sim_device *d, const char *top, enum sim_up how)
+int sim_device_try_up(struct sim_device *d, const char *top, enum sim_up how, struct qc_err *err)
 {
 	u32 i;
+	int ret;
 
 	if (how == SIM_UP_FRESH)
 		log_number++;
-	target_up(d, top, how);
+	ret = target_up(d, top, how, err);
+	if (ret)
+		return ret;
 	for (i = 0; i < SIM_QUEUES; i++) {
 		d->queues[i] = sim_loop("queue");
 		if (target_attach(d->ti, d->queues[i]))
@@ -70,6 +69,17 @@ void sim_device_up(struct sim_device *d, const char *top, enum sim_up how)
 	d->control = sim_loop("control");
 	if (jobs_create(d->control, NULL, NULL, &d->jobs))
 		fail("no registry of jobs");
+	return 0;
+}
+
+void sim_device_up(struct sim_device *d, const char *top, enum sim_up how)
+{
+	struct qc_err err = { 0 };
+
+	if (sim_device_try_up(d, top, how, &err))
+		fail("%s: %s", top, err.msg);
+	if (how != SIM_UP_READ_ONLY && ((struct chain_target *)d->ti->private)->chain->read_only)
+		fail("%s: served read-only", top);
 }
 
 void sim_device_down(struct sim_device *d)

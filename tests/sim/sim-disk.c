@@ -19,38 +19,6 @@
 
 CDS_LIST_HEAD(sim_disks);
 
-/* ---- faults -------------------------------------------------------------------- */
-
-enum fault_kind { FAULT_ANY, FAULT_WRITE, FAULT_READ, FAULT_FLUSH, NR_FAULT_KINDS };
-
-static struct {
-	u64 at; /* the n-th I/O of the kind fails; 0: none */
-	u64 count; /* and so many after it */
-	u64 seen;
-	enum fault_kind kind;
-} fault;
-
-void sim_faults_draw(bool on)
-{
-	memset(&fault, 0, sizeof(fault));
-	if (!on)
-		return;
-	fault.kind = rnd(NR_FAULT_KINDS);
-	fault.at = 1 + rnd(fault.kind == FAULT_FLUSH ? 80 : 800);
-	fault.count = chance(60) ? 1 : chance(50) ? 4 : 1000000;
-}
-
-int sim_fault(u8 type)
-{
-	static const u8 types[] = { [FAULT_WRITE] = IO_WRITE, [FAULT_READ] = IO_READ,
-				    [FAULT_FLUSH] = IO_FLUSH };
-
-	if (!fault.at || sim_judging || (fault.kind != FAULT_ANY && types[fault.kind] != type))
-		return 0;
-	fault.seen++;
-	return fault.seen >= fault.at && fault.seen - fault.at < fault.count ? -EIO : 0;
-}
-
 /* ---- disks --------------------------------------------------------------------- */
 
 static u8 *disk_memory(void)
@@ -239,8 +207,10 @@ static int disk_pread(struct io_dev *dev, void *buf, size_t len, u64 offset)
 {
 	struct sim_disk *d = sim_disk_of(dev);
 
-	if (sim_fault(IO_READ) || (d->lv && offset + len > d->size))
-		return -EIO;
+	int error = sim_fault(IO_READ);
+
+	if (error || (d->lv && offset + len > d->size))
+		return error ? error : -EIO;
 	sim_disk_read(d, buf, len, offset);
 	return 0;
 }
@@ -250,16 +220,18 @@ static int disk_pwrite(struct io_dev *dev, const void *buf, size_t len, u64 offs
 	struct sim_disk *d = sim_disk_of(dev);
 	u64 start = ALIGN_DOWN(offset, SIM_BLOCK), end = ALIGN_UP(offset + len, SIM_BLOCK);
 	struct sim_record *rec;
+	int error;
 
 	if (!dev->writable)
 		fail("%s: written, and not open for writing", dev->path);
 	sim_point();
 	rec = record_create(d, start, end - start, d->now + start);
 	memcpy(rec->data + (offset - start), buf, len);
-	if (sim_fault(IO_WRITE)) {
+	error = sim_fault(IO_WRITE);
+	if (error) {
 		sim_disk_tear(d->now, rec, 50);
 		free(rec);
-		return -EIO;
+		return error;
 	}
 	sim_disk_end_write(d, rec);
 	dev->size_bytes = d->size;

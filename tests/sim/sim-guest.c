@@ -16,7 +16,7 @@ u32 guest_errors;
 static bool slots_used[SIM_MAX_FLIGHT];
 static u64 hot_start;
 
-void guest_begin_life(void)
+static void begin_requests(void)
 {
 	guest_in_flight = 0;
 	memset(slots_used, 0, sizeof(slots_used));
@@ -145,7 +145,46 @@ static void guest_submit(struct loop *loop, void *arg)
 	target_submit(device.ti, req);
 }
 
-void guest_submit_one(void)
+static void guest_submit_one(void)
 {
 	loop_call(device.queues[rnd(SIM_QUEUES)], guest_submit, calloc(1, sizeof(struct guest_op)));
+}
+
+/* ---- a life -------------------------------------------------------------------- */
+
+/* A volume is extended by its administrator, sooner or later. */
+static void maybe_extend(void)
+{
+	struct sim_disk *d;
+
+	if (!chance(1) || !chance(20))
+		return;
+	cds_list_for_each_entry(d, &sim_disks, node) {
+		u64 bytes = ALIGN_DOWN(rnd(512 * KiB), 4096);
+
+		if (!d->small || d->size + bytes > SIM_MAX_DISK)
+			continue;
+		sim_disk_extend(d, bytes);
+	}
+}
+
+void guest_run(u32 nr, bool whole)
+{
+	u64 steps = 0;
+	u32 submitted = 0;
+
+	begin_requests();
+	while (submitted < nr || (whole && guest_in_flight)) {
+		if (submitted < nr && guest_in_flight < plan.window &&
+		    rnd(1000) < plan.pace_permille) {
+			guest_submit_one();
+			submitted++;
+		}
+		online_step();
+		if (!sim_step() && guest_in_flight && submitted >= nr)
+			fail("stuck: %u requests, nothing under way", guest_in_flight);
+		maybe_extend();
+		if (++steps > 20000000)
+			fail("stuck: %u requests after many steps", guest_in_flight);
+	}
 }

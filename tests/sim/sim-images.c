@@ -88,6 +88,36 @@ void sim_plan_draw(void)
 		draw_moving_base();
 }
 
+enum sim_work { WORK_WRITE, WORK_TRIM, WORK_SNAPSHOT, WORK_STREAM, WORK_COMMIT, WORK_ACTIVE,
+		WORK_GROW, NR_WORKS };
+
+void sim_plan_narrow(void)
+{
+	u32 work = sim_seed % NR_WORKS, i;
+
+	plan.nr_layers = 3;
+	for (i = 0; i < plan.nr_layers; i++) {
+		draw_layer(&plan.layers[i]);
+		plan.layers[i].dense = plan.layers[i].scattered = false;
+		plan.layers[i].snapshot &= work != WORK_ACTIVE;
+		plan.layers[i].size = 256 * KiB + (sim_seed % 16) * SIM_BLOCK;
+	}
+	plan.small_lv = false;
+	plan.lv &= work != WORK_SNAPSHOT; /* overlays are volumes of many MiB, in each life */
+	plan.nr_ops = 30;
+	plan.window = 8;
+	plan.pace_permille = 50;
+	plan.trim_percent = work == WORK_TRIM ? 20 : 0;
+	plan.online_permille = work >= WORK_SNAPSHOT ? 50 : 0;
+	plan.merge_percent = work == WORK_SNAPSHOT ? 0 : 100;
+	plan.merges = (u32[]){ [WORK_STREAM] = MERGES_STREAM, [WORK_COMMIT] = MERGES_MIDDLE,
+			       [WORK_ACTIVE] = MERGES_ACTIVE, [WORK_GROW] = 0 }[work];
+	plan.grow_percent = work == WORK_GROW ? 100 : 0;
+	plan.nr_online = work >= WORK_SNAPSHOT ? 2 : 0;
+	plan.lives = 0;
+	plan.faults = true;
+}
+
 void sim_plan_print(void)
 {
 	u32 i;

@@ -18,7 +18,10 @@ u32 nr_sim_ops;
 struct sim_view sim_now_view = { .disk = "device", .instant = SIM_NOW };
 CDS_LIST_HEAD(sim_views);
 
-u64 sim_grows_to;
+/* Growths that failed and may be there in spite of that, after a cut. */
+#define MAX_GROWTHS 16u
+static u64 grows_to[MAX_GROWTHS];
+static u32 nr_grows;
 
 static struct touch *touches;
 static u32 nr_touches, room_touches;
@@ -56,18 +59,26 @@ void model_grows(u64 bytes)
 	heads = realloc(heads, nr * sizeof(*heads));
 	memset(heads + nr_heads, 0, (nr - nr_heads) * sizeof(*heads));
 	nr_heads = nr;
-	sim_grows_to = bytes;
+	if (nr_grows == MAX_GROWTHS)
+		fail("more than %u growths that failed", MAX_GROWTHS);
+	grows_to[nr_grows++] = bytes;
 }
 
-void model_grown(void)
+void model_grown(u64 bytes)
 {
-	u8 *longer = calloc(1, sim_grows_to);
+	u8 *longer;
+	u32 i = 0;
 
+	while (i < nr_grows && grows_to[i] != bytes)
+		i++;
+	if (i == nr_grows)
+		return;
+	longer = calloc(1, bytes);
 	memcpy(longer, sim_now_view.initial, sim_now_view.bytes);
 	free(sim_now_view.initial);
 	sim_now_view.initial = longer;
-	sim_now_view.bytes = sim_grows_to;
-	sim_grows_to = 0;
+	sim_now_view.bytes = bytes;
+	nr_grows = 0;
 }
 
 void model_tag(u8 *to, u32 id, u64 sector)

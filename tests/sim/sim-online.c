@@ -287,6 +287,10 @@ static void commit_begin(u32 nr)
 {
 	u32 top = nr > 2 && chance(60) ? 1 + rnd(nr - 2) : 0;
 
+	if (plan.merges == MERGES_ACTIVE)
+		top = 0;
+	else if (plan.merges == MERGES_MIDDLE && nr > 2)
+		top = 1 + rnd(nr - 2);
 	commit_range(top, top + 1 + rnd(nr - top - 1));
 }
 
@@ -366,9 +370,13 @@ static void job_look(void)
 static void merge_begin(void)
 {
 	u32 nr = chain_of()->chain->nr_layers;
+	bool commits;
 
 	online.cancels = chance(15);
-	if (nr > 1 && chance(80))
+	commits = nr > 1 && chance(80);
+	if (plan.merges != MERGES_ANY)
+		commits = nr > 1 && plan.merges != MERGES_STREAM;
+	if (commits)
 		online.phase = ONLINE_WAITS;
 	else if (nr > 1)
 		stream_begin(nr);
@@ -386,15 +394,15 @@ static void grow_disk(struct sim_disk *d, u64 bytes)
 static void device_grow(void)
 {
 	u64 more = (1 + rnd(chance(50) ? 16 : 1024)) * SIM_BLOCK;
+	u64 bytes = sim_now_view.bytes + more;
 	struct qc_err err = { 0 };
 	int ret;
 
 	grow_disk(sim_device_layer(0), 2 * more + 256 * KiB);
-	model_grows(sim_now_view.bytes + more);
-	ret = chain_resize(device.ti, chain_of()->chain->layers[0].node_name,
-			   sim_now_view.bytes + more, &err);
+	model_grows(bytes);
+	ret = chain_resize(device.ti, chain_of()->chain->layers[0].node_name, bytes, &err);
 	if (!ret) {
-		model_grown();
+		model_grown(bytes);
 		online_growths++;
 	} else if (!plan.faults && ret != -ENOSPC && ret != -EBUSY && ret != -EFBIG &&
 		   ret != -EOPNOTSUPP) {

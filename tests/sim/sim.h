@@ -17,6 +17,7 @@
  *   sim-images.c   the chain that a case begins with, made by qemu-img
  *   sim-device.c   the target, up and down, and what it shows
  *   sim-guest.c    the guest's requests
+ *   sim-fault.c    I/O that fails: one by chance, or each in its turn
  *   sim-online.c   snapshots and merges, as qchainctl and the control thread make them
  *   sim-model.c    what each sector of the device and of each snapshot may hold
  *   sim-cut.c      power cuts and deaths: reopen, replay, judge
@@ -51,6 +52,8 @@ enum sim_log {
 	SIM_LATE, /* after step 3 */
 };
 
+enum sim_merges { MERGES_ANY, MERGES_STREAM, MERGES_MIDDLE, MERGES_ACTIVE };
+
 struct sim_layer {
 	u32 cluster;
 	u32 refcount_bits;
@@ -81,6 +84,7 @@ struct sim_plan {
 	u32 lazy_device; /* percent of steps in which no I/O ends */
 	u32 lazy_flush; /* ... not even when a flush was picked */
 	u32 step_ns;
+	enum sim_merges merges;
 	u32 merge_percent; /* of what is begun; else snapshots */
 	u32 grow_percent; /* of what is done at all */
 	u32 online_permille; /* steps that may begin a snapshot or a merge */
@@ -154,9 +158,6 @@ void sim_disk_end_write(struct sim_disk *d, struct sim_record *rec_owned);
 void sim_disk_read(const struct sim_disk *d, void *buf, u64 len, u64 offset);
 /* Writes that were completed until @until are durable. */
 void sim_disk_flush(struct sim_disk *d, u64 until);
-/* Does this I/O fail? 0 or -EIO. */
-int sim_fault(u8 type);
-void sim_faults_draw(bool on);
 /* Each sector of @rec arrives with a chance of @percent. */
 void sim_disk_tear(u8 *to, const struct sim_record *rec, u32 percent);
 /* A cut: nobody has it open; what was not flushed is kept with @percent of its sectors. */
@@ -167,9 +168,26 @@ void sim_disk_settle(struct sim_disk *d);
 /* Pending writes of all disks arrive, with @percent of their sectors. */
 void sim_pending_arrive(u32 percent);
 
+/* ---- sim-fault.c --------------------------------------------------------------- */
+
+/* Does this I/O fail? 0 or -errno. */
+int sim_fault(u8 type);
+void sim_faults_draw(bool on);
+
+struct sim_each {
+	u64 stride; /* each so manieth I/O; 0: not this mode */
+	u32 only_trial;
+	u64 only_nth; /* 0: all */
+};
+
+/* The images are there: a life for each I/O that fails. */
+void sim_faults_each(const struct sim_each *each);
+
 /* ---- sim-images.c -------------------------------------------------------------- */
 
 void sim_plan_draw(void);
+/* Of what the seed has drawn: little, and of one kind of work, which the seed says. */
+void sim_plan_narrow(void);
 void sim_plan_print(void);
 /* Disks "l0" (base) to "lN", and what they show. */
 void sim_images_make(void);
@@ -188,6 +206,9 @@ enum sim_up { SIM_UP_FRESH, SIM_UP_TAKEOVER, SIM_UP_READ_ONLY };
 extern struct sim_device device;
 extern char sim_top[SIM_NAME]; /* what the device record calls the top (rule D1) */
 
+/* -errno where the product says so. */
+int sim_device_try_up(struct sim_device *d, const char *top, enum sim_up how, struct qc_err *err);
+/* It has to come up, and be written to. */
 void sim_device_up(struct sim_device *d, const char *top, enum sim_up how);
 /* Nothing may be under way. */
 void sim_device_down(struct sim_device *d);
@@ -203,8 +224,8 @@ struct sim_disk *sim_device_layer(u32 depth);
 extern u32 guest_in_flight;
 extern u32 guest_errors;
 
-void guest_submit_one(void);
-void guest_begin_life(void);
+/* @nr requests; @whole: to the end of all, else some are left under way. */
+void guest_run(u32 nr, bool whole);
 
 /* ---- sim-model.c --------------------------------------------------------------- */
 
@@ -239,11 +260,10 @@ extern u32 nr_sim_ops;
 extern struct sim_view sim_now_view; /* the device */
 extern struct cds_list_head sim_views; /* snapshots */
 
-extern u64 sim_grows_to; /* what the device may be as long as, too; 0: nothing */
-
-/* The device is about to have @bytes / has them: what is new reads as zero. */
+/* The device is about to have @bytes: what is new reads as zero. */
 void model_grows(u64 bytes);
-void model_grown(void);
+/* It has as many as it was about to have, some time. Else nothing. */
+void model_grown(u64 bytes);
 /* All views are there; no operation is. */
 void model_begin(void);
 u32 model_submit(u8 op, u64 offset, u64 len, u8 *mem);
@@ -290,6 +310,11 @@ void cuts_hurry(bool torn);
 void cuts_begin(enum sim_cuts how);
 /* The device has stopped: all is judged. */
 void cuts_judge_end(void);
+/*
+ * A fault is over. As it is served, if it is @up; then after a cut, or taken down;
+ * @failed: it was read-only, what was not flushed may be lost with it.
+ */
+void cuts_judge_fault(bool up, bool failed);
 /* The rest of the case happens after a cut now, in a child; returns in it. */
 void cuts_live_on(void);
 
