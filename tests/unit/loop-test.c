@@ -837,6 +837,102 @@ static void test_files(void)
 	io_on_file("/dev/shm", true);
 }
 
+/* ---- short reads and writes: a pipe gives and takes what it has room for ---- */
+
+#define SHORT_BYTES (256u * KiB) /* more than a pipe holds */
+
+struct short_case {
+	struct io_dev dev;
+	struct io_op op;
+	u32 *words;
+	int error;
+	sem_t done;
+};
+
+static void short_done(struct io_op *op, int error)
+{
+	struct short_case *c = container_of(op, struct short_case, op);
+
+	c->error = error;
+	sem_post(&c->done);
+}
+
+static void short_start(struct loop *l, void *arg)
+{
+	struct short_case *c = arg;
+
+	io_submit(l, &c->op);
+}
+
+static void short_begin(struct short_case *c, struct loop *l, enum io_op_type type, int fd)
+{
+	sem_init(&c->done, 0, 0);
+	c->dev = (struct io_dev){ .fd = fd, .block_bytes = 512, .blockdev = true };
+	c->op = (struct io_op){ .dev = &c->dev, .type = type, .base = c->words,
+				.len = SHORT_BYTES, .done = short_done };
+	loop_call(l, short_start, c);
+}
+
+static void count_up(u32 *words)
+{
+	for (u32 i = 0; i < SHORT_BYTES / 4; i++)
+		words[i] = i;
+}
+
+static void short_write(struct loop *l, const u32 *expected)
+{
+	struct short_case c = { .words = io_alloc(SHORT_BYTES) };
+	char *got = malloc(SHORT_BYTES);
+	int fds[2];
+	u32 n = 0;
+	ssize_t ret;
+
+	CU_ASSERT_FATAL(pipe(fds) == 0);
+	count_up(c.words);
+	short_begin(&c, l, IO_WRITE, fds[1]);
+	while (n < SHORT_BYTES && (ret = read(fds[0], got + n, SHORT_BYTES - n)) > 0)
+		n += ret;
+	wait_for(&c.done);
+	CU_ASSERT_EQUAL(c.error, 0);
+	CU_ASSERT(n == SHORT_BYTES && !memcmp(got, expected, SHORT_BYTES));
+	close(fds[0]);
+	close(fds[1]);
+	free(got);
+	free(c.words);
+}
+
+/* @bytes come, in pieces; then the end. */
+static void short_read(struct loop *l, const u32 *expected, u32 bytes, int error)
+{
+	struct short_case c = { .words = io_alloc(SHORT_BYTES) };
+	int fds[2];
+	u32 n;
+
+	CU_ASSERT_FATAL(pipe(fds) == 0);
+	short_begin(&c, l, IO_READ, fds[0]);
+	for (n = 0; n < bytes; n += 8192)
+		CU_ASSERT_FATAL(write(fds[1], (const char *)expected + n, 8192) == 8192);
+	close(fds[1]);
+	wait_for(&c.done);
+	CU_ASSERT_EQUAL(c.error, error);
+	CU_ASSERT(!memcmp(c.words, expected, bytes));
+	close(fds[0]);
+	free(c.words);
+}
+
+static void test_short_io(void)
+{
+	struct loop *l = start_loop("short");
+	u32 *expected = malloc(SHORT_BYTES);
+
+	count_up(expected);
+	short_write(l, expected);
+	short_read(l, expected, SHORT_BYTES, 0);
+	short_read(l, expected, SHORT_BYTES / 2, -EIO);
+	end_loop(l);
+	free(expected);
+}
+
 int main(void)
 {
 	static const struct unit_test tests[] = {
@@ -860,6 +956,7 @@ int main(void)
 		{ "cancel of a poll on its way", test_poll_on_its_way },
 		{ "epochs", test_epochs },
 		{ "files on disk and in memory", test_files },
+		{ "short reads and writes go on", test_short_io },
 		{ NULL, NULL },
 	};
 
