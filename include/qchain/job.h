@@ -147,6 +147,7 @@ struct job {
 	bool working; /* start() was called */
 	bool ended; /* job_end() was called */
 	bool preparing;
+	bool completing; /* asked to while it rests: it does when it goes on */
 	bool cancelled;
 	bool force_cancel;
 	int ret;
@@ -230,6 +231,8 @@ int job_create(struct jobs *jobs, const struct job_type *type,
 	       struct qc_err *err);
 void job_start(struct job *job);
 
+/* May a new job have this id? -EINVAL, -EEXIST, as job_create() says it. */
+int jobs_check_id(struct jobs *jobs, const char *id, struct qc_err *err);
 /* The job with this id; NULL: none (any more). */
 struct job *jobs_find(struct jobs *jobs, const char *id);
 /* The newest job first; @job NULL: the first. NULL at the end. */

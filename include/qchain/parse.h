@@ -32,4 +32,10 @@ int parse_switch(const char *what, const char *text, bool *result, struct qc_err
 int parse_choice(const char *what, const char *text, const char *const *choices, u32 *result,
 		 struct qc_err *err);
 
+/*
+ * parse_is_id - may @text be the id of a job or an export? As in QEMU: a letter, then
+ * letters, digits, "-", "." and "_", at most @longest characters.
+ */
+bool parse_is_id(const char *text, u32 longest);
+
 #endif

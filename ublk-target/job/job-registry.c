@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <qchain/parse.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,14 +61,13 @@ void jobs_cancel_all(struct jobs *jobs)
 
 /* ---- making ---------------------------------------------------------------------- */
 
-static bool id_is_well_formed(const char *id)
+int jobs_check_id(struct jobs *jobs, const char *id, struct qc_err *err)
 {
-	static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-				      "0123456789-._";
-
-	return *id && strchr(letters, *id) && strspn(id, allowed) == strlen(id) &&
-	       strlen(id) <= QC_MAX_JOB_ID;
+	if (!parse_is_id(id, QC_MAX_JOB_ID))
+		return qc_err_set(err, -EINVAL, "Invalid job ID '%.140s'", id);
+	if (jobs_find(jobs, id))
+		return qc_err_set(err, -EEXIST, "Job ID '%s' already in use", id);
+	return 0;
 }
 
 static int choose_id(struct jobs *jobs, const char *wish, const char *type, char *id,
@@ -81,10 +81,8 @@ static int choose_id(struct jobs *jobs, const char *wish, const char *type, char
 		while (jobs_find(jobs, id));
 		return 0;
 	}
-	if (!id_is_well_formed(wish))
-		return qc_err_set(err, -EINVAL, "Invalid job ID '%.140s'", wish);
-	if (jobs_find(jobs, wish))
-		return qc_err_set(err, -EEXIST, "Job ID '%s' already in use", wish);
+	if (jobs_check_id(jobs, wish, err))
+		return err->code;
 	snprintf(id, QC_MAX_JOB_ID + 1, "%s", wish);
 	return 0;
 }
@@ -218,8 +216,7 @@ static void query_run(struct loop *loop, void *arg)
 		.state = job->state, .io_status = job->io_status,
 		.user_paused = job->user_paused, .speed = job->speed, .done = job->done,
 		.total = job->total, .rate = job->rate, .err = job->err,
-		.busy = job->working && !job->ended && job->state != JOB_PAUSED &&
-			job->state != JOB_STANDBY,
+		.busy = job->working && !job->ended && job->state == JOB_RUNNING,
 	};
 	left = info->total > info->done ? info->total - info->done : 0;
 	if (info->rate)

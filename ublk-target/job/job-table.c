@@ -34,7 +34,7 @@ static const bool verb_table[JOB_NR_VERBS][JOB_NR_STATES] = {
 	[JOB_VERB_PAUSE] =     { 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0 },
 	[JOB_VERB_RESUME] =    { 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0 },
 	[JOB_VERB_SET_SPEED] = { 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0 },
-	[JOB_VERB_COMPLETE] =  { 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 },
+	[JOB_VERB_COMPLETE] =  { 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0 },
 	[JOB_VERB_FINALIZE] =  { 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0 },
 	[JOB_VERB_DISMISS] =   { 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0 },
 };

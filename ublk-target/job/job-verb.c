@@ -90,10 +90,13 @@ static int complete_fn(struct verb_call *call)
 
 	if (ret)
 		return ret;
-	if (job->pause_count || job->cancelled || job->ended || !job->type->complete)
+	if (job->cancelled || job->ended || !job->type->complete)
 		return qc_err_set(call->err, -EBUSY,
 				  "The active block job '%s' cannot be completed", job->id);
-	job->type->complete(job);
+	if (job->pause_count)
+		job->completing = true;
+	else
+		job->type->complete(job);
 	return 0;
 }
 

@@ -106,6 +106,13 @@ void job_do_pause(struct job *job)
 	job->type->pause(job);
 }
 
+static void job_go_on(struct job *job)
+{
+	job->type->resume(job);
+	if (job->completing && !job->ended)
+		job->type->complete(job);
+}
+
 void job_paused(struct job *job)
 {
 	if (!job->pausing || job->ended)
@@ -115,7 +122,7 @@ void job_paused(struct job *job)
 		job_rest(job);
 		return;
 	}
-	job->type->resume(job);
+	job_go_on(job);
 }
 
 /* Out of PAUSED or STANDBY, and on. */
@@ -128,7 +135,7 @@ static void job_wake(struct job *job)
 	if (!job->working)
 		job_work(job);
 	else
-		job->type->resume(job);
+		job_go_on(job);
 }
 
 void job_do_resume(struct job *job)
@@ -222,6 +229,7 @@ void job_end(struct job *job, int ret)
 	job->ended = true;
 	job->pausing = false;
 	job->ret = ret;
+	job->force_cancel |= job->cancelled && ret == -ECANCELED; /* it was given up */
 	leave_rest(job);
 	if (ret || job_is_cancelled(job)) {
 		job_conclude(job);
@@ -262,6 +270,7 @@ void job_do_cancel(struct job *job, bool force)
 		return;
 	}
 	job->cancelled = true;
+	job->completing = false;
 	if (!job->working) { /* paused before it began */
 		job->force_cancel = true;
 		job_end(job, -ECANCELED);

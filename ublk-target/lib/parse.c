@@ -148,3 +148,13 @@ int parse_choice(const char *what, const char *text, const char *const *choices,
 	return qc_err_set(err, -EINVAL, "%s: value not known (%s), expected one of %s", what, text,
 			  list);
 }
+
+bool parse_is_id(const char *text, u32 longest)
+{
+	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				      "0123456789-._";
+	size_t len = strlen(text);
+
+	return len && len <= longest && strspn(text, allowed) == len &&
+	       strchr(allowed, *text) < strchr(allowed, '0');
+}
