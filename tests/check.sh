@@ -179,6 +179,7 @@ native() {
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"
+	run qsd 120 tests/control/qsd.py --build "$build"
 	run full 120 tests/control/full.py --build "$build"
 	run door 200 tests/door/door.py --qchaind "$build/qchaind"
 	run_units "$build" unit-

@@ -515,11 +515,6 @@ static void signals_stop(struct loop *loop, void *arg)
 
 /* ---- start and stop --------------------------------------------------------- */
 
-static void raise_event(void *arg, const char *name, json_object *data_owned)
-{
-	qmp_event(name, data_owned);
-}
-
 static int create_loop(struct daemon *daemon, struct qc_err *err)
 {
 	struct io_engine *io;
@@ -528,7 +523,7 @@ static int create_loop(struct daemon *daemon, struct qc_err *err)
 	if (ret == 0)
 		ret = loop_create("control", io, &daemon->loop);
 	if (ret == 0)
-		ret = jobs_create(daemon->loop, raise_event, NULL, &daemon->jobs);
+		ret = jobs_create(daemon->loop, qmp_target_event, NULL, &daemon->jobs);
 	if (ret)
 		qc_err_set(err, ret, "start: io_uring not available (%s), must be allowed "
 				     "(sysctl kernel.io_uring_disabled=0)", strerror(-ret));
@@ -570,7 +565,7 @@ static int open_target(struct daemon *daemon, struct arguments *args, struct qc_
 	ret = target_create("qcow2-chain", args->nr_words, args->words, &daemon->target, err);
 	signals_mask(SIG_UNBLOCK);
 	if (ret == 0)
-		target_set_event(daemon->target, raise_event, NULL);
+		target_set_event(daemon->target, qmp_target_event, NULL);
 	if (ret && signals_take())
 		qc_err_prefix(err, "start: ended by a signal while waiting");
 	return ret;

@@ -50,6 +50,12 @@ struct chain_open_options {
 int chain_open(const char *top, const struct chain_open_options *options,
 	       struct chain **result, struct qc_err *err);
 void chain_close(struct chain *chain);
+/*
+ * chain_reopen - the layers of @of from @depth on, once more and read-only
+ * Through their descriptors: no path is looked up (rule E1), and node names stay. -EBUSY:
+ * one of them is being written, by @of too. The caller sees to it that @of does not change.
+ */
+int chain_reopen(const struct chain *of, u32 depth, struct chain **result, struct qc_err *err);
 
 /* The lowest common I/O rules of all layers (rule A5). */
 u32 chain_block_bytes(const struct chain *chain);

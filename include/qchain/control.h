@@ -164,7 +164,9 @@ struct daemon {
 	struct jobs *jobs; /* long operations */
 
 	u32 nr_exports;
-	struct transport *exports[QC_MAX_EXPORTS];
+	struct transport *exports[QC_MAX_EXPORTS]; /* of the target, or of a node of it */
+	char *nbd_path; /* socket of QMP's NBD server; NULL: not started */
+	struct transport *nbd_export; /* that was started on it; it may have gone */
 	bool stopped; /* daemon_stop() has ended all exports */
 	const char *reason; /* why, in QMP's words */
 	int exit_status;
@@ -175,6 +177,17 @@ void daemon_resized(struct daemon *daemon);
 /* Create and start one export; it is usable when this returns 0. */
 int daemon_add_export(struct daemon *daemon, const struct export_options *options,
 		      struct qc_err *err);
+
+/*
+ * daemon_start_export - start @t_owned, called @id from now on, which is destroyed if it
+ * cannot be; a target of its own stays the caller's then, and else goes with it
+ * daemon_end_export - stop and forget the export at @index; @force: also while it is used
+ */
+int daemon_start_export(struct daemon *daemon, struct transport *t_owned, const char *id,
+			struct qc_err *err);
+int daemon_end_export(struct daemon *daemon, u32 index, bool force, struct qc_err *err);
+/* Its clients, as far as it counts them. */
+s64 daemon_export_clients(const struct transport *t);
 
 /* Does nobody use an export, and no job run? Else -EBUSY with @err that names who. */
 int daemon_check_unused(const struct daemon *daemon, struct qc_err *err);
@@ -224,5 +237,7 @@ void qmp_server_destroy(struct qmp_server *server);
  * control thread it is sent at once, before a reply that is under way.
  */
 void qmp_event(const char *name, json_object *data_owned);
+/* The same, as a target_event_fn and a jobs_event_fn. */
+void qmp_target_event(void *arg, const char *name, json_object *data_owned);
 
 #endif

@@ -133,6 +133,17 @@ int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);
 
 /*
+ * chain_show - a layer and all below it as a read-only target of its own
+ * @node: its node name
+ *
+ * With descriptors, map and threads of its own: whatever becomes of @ti, it shows the same
+ * as long as the images do, and its locks keep everybody from writing them. No job may work
+ * on @ti meanwhile. Control thread; target_destroy() ends it. -EBUSY: the layer is the
+ * active one, or still being sealed after a second.
+ */
+int chain_show(struct target *ti, const char *node, struct target **result, struct qc_err *err);
+
+/*
  * chain_set_write_threshold - BLOCK_WRITE_THRESHOLD, once, when the layer called @node
  * takes a cluster that ends beyond @bytes of its container; 0: no event
  * As block-set-write-threshold on the protocol node of an image in QEMU: whoever makes

@@ -111,7 +111,7 @@ class Qmp:
                 return line
             self.events.append(line)
 
-    def command(self, name, **arguments):
+    def command(self, name, /, **arguments):
         request = {"execute": name}
         if arguments:
             request["arguments"] = arguments

@@ -564,9 +564,9 @@ def test_full(place):
 
 
 COMMIT_REFUSED = (
-    ({"device": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
-    ({"top_node": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
-    ({"base_node": "nope"}, "Cannot find device='nope' nor node-name='nope'"),
+    ({"device": "nope"}, "Device 'nope' not found"),
+    ({"top_node": "nope"}, "Cannot find device='' nor node-name='nope'"),
+    ({"base_node": "nope"}, "Cannot find device='' nor node-name='nope'"),
     ({"top": "sn1.qcow2"}, "'top-node' and 'top' are mutually exclusive"),
     ({"base": "sn1.qcow2"}, "'base-node' and 'base' are mutually exclusive"),
     ({"top_node": "sn1.qcow2", "base_node": "sn1.qcow2"}, "cannot commit an image into itself"),

@@ -17,6 +17,7 @@
  * qmp-threshold.c block-set-write-threshold
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
+ * qmp-export.c    exports that come and go
  * qmp-fdset.c     descriptors brought in
  * watchdog.c      loops that do not go on, told from a thread of its own
  * qmp-event.c     events from any thread to the connections
@@ -28,6 +29,7 @@
 #define QMP_GENERIC_ERROR "GenericError"
 #define QMP_COMMAND_NOT_FOUND "CommandNotFound"
 #define QMP_DEVICE_NOT_ACTIVE "DeviceNotActive"
+#define QMP_DEVICE_NOT_FOUND "DeviceNotFound"
 
 /*
  * struct qmp_call - one command under way
@@ -85,10 +87,12 @@ int qmp_query_version(struct qmp_call *call, struct qc_err *err);
 int qmp_query_commands(struct qmp_call *call, struct qc_err *err);
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err);
 int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err);
-/* The nodes of the target, the active layer first; empty where it has none. */
-json_object *qmp_nodes(struct daemon *daemon);
-/* All that the target says of itself. */
-json_object *qmp_target_status(struct daemon *daemon);
+/* The nodes of @target, the active layer first; empty where it has none. */
+json_object *qmp_nodes(struct target *target);
+/* The name of the first of them; NULL: none. */
+json_object *qmp_top_node(struct target *target);
+/* All that @target says of itself. */
+json_object *qmp_target_status(struct target *target);
 void qmp_add_default(json_object *object, const char *key, json_object *value_owned);
 
 /* ---- qmp-status.c ---------------------------------------------------------------- */
@@ -156,6 +160,16 @@ int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_
 
 extern const struct qmp_param qmp_block_resize_params[];
 int qmp_block_resize(struct qmp_call *call, struct qc_err *err);
+
+/* ---- qmp-export.c ------------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_nbd_server_start_params[];
+extern const struct qmp_param qmp_block_export_add_params[];
+extern const struct qmp_param qmp_block_export_del_params[];
+int qmp_nbd_server_start(struct qmp_call *call, struct qc_err *err);
+int qmp_nbd_server_stop(struct qmp_call *call, struct qc_err *err);
+int qmp_block_export_add(struct qmp_call *call, struct qc_err *err);
+int qmp_block_export_del(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-fdset.c -------------------------------------------------------------------- */
 

@@ -20,13 +20,15 @@ static bool export_is_ublk(const struct transport *t)
 	return strcmp(t->ops->name, "ublk") == 0;
 }
 
-static void name_export(struct daemon *daemon, struct transport *t)
+/* "nbd0", "nbd1", ..: those of the command line, which come first. */
+static void name_export(const struct daemon *daemon, const struct transport *t, char *id,
+			size_t bytes)
 {
 	u32 same = 0;
 
 	for (u32 i = 0; i < daemon->nr_exports; i++)
 		same += strcmp(daemon->exports[i]->ops->name, t->ops->name) == 0;
-	snprintf(t->id, sizeof(t->id), "%s%u", t->ops->name, same);
+	snprintf(id, bytes, "%s%u", t->ops->name, same);
 }
 
 static int create_export(struct daemon *daemon, const struct export_options *options,
@@ -41,26 +43,36 @@ static int create_export(struct daemon *daemon, const struct export_options *opt
 	return nbd_create(daemon->target, &nbd, result, err);
 }
 
+int daemon_start_export(struct daemon *daemon, struct transport *t_owned, const char *id,
+			struct qc_err *err)
+{
+	int ret = 0;
+
+	if (daemon->nr_exports == QC_MAX_EXPORTS)
+		ret = qc_err_set(err, -ENOSPC, "%s: too many exports (%u), at most %u", id,
+				 daemon->nr_exports + 1, QC_MAX_EXPORTS);
+	snprintf(t_owned->id, sizeof(t_owned->id), "%s", id);
+	if (!ret)
+		ret = t_owned->ops->start(t_owned, err);
+	if (ret) {
+		t_owned->ops->destroy(t_owned);
+		return ret;
+	}
+	daemon->exports[daemon->nr_exports++] = t_owned;
+	return 0;
+}
+
 int daemon_add_export(struct daemon *daemon, const struct export_options *options,
 		      struct qc_err *err)
 {
+	char id[sizeof(daemon->exports[0]->id)];
 	struct transport *t;
-	int ret;
+	int ret = create_export(daemon, options, &t, err);
 
-	if (daemon->nr_exports == QC_MAX_EXPORTS)
-		return qc_err_set(err, -ENOSPC, "--export: too many exports (%u), at most %u",
-				  daemon->nr_exports + 1, QC_MAX_EXPORTS);
-	ret = create_export(daemon, options, &t, err);
 	if (ret)
 		return ret;
-	name_export(daemon, t);
-	ret = t->ops->start(t, err);
-	if (ret) {
-		t->ops->destroy(t);
-		return ret;
-	}
-	daemon->exports[daemon->nr_exports++] = t;
-	return 0;
+	name_export(daemon, t, id, sizeof(id));
+	return daemon_start_export(daemon, t, id, err);
 }
 
 void daemon_resized(struct daemon *daemon)
@@ -97,16 +109,29 @@ static void event_shutdown(const char *reason)
 static void forget_export(struct daemon *daemon, u32 index)
 {
 	struct transport *t = daemon->exports[index];
+	struct target *target = t->target;
 
 	event_export_deleted(t);
+	if (daemon->nbd_export == t)
+		daemon->nbd_export = NULL;
 	t->ops->destroy(t);
+	if (target != daemon->target)
+		target_destroy(target);
 	daemon->nr_exports--;
 	memmove(daemon->exports + index, daemon->exports + index + 1,
 		(daemon->nr_exports - index) * sizeof(daemon->exports[0]));
 }
 
-/* Clients of @t, as far as it counts them. */
-static s64 export_clients(const struct transport *t)
+int daemon_end_export(struct daemon *daemon, u32 index, bool force, struct qc_err *err)
+{
+	int ret = daemon->exports[index]->ops->stop(daemon->exports[index], force, err);
+
+	if (!ret)
+		forget_export(daemon, index);
+	return ret;
+}
+
+s64 daemon_export_clients(const struct transport *t)
 {
 	json_object *status = json_object_new_object(), *clients;
 	s64 nr = 0;
@@ -130,7 +155,7 @@ static int check_unused(const struct daemon *daemon, struct qc_err *err)
 				  "cancel it", job->id, job->type->name);
 
 	for (u32 i = 0; i < daemon->nr_exports; i++) {
-		clients = export_clients(daemon->exports[i]);
+		clients = daemon_export_clients(daemon->exports[i]);
 		if (clients)
 			return qc_err_set(err, -EBUSY,
 					  "%s: in use by %lld client%s, expected none; disconnect "
@@ -153,22 +178,19 @@ int daemon_check_unused(const struct daemon *daemon, struct qc_err *err)
 static int stop_exports(struct daemon *daemon, enum stop_mode mode, bool ublk, struct qc_err *err)
 {
 	bool force = mode == STOP_FORCE || (mode == STOP_SIGNAL && !ublk);
-	struct transport *t;
 	int ret;
 
 	/* What waits for space would hold up the stop for ever (rule E2). */
 	if (force)
 		target_presuspend(daemon->target);
 	for (u32 i = 0; i < daemon->nr_exports;) {
-		t = daemon->exports[i];
-		if (export_is_ublk(t) != ublk) {
+		if (export_is_ublk(daemon->exports[i]) != ublk) {
 			i++;
 			continue;
 		}
-		ret = t->ops->stop(t, force, err);
+		ret = daemon_end_export(daemon, i, force, err);
 		if (ret)
 			return ret;
-		forget_export(daemon, i);
 	}
 	return 0;
 }
@@ -221,6 +243,7 @@ void daemon_exit(struct daemon *daemon)
 	daemon->jobs = NULL;
 	qmp_blockdevs_free(daemon);
 	qmp_fdsets_free(daemon);
+	free(daemon->nbd_path);
 	target_destroy(daemon->target);
 	daemon->target = NULL;
 	if (daemon->qmp)

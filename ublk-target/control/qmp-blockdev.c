@@ -123,6 +123,12 @@ bool qmp_names_layer(struct daemon *daemon, const char *name)
 	return found;
 }
 
+static int no_node(const char *name, struct qc_err *err)
+{
+	return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'", name,
+			  name);
+}
+
 static int check_name(struct daemon *daemon, const char *name, struct qc_err *err)
 {
 	if (!name)
@@ -144,13 +150,12 @@ static int find_file(struct daemon *daemon, json_object *arguments, const char *
 	struct qmp_blockdev *node;
 
 	if (!json_object_object_get_ex(arguments, "file", &file))
-		return qc_err_set(err, -EINVAL, "A block device must be specified for \"file\"");
+		return qc_err_set(err, -EINVAL, "Parameter 'file' is missing");
 	if (json_object_is_type(file, json_type_string)) {
 		name = json_object_get_string(file);
 		node = *find(daemon, name);
 		if (!node || node->img)
-			return qc_err_set(err, -ENOENT, "Cannot find device='' nor "
-					  "node-name='%.80s'", name);
+			return no_node(name, err);
 		*result = node->filename;
 		return 0;
 	}
@@ -175,18 +180,14 @@ static int check_backing(json_object *arguments, struct qc_err *err)
 			  "new overlay is the active layer");
 }
 
-static int open_image(struct daemon *daemon, struct qmp_blockdev *node, const char *driver,
+static int open_image(struct daemon *daemon, struct qmp_blockdev *node, enum image_format format,
 		      struct qc_err *err)
 {
 	char path[PATH_MAX];
 	const char *shown;
-	enum image_format format;
 	struct io_dev *dev;
 	int ret;
 
-	if (image_format_parse(driver, &format))
-		return qc_err_set(err, -EINVAL, "Parameter 'driver' does not accept value '%.80s'",
-				  driver);
 	ret = qmp_fdset_path(daemon, node->filename, path, sizeof(path), &shown, err);
 	if (!ret)
 		ret = io_dev_open(path, IO_DEV_WRITE, &dev, err);
@@ -206,8 +207,14 @@ static int blockdev_add(struct qmp_call *call, const char *driver, const char *n
 			struct qmp_blockdev *node, struct qc_err *err)
 {
 	const char *filename = text_of(call->arguments, "filename");
-	int ret = check_name(call->daemon, name, err);
+	enum image_format format = IMAGE_RAW;
+	int ret = 0;
 
+	if (!is_protocol(driver) && image_format_parse(driver, &format))
+		ret = qc_err_set(err, -EINVAL, "Parameter 'driver' does not accept value '%.80s'",
+				 driver);
+	if (!ret)
+		ret = check_name(call->daemon, name, err);
 	if (!ret)
 		ret = check_backing(call->arguments, err);
 	if (!ret && !is_protocol(driver))
@@ -220,7 +227,7 @@ static int blockdev_add(struct qmp_call *call, const char *driver, const char *n
 	node->filename = strdup(filename);
 	if (!node->filename)
 		return -ENOMEM;
-	return is_protocol(driver) ? 0 : open_image(call->daemon, node, driver, err);
+	return is_protocol(driver) ? 0 : open_image(call->daemon, node, format, err);
 }
 
 int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err)
@@ -273,11 +280,9 @@ static int find_overlay(struct daemon *daemon, const char *node, const char *ove
 		return ret;
 	at = find(daemon, overlay);
 	if (!qmp_names_layer(daemon, node))
-		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
-				  node);
+		return no_node(node, err);
 	if (!*at || !(*at)->img)
-		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
-				  overlay);
+		return no_node(overlay, err);
 	*result = at;
 	return 0;
 }

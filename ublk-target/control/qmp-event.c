@@ -61,3 +61,8 @@ void qmp_event(const char *name, json_object *data_owned)
 	else
 		loop_send(loop, &event->msg, event_send);
 }
+
+void qmp_target_event(void *arg, const char *name, json_object *data_owned)
+{
+	qmp_event(name, data_owned);
+}

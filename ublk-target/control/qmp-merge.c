@@ -106,6 +106,35 @@ int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_
 			  "for it, or cancel it", what, job->id, job->type->name);
 }
 
+static bool shows(struct target *target, const char *node)
+{
+	json_object *nodes = qmp_nodes(target), *name;
+	bool found = !node;
+
+	for (u32 i = 0; i < json_object_array_length(nodes) && !found; i++)
+		found = json_object_object_get_ex(json_object_array_get_idx(nodes, i), "node-name",
+						  &name) &&
+			!strcmp(json_object_get_string(name), node);
+	json_object_put(nodes);
+	return found;
+}
+
+/* Rule D3: layer @node (NULL: the lowest) is written; one that is named by its file is locked. */
+static int check_not_shown(const struct qmp_call *call, const char *node, struct qc_err *err)
+{
+	const struct daemon *daemon = call->daemon;
+
+	for (u32 i = 0; i < daemon->nr_exports; i++) {
+		struct transport *t = daemon->exports[i];
+
+		if (t->target != daemon->target && shows(t->target, node))
+			return qc_err_set(err, -EBUSY, "%s: export '%s' shows it, must not be "
+					  "written meanwhile; remove that export first",
+					  node ? node : "the lowest layer", t->id);
+	}
+	return 0;
+}
+
 static int check_base(const struct qmp_call *call, struct qc_err *err)
 {
 	if (text_of(call, "base") && text_of(call, "base-node"))
@@ -134,6 +163,8 @@ static int run_merge(struct qmp_call *call,
 		ret = qmp_check_no_merge(call->daemon, text_of(call, "device"), err);
 	if (!ret && !options.id)
 		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
+	if (!ret) /* before anything is prepared for it */
+		ret = jobs_check_id(call->daemon->jobs, options.id, err);
 	if (!ret)
 		ret = create(call, &options, &job, err);
 	if (!ret)
@@ -160,6 +191,8 @@ int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
 {
 	int ret = check_base(call, err);
 
+	if (!ret)
+		ret = check_not_shown(call, text_of(call, "device"), err);
 	return ret ? ret : run_merge(call, create_stream, err);
 }
 
@@ -190,7 +223,14 @@ static int create_commit(struct qmp_call *call, const struct job_options *job_op
 
 int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
 {
+	const char *device = text_of(call, "device");
 	int ret = check_range(call, err);
 
+	if (!ret && !qmp_names_layer(call->daemon, device)) {
+		call->error_class = QMP_DEVICE_NOT_FOUND;
+		return qc_err_set(err, -ENOENT, "Device '%.80s' not found", device);
+	}
+	if (!ret && !text_of(call, "base"))
+		ret = check_not_shown(call, text_of(call, "base-node"), err);
 	return ret ? ret : run_merge(call, create_commit, err);
 }

@@ -35,18 +35,18 @@ int qmp_query_commands(struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
-json_object *qmp_target_status(struct daemon *daemon)
+json_object *qmp_target_status(struct target *target)
 {
 	json_object *status = json_object_new_object();
 
 	if (!watchdog_sees_hang())
-		target_status(daemon->target, status);
+		target_status(target, status);
 	return status;
 }
 
-json_object *qmp_nodes(struct daemon *daemon)
+json_object *qmp_nodes(struct target *target)
 {
-	json_object *status = qmp_target_status(daemon), *list;
+	json_object *status = qmp_target_status(target), *list;
 
 	if (json_object_object_get_ex(status, "nodes", &list))
 		json_object_get(list);
@@ -83,7 +83,7 @@ static void add_node_defaults(json_object *node)
 
 int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err)
 {
-	json_object *nodes = qmp_nodes(call->daemon);
+	json_object *nodes = qmp_nodes(call->daemon->target);
 
 	for (u32 i = 0; i < json_object_array_length(nodes); i++)
 		add_node_defaults(json_object_array_get_idx(nodes, i));
@@ -91,22 +91,21 @@ int qmp_query_named_block_nodes(struct qmp_call *call, struct qc_err *err)
 	return 0;
 }
 
-/* The name of the node that the exports show: the first, the active layer's. */
-static json_object *top_node_name(json_object *nodes)
+json_object *qmp_top_node(struct target *target)
 {
-	json_object *name = NULL;
+	json_object *nodes = qmp_nodes(target), *name = NULL;
 
 	if (json_object_array_length(nodes) > 0)
 		json_object_object_get_ex(json_object_array_get_idx(nodes, 0), "node-name",
 					  &name);
-	return name ? json_object_get(name) : NULL;
+	name = json_object_get(name);
+	json_object_put(nodes);
+	return name;
 }
 
 int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err)
 {
-	json_object *nodes = qmp_nodes(call->daemon);
-	json_object *name = top_node_name(nodes);
-	json_object *export;
+	json_object *export, *name;
 
 	call->result = json_object_new_array();
 	for (u32 i = 0; i < call->daemon->nr_exports; i++) {
@@ -114,11 +113,10 @@ int qmp_query_block_exports(struct qmp_call *call, struct qc_err *err)
 
 		export = json_object_new_object();
 		t->ops->status(t, export);
+		name = qmp_top_node(t->target);
 		if (name)
-			json_object_object_add(export, "node-name", json_object_get(name));
+			json_object_object_add(export, "node-name", name);
 		json_object_array_add(call->result, export);
 	}
-	json_object_put(name);
-	json_object_put(nodes);
 	return 0;
 }

@@ -74,7 +74,7 @@ int qmp_query_blockstats(struct qmp_call *call, struct qc_err *err)
 {
 	static const struct target_stats none;
 	struct target_stats device;
-	json_object *nodes = qmp_nodes(call->daemon);
+	json_object *nodes = qmp_nodes(call->daemon->target);
 	u64 now_ns = loop_now_ns(call->daemon->loop);
 
 	target_get_stats(call->daemon->target, &device);

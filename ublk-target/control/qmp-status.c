@@ -127,7 +127,7 @@ static json_object *top_path(struct daemon *daemon, json_object *status)
 /* What the loops say, if all of them can. */
 static json_object *loops_status(struct daemon *daemon)
 {
-	json_object *status = qmp_target_status(daemon);
+	json_object *status = qmp_target_status(daemon->target);
 	struct request_report report = { 0 };
 
 	if (watchdog_sees_hang())

@@ -332,6 +332,73 @@ int chain_open(const char *top, const struct chain_open_options *options,
 	return 0;
 }
 
+/* ---- once more ----------------------------------------------------------- */
+
+/* Messages know @dev by its own path. */
+static int reopen_dev(const struct io_dev *dev, struct io_dev **result, struct qc_err *err)
+{
+	char link[64];
+	char *path = strdup(dev->path);
+	int ret;
+
+	if (!path)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", dev->path);
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", dev->fd);
+	ret = io_dev_open(link, 0, result, err);
+	if (ret) {
+		free(path);
+		return qc_err_prefix(err, "%s", dev->path);
+	}
+	free((*result)->path);
+	(*result)->path = path;
+	return 0;
+}
+
+static int reopen_layer(const struct chain_layer *from, struct chain_layer *result,
+			struct qc_err *err)
+{
+	struct io_dev *dev;
+	int ret = reopen_dev(from->img->dev, &dev, err);
+
+	if (!ret)
+		ret = image_open(dev, from->img->format, 0, &result->img, err);
+	if (ret)
+		return ret;
+	if (from->img->data_dev)
+		ret = reopen_dev(from->img->data_dev, &result->img->data_dev, err);
+	memcpy(result->node_name, from->node_name, sizeof(result->node_name));
+	result->path = strdup(from->path);
+	if (!ret && !result->path)
+		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", from->path);
+	return ret;
+}
+
+int chain_reopen(const struct chain *of, u32 depth, struct chain **result, struct qc_err *err)
+{
+	struct chain *chain = calloc(1, sizeof(*chain));
+	u32 nr = of->nr_layers - depth;
+	int ret = 0;
+
+	if (chain)
+		chain->layers = calloc(nr, sizeof(*chain->layers));
+	if (!chain || !chain->layers) {
+		chain_close(chain);
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", of->layers[depth].path);
+	}
+	chain->read_only = true;
+	for (; !ret && chain->nr_layers < nr; chain->nr_layers += !ret)
+		ret = reopen_layer(&of->layers[depth + chain->nr_layers],
+				   &chain->layers[chain->nr_layers], err);
+	if (ret) {
+		chain->nr_layers++; /* what is open of the last one */
+		chain_close(chain);
+		return ret;
+	}
+	chain->virtual_size = chain->layers[0].img->virtual_size;
+	*result = chain;
+	return 0;
+}
+
 void chain_close(struct chain *chain)
 {
 	if (!chain)

@@ -377,12 +377,12 @@ static int find_range(const struct chain *chain, const struct chain_commit_optio
 	*top = 0;
 	*base = chain->nr_layers - 1;
 	if (o->top_node && !merge_find_node(chain, o->top_node, top))
-		return merge_no_node(o->top_node, err);
+		return merge_no_layer(o->top_node, err);
 	if (o->top && strcmp(chain->layers[0].path, o->top) &&
 	    !merge_find_file(chain, o->top, top))
 		return qc_err_set(err, -ENOENT, "Top image file %.200s not found", o->top);
 	if (o->base_node && !merge_find_node(chain, o->base_node, base))
-		return merge_no_node(o->base_node, err);
+		return merge_no_layer(o->base_node, err);
 	if (o->base && !merge_find_file(chain, o->base, base))
 		return qc_err_set(err, -ENOENT, "Can't find '%.200s' in the backing chain",
 				  o->base);

@@ -412,6 +412,11 @@ int merge_no_node(const char *name, struct qc_err *err)
 			  name);
 }
 
+int merge_no_layer(const char *name, struct qc_err *err)
+{
+	return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'", name);
+}
+
 bool merge_find_node(const struct chain *chain, const char *name, u32 *depth)
 {
 	for (*depth = 0; *depth < chain->nr_layers; (*depth)++)
@@ -441,8 +446,7 @@ static int find_base(const struct chain *chain, const struct chain_stream_option
 		return qc_err_set(err, -ENOENT, "Can't find '%.200s' in the backing chain",
 				  o->base);
 	if (node && !merge_find_node(chain, node, base))
-		return qc_err_set(err, -ENOENT, "Cannot find device='' nor node-name='%.80s'",
-				  node);
+		return merge_no_layer(node, err);
 	if (*base <= into)
 		return qc_err_set(err, -EINVAL, "Node '%.80s' is not a backing image of '%s'",
 				  chain->layers[*base].node_name, chain->layers[into].node_name);

@@ -68,7 +68,9 @@ int merge_forget(struct merge *m, u32 first, u32 nr);
 /* By node name; by path, or as the layer above names it. */
 bool merge_find_node(const struct chain *chain, const char *name, u32 *depth);
 bool merge_find_file(const struct chain *chain, const char *name, u32 *depth);
+/* Nothing is called @name: a device or node; a node only. -ENOENT, in QEMU's words. */
 int merge_no_node(const char *name, struct qc_err *err);
+int merge_no_layer(const char *name, struct qc_err *err);
 
 /* ---- chain-commit.c ------------------------------------------------------------- */
 

@@ -223,6 +223,14 @@ void writer_corrupt(struct writer *w, u64 host, const char *what);
 /* meta_ops.failed: the device turns read-only. */
 void writer_failed(void *arg, int error);
 
+/* ---- target-chain.c: a chain is served ----------------------------------------------- */
+
+/* Empty; chain_free() also of what chain_serve() could not do. */
+struct chain_target *chain_alloc(struct target *ti);
+void chain_free(struct chain_target *ct);
+/* Of open images, ct->chain: layers, map, loops; then @ct is its target's. */
+int chain_serve(struct chain_target *ct, u64 cache_bytes, struct qc_err *err);
+
 /* ---- chain-writer.c: an image is opened for writing, and closed again --------------- */
 
 /*

@@ -26,6 +26,7 @@
  *   an overlay becomes the active layer                   chain-switch.c, chain-layers.c
  *   the log of a daemon that died                         chain-replay.c
  *   several devices at one instant                        chain-hold.c
+ *   a layer below the active one as a target of its own   chain-show.c
  */
 
 #define META_RING_ENTRIES 1024u
@@ -430,7 +431,7 @@ static int chain_suspend(struct target *ti, struct qc_err *err)
 	return 0;
 }
 
-static void chain_free(struct chain_target *ct)
+void chain_free(struct chain_target *ct)
 {
 	struct writer *w, *tmp;
 	u32 i;
@@ -501,6 +502,30 @@ static int open_log(struct chain_target *ct, const struct chain_words *w, struct
 
 /* ---- building --------------------------------------------------------------------- */
 
+int chain_serve(struct chain_target *ct, u64 cache_bytes, struct qc_err *err)
+{
+	int ret;
+
+	check_block_size(ct);
+	ret = chain_make_layers(ct);
+	if (!ret)
+		ret = map_init(&ct->map, ct->chain->virtual_size, window_bits(ct->chain),
+			       cache_bytes, ct->map.table);
+	if (ret)
+		return qc_err_set(err, ret, "%s: out of memory", ct->chain->layers[0].path);
+	ret = make_loops(ct, err);
+	if (!ret && !ct->chain->read_only)
+		ret = writer_open(ct, ct->map.table->by_id[ct->map.table->write_layer],
+				  ct->chain->nr_layers > 1, &ct->active, err);
+	if (!ret)
+		ret = start_loops(ct, err);
+	if (ret)
+		return ret;
+	ct->ti->private = ct;
+	ct->ti->size_bytes = ALIGN_DOWN(ct->map.size_bytes, chain_block_bytes(ct->chain));
+	return 0;
+}
+
 static int chain_build(struct chain_target *ct, const char *top, struct chain_words *w,
 		       struct qc_err *err)
 {
@@ -510,25 +535,12 @@ static int chain_build(struct chain_target *ct, const char *top, struct chain_wo
 		ret = open_chain(ct, top, w, err);
 	if (!ret)
 		ret = chain_seal_late(ct, top, &w->open, err);
-	if (ret)
-		return ret;
-	check_block_size(ct);
 	ct->on_full = w->on_full;
 	ct->warm.state = w->warm ? WARM_RUNNING : WARM_OFF;
-	ret = chain_make_layers(ct);
-	if (!ret)
-		ret = map_init(&ct->map, ct->chain->virtual_size, window_bits(ct->chain),
-			       w->cache_bytes, ct->map.table);
-	if (ret)
-		return qc_err_set(err, ret, "%s: out of memory", top);
-	ret = make_loops(ct, err);
-	if (!ret && !ct->chain->read_only)
-		ret = writer_open(ct, ct->map.table->by_id[ct->map.table->write_layer],
-				  ct->chain->nr_layers > 1, &ct->active, err);
-	return ret ? ret : start_loops(ct, err);
+	return ret ? ret : chain_serve(ct, w->cache_bytes, err);
 }
 
-static struct chain_target *chain_alloc(struct target *ti)
+struct chain_target *chain_alloc(struct target *ti)
 {
 	struct chain_target *ct = calloc(1, sizeof(*ct));
 
@@ -564,13 +576,8 @@ static int chain_ctr(struct target *ti, int argc, char **argv, struct qc_err *er
 		goto out;
 	ct = chain_alloc(ti);
 	ret = ct ? chain_build(ct, argv[0], &w, err) : -ENOMEM;
-	if (ret) {
-		if (ct)
-			chain_free(ct);
-		goto out;
-	}
-	ti->private = ct;
-	ti->size_bytes = ALIGN_DOWN(ct->map.size_bytes, chain_block_bytes(ct->chain));
+	if (ret && ct)
+		chain_free(ct);
 out:
 	free(w.open.policy.allow_dirs);
 	return ret;

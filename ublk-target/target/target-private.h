@@ -10,6 +10,12 @@ extern const struct target_type target_zero;
 extern const struct target_type target_error;
 extern const struct target_type target_chain;
 
+/* ---- target.c --------------------------------------------------------------- */
+
+/* What target_create() does before and after ctr. free() undoes the first one. */
+struct target *target_alloc(const struct target_type *type);
+void target_ask_limits(struct target *ti);
+
 /* ---- target-stats.c -------------------------------------------------------- */
 
 /* Give @loop its counters; take them away again, into the target's sum. */

@@ -25,8 +25,13 @@ static const struct target_type *target_find(const char *name)
 	return NULL;
 }
 
-static void target_default_limits(struct target *ti)
+struct target *target_alloc(const struct target_type *type)
 {
+	struct target *ti = calloc(1, sizeof(*ti));
+
+	if (!ti)
+		return NULL;
+	ti->type = type;
 	ti->limits = (struct target_limits){
 		.logical_block = SECTOR_SIZE,
 		.physical_block = 4096,
@@ -34,37 +39,38 @@ static void target_default_limits(struct target *ti)
 		.io_opt = 64 * KiB,
 		.dma_align_mask = SECTOR_SIZE - 1,
 	};
+	CDS_INIT_LIST_HEAD(&ti->attached);
+	return ti;
 }
 
-int target_create(const char *type, int argc, char **argv, struct target **result,
+void target_ask_limits(struct target *ti)
+{
+	if (ti->type->limits)
+		ti->type->limits(ti, &ti->limits);
+}
+
+int target_create(const char *name, int argc, char **argv, struct target **result,
 		  struct qc_err *err)
 {
+	const struct target_type *type = target_find(name);
 	struct target *ti;
 	int ret;
 
-	ti = calloc(1, sizeof(*ti));
+	if (!type)
+		return qc_err_set(err, -EINVAL,
+				  "%s: unknown target type, expected qcow2-chain, linear, "
+				  "zero or error", name);
+	ti = target_alloc(type);
 	if (!ti)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory", type);
-	ti->type = target_find(type);
-	if (!ti->type) {
-		ret = qc_err_set(err, -EINVAL,
-				 "%s: unknown target type, expected qcow2-chain, linear, "
-				 "zero or error", type);
-		goto err_free;
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", name);
+	ret = type->ctr ? type->ctr(ti, argc, argv, err) : 0;
+	if (ret) {
+		free(ti);
+		return ret;
 	}
-	target_default_limits(ti);
-	CDS_INIT_LIST_HEAD(&ti->attached);
-	ret = ti->type->ctr ? ti->type->ctr(ti, argc, argv, err) : 0;
-	if (ret)
-		goto err_free;
-	if (ti->type->limits)
-		ti->type->limits(ti, &ti->limits);
+	target_ask_limits(ti);
 	*result = ti;
 	return 0;
-
-err_free:
-	free(ti);
-	return ret;
 }
 
 void target_destroy(struct target *ti)
