@@ -2,12 +2,14 @@
 /* qchainctl commit: merge overlays down into a backing layer, served (../merge.c) or not. */
 #include "../job-record.h"
 #include "../merge.h"
+#include "committed.h"
 #include "merge-cost.h"
 #include "merge-run.h"
 #include "restore-points.h"
 #include "standing.h"
 
 #include <errno.h>
+#include <qchain/crash-point.h>
 #include <qchain/edit.h>
 #include <qchain/parse.h>
 #include <stdlib.h>
@@ -25,6 +27,9 @@
  * A kill at any point leaves a chain that reads as before: until 3 everything is
  * still mapped above the base, and after it the base has it all. What the base
  * and the layers between were as restore points is gone from 2 on (rule D2).
+ *
+ * The same command finishes it. After 3 the layers between are no part of the chain
+ * any more, but still stand on the base: which is not written then, only 4 is done.
  */
 
 #define OPTION_TOP 't'
@@ -58,6 +63,7 @@ struct commit {
 	char device[QC_MAX_CHAIN_NAME + 1];
 	char job[QC_MAX_JOB_ID + 1];
 	bool begun; /* written to */
+	bool copied; /* the base has it all: it is not written again */
 	char **spoilt; /* the layers from below top to the base: no restore points any more */
 	u32 nr_spoilt;
 };
@@ -123,6 +129,18 @@ static int check_restore_points(const struct commit *c, struct qc_err *err)
 				    "--drop-snapshots", err);
 }
 
+/* Nobody else stands on what is written, unless nothing has to be. */
+static int check_standing(struct commit *c, struct chain *chain, struct qc_err *err)
+{
+	struct qc_err why = { 0 };
+	int ret = standing_check(chain, c->top + 1, c->base, err);
+
+	if (ret != -EBUSY || c->top || c->base != 1)
+		return ret;
+	c->copied = committed_already(chain, &c->offline, &why) == 1;
+	return c->copied ? 0 : ret;
+}
+
 static int survey(struct commit *c, const char *name, struct qc_err *err)
 {
 	struct chain *chain;
@@ -137,10 +155,10 @@ static int survey(struct commit *c, const char *name, struct qc_err *err)
 		ret = take_spoilt(c, chain, err);
 	if (!ret)
 		ret = check_restore_points(c, err);
-	if (!ret && !c->assume_unshared)
-		ret = standing_check(chain, c->top + 1, c->base, err);
 	if (!ret && offline_allow_chain(&c->offline, chain))
 		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", name);
+	if (!ret && !c->assume_unshared)
+		ret = check_standing(c, chain, err);
 	chain_close(chain);
 	return ret;
 }
@@ -293,6 +311,18 @@ static int record_end(struct commit *c, int ret, struct qc_err *err)
 
 /* ---- one after the other ------------------------------------------------------------------ */
 
+/* Steps 1 and 2. */
+static int fill_base(struct commit *c, struct merge *merge, struct qc_err *err)
+{
+	int ret = image_resize_grow(c->base_path, &c->offline, c->base_format, c->top_bytes, err);
+
+	if (!ret)
+		ret = make_room(c, err);
+	if (!ret)
+		ret = record_begin(c, err);
+	return ret ? ret : move_data(c, merge, err);
+}
+
 /* @changed is held open all the time: nobody else writes it meanwhile. */
 static int commit_steps(struct commit *c, struct image *changed, struct merge *merge,
 			struct qc_err *err)
@@ -303,17 +333,11 @@ static int commit_steps(struct commit *c, struct image *changed, struct merge *m
 		ret = image_check_backing_fits(changed, c->header_name,
 					       image_format_name(c->base_format), err);
 	if (!ret)
-		ret = image_resize_grow(c->base_path, &c->offline, c->base_format, c->top_bytes,
-					err);
-	if (!ret)
-		ret = make_room(c, err);
-	if (!ret)
-		ret = record_begin(c, err);
-	if (!ret)
-		ret = move_data(c, merge, err);
+		ret = c->copied ? record_begin(c, err) : fill_base(c, merge, err);
 	if (!ret && c->header_name)
 		ret = image_set_backing(changed, c->header_name,
 					image_format_name(c->base_format), err);
+	crash_point("commit.pointed");
 	if (!ret && c->top == 0)
 		ret = image_unmap_from(changed, 0, err);
 	return ret;

@@ -13,6 +13,7 @@ from full import Volume
 from harness import expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, up
 from merge import break_compressed
+from qemutools import file_digest
 from records import record_of
 from snapshot import check_all, forget_run, holds, images, tree, wait_sealed
 
@@ -279,6 +280,27 @@ def test_offline(place):
         place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")
         expect_equal(jobs(place), [], f"jobs after {point}")
         judge(place, BEFORE if point == "planned" else AFTER)
+
+
+def test_offline_pointed(place):
+    """Killed when only the active layer was left to be emptied: done, below it nothing is written."""
+    for changed in (False, True):
+        make_device(place)
+        place.ctl("down", "seven")
+        words = ["commit", "./top.3.qcow2", "--base", "top.qcow2", "--drop-snapshots"]
+        done = place.run(place.program("qchainctl"), *words, status=None,
+                         environment=dict(place.environment, QCHAIN_CRASH_POINT="commit.pointed"))
+        expect_equal(done.returncode, -9, "exit status")
+        below = [place.path(name) for name in ("top.2.qcow2", "top.1.qcow2", "top.qcow2")]
+        place.ctl("check", "--repair", "--force", below[2])
+        before = [file_digest(path) for path in below]
+        if changed:
+            place.run("qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 64k", place.path("top.3.qcow2"))
+        again = place.ctl(*words, status=1 if changed else 0)
+        expect_equal("rebase or remove that image first" in again.stderr, changed, f"refusal: {again.stderr}")
+        expect_equal([file_digest(path) for path in below], before, "images below")
+        holds(place, "top.3.qcow2", "4 8M 64k", "2 0 1M", *(("9 1M 64k",) if changed else ("2 1M 64k",)))
+        check_all(place)
 
 
 def test_offline_error(place):
