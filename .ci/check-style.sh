@@ -30,8 +30,19 @@ check
 for f in $sources; do
 	n=$(wc -l <"$f")
 	[ "$n" -le 1000 ] || bad "$f: $n lines, 1000 are allowed"
-	head -1 "$f" | grep -q 'SPDX-License-Identifier' || bad "$f:1: no SPDX line"
 done
+
+# LICENSE: each file names its license, the public headers both.
+check
+for f in $sources $(find ublk-target ctl tests .ci \( -name Kbuild -o -name '*.py' -o -name '*.sh' \)) Makefile; do
+	head -2 "$f" | grep -q 'SPDX-License-Identifier: GPL-2.0-or-later' || bad "$f:1: no SPDX line"
+done
+for f in $(find include -name '*.h'); do
+	head -1 "$f" | grep -q 'OR MIT' || bad "$f:1: the headers in include/ are GPL-2.0-or-later OR MIT"
+done
+
+check
+while read -r line; do bad "$line"; done < <(mandoc -T lint -W warning docs/man/*.[58])
 
 # Lines: 100 columns, a tab counts 8.
 check
