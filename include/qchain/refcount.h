@@ -23,7 +23,8 @@ void refcounts_close(struct refcounts *rc);
 /*
  * refcounts_alloc - up to @want adjacent clusters, at least one
  * 0 and *@host, *@got; -EAGAIN: @wait->fn runs when it is worth asking again;
- * -ENOSPC: the device is full (ask again after growth or a release); -EIO.
+ * -ENOSPC: the device is full (ask again after growth or a release); -EIO; -EUCLEAN:
+ * what is counted as free is a table, see refcounts_fault().
  */
 int refcounts_alloc(struct refcounts *rc, u32 want, struct meta_wait *wait, u64 *host,
 		    u32 *got);
@@ -37,7 +38,7 @@ int refcounts_alloc_table(struct refcounts *rc, struct meta_wait *wait, u64 *hos
 /*
  * refcounts_release - one reference less to each cluster that [@host, +@bytes)
  * touches. Only when nothing durable names them any more and nobody reads them.
- * 0; -EAGAIN; -EUCLEAN: a count was zero already.
+ * 0; -EAGAIN; -EUCLEAN: a count was zero already, see refcounts_fault().
  */
 int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wait *wait);
 
@@ -47,6 +48,9 @@ int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wai
  * nothing counts it.
  */
 int refcounts_claim(struct refcounts *rc, u64 host, struct meta_wait *wait);
+
+/* After -EUCLEAN: the host offset that is counted wrongly, and how; *@what is a constant. */
+void refcounts_fault(const struct refcounts *rc, u64 *host, const char **what);
 
 /* Clusters that the device can hold; changes when the device grows. */
 u64 refcounts_limit(const struct refcounts *rc);

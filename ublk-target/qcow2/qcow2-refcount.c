@@ -29,6 +29,10 @@ struct refcounts {
 	u64 cursor;
 	struct busy *busy; /* of the leak scan that runs, or NULL */
 
+	/* what -EUCLEAN was about; NULL: nothing yet */
+	const char *fault;
+	u64 fault_host;
+
 	/* growth: one at a time */
 	bool growing;
 	bool waking; /* its waiters run */
@@ -82,6 +86,19 @@ bool refcounts_block(const struct refcounts *rc, u64 index, u64 *host)
 		return false;
 	*host = rc->reftable[index];
 	return true;
+}
+
+static int miscounted(struct refcounts *rc, u64 cluster, const char *what)
+{
+	rc->fault = what;
+	rc->fault_host = cluster << rc->img->cluster_bits;
+	return -EUCLEAN;
+}
+
+void refcounts_fault(const struct refcounts *rc, u64 *host, const char **what)
+{
+	*host = rc->fault_host;
+	*what = rc->fault ? rc->fault : "a table lies where another one does";
 }
 
 /* ---- one count ---------------------------------------------------------------- */
@@ -405,7 +422,7 @@ static int grow_plan_table(struct refcounts *rc)
 }
 
 /* Nothing counts these clusters, so look whether tables lie there (rule B7). */
-static int grow_check_place(const struct refcounts *rc)
+static int grow_check_place(struct refcounts *rc)
 {
 	u64 end = grow_first(rc) + grow_clusters(rc);
 	u64 c;
@@ -414,7 +431,7 @@ static int grow_check_place(const struct refcounts *rc)
 		return -ENOSPC;
 	for (c = grow_first(rc); c < end; c++)
 		if (overlap_what(rc->img, c << rc->img->cluster_bits))
-			return -EUCLEAN;
+			return miscounted(rc, c, "a table that nothing counts");
 	return 0;
 }
 
@@ -475,7 +492,8 @@ static int take_from_block(struct refcounts *rc, u64 limit, u32 want, struct met
 	while (i < per_block && rc->cursor + *got < limit && *got < want &&
 	       !count_get(block->data, i, order)) {
 		if (overlap_what(rc->img, (rc->cursor + *got) << rc->img->cluster_bits))
-			return *got ? 0 : -EUCLEAN; /* metadata that nobody counts */
+			return *got ? 0 : miscounted(rc, rc->cursor,
+						     "a table that is counted as free");
 		count_put(rc, block, i, 1);
 		refcounts_touch(rc, (rc->cursor + *got) << rc->img->cluster_bits, 1);
 		(*got)++;
@@ -529,10 +547,10 @@ static int release_prepare(struct refcounts *rc, u64 first, u64 last, struct met
 
 	for (c = first; c <= last; c++) {
 		ret = count_block(rc, c, wait, &block, &i);
-		if (ret)
-			return ret == -ENOENT ? -EUCLEAN : ret;
-		if (!count_get(block->data, i, rc->img->refcount_order))
-			return -EUCLEAN;
+		if (ret && ret != -ENOENT)
+			return ret;
+		if (ret || !count_get(block->data, i, rc->img->refcount_order))
+			return miscounted(rc, c, "a cluster that was in use is counted as free");
 	}
 	return 0;
 }

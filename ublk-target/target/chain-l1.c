@@ -180,6 +180,8 @@ static void growth_run(struct meta_wait *wait)
 		meta_flush(meta, &g->flush);
 		return;
 	}
+	if (ret == -EUCLEAN)
+		writer_miscounted(g->writer);
 	if (g->end)
 		writer_release_now(g->writer, g->host, g->end - g->host);
 	growth_end(g, ret);

@@ -267,3 +267,12 @@ void writer_corrupt(struct writer *w, u64 host, const char *what)
 		  what, consequence(w));
 	corrupt(w->ct, w->layer, host, what);
 }
+
+void writer_miscounted(struct writer *w)
+{
+	const char *what;
+	u64 host;
+
+	refcounts_fault(w->rc, &host, &what);
+	writer_corrupt(w, host, what);
+}

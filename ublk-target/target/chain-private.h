@@ -220,6 +220,8 @@ void chain_bounce_put(struct chain_target *ct, u32 bytes, void *mem);
 void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what);
 /* The same, in the tables of an image that is being written. */
 void writer_corrupt(struct writer *w, u64 host, const char *what);
+/* Its counts, or those of who allocated or released, said -EUCLEAN. */
+void writer_miscounted(struct writer *w);
 /* meta_ops.failed: the device turns read-only. */
 void writer_failed(void *arg, int error);
 

@@ -32,6 +32,8 @@ static void reclaim_release(struct meta_wait *wait)
 		return;
 	if (ret) {
 		w->scanned = false;
+		if (ret == -EUCLEAN)
+			writer_miscounted(w);
 		log_warn("%s: cluster at %llu cannot be given back (error %d); "
 			 "qchainctl check --repair finds it",
 			 w->layer->path, (unsigned long long)r->unmap.host, -ret);

@@ -188,6 +188,8 @@ static int write_plan(struct write_op *op)
 		return STAGE_WAIT;
 	}
 	queue_unpark(op);
+	if (ret == -EUCLEAN)
+		writer_miscounted(op->writer);
 	return ret ? ret : STAGE_NEXT;
 }
 
