@@ -178,6 +178,8 @@ native() {
 	run resize 120 tests/control/resize.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
+	run corrupt 120 tests/control/corrupt.py --build "$build"
+	run known-bugs 120 tests/control/known_bugs.py --build "$build"
 	run qmp 120 tests/control/qmp.py --build "$build"
 	run qsd 120 tests/control/qsd.py --build "$build"
 	run full 120 tests/control/full.py --build "$build"
