@@ -4,6 +4,7 @@
 #define QCHAIN_IO_H
 
 #include <qchain/err.h>
+#include <qchain/ident.h>
 #include <qchain/types.h>
 #include <urcu/list.h>
 
@@ -27,6 +28,7 @@ struct io_dev {
 	const struct io_dev_ops *ops;
 	char *path; /* as resolved; the name in messages */
 	int fd;
+	struct image_ident ident;
 	u32 block_bytes;
 	u32 mem_align_bytes;
 	bool blockdev;

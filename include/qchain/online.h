@@ -29,6 +29,12 @@ int chain_snapshot(struct target *ti, const char *node, struct image *overlay, c
 		   const char *node_name, bool held, struct qc_err *err);
 
 /*
+ * chain_has_node - is one of the layers called @name? Not for a target of another type.
+ * Any thread but the metadata loop, which is asked.
+ */
+bool chain_has_node(struct target *ti, const char *name);
+
+/*
  * chain_hold - start no write, zero or discard until chain_release(), or until
  * @milliseconds have passed (rule C3: snapshots of several devices)
  *

@@ -3,18 +3,7 @@
 #ifndef QCHAIN_OVERLAYS_H
 #define QCHAIN_OVERLAYS_H
 
-#include <qchain/types.h>
-#include <sys/types.h>
-
-/* An image, whatever it is called. @ino 0: a block device, @dev is its number. */
-struct image_ident {
-	dev_t dev;
-	ino_t ino;
-};
-
-/* -errno of stat(). */
-int image_ident_of(const char *path, struct image_ident *result);
-bool image_ident_same(const struct image_ident *a, const struct image_ident *b);
+#include <qchain/ident.h>
 
 /*
  * overlay_backing - the image that the header at @path names as its backing

@@ -293,6 +293,7 @@ int __wrap_io_dev_open(const char *path, u32 flags, struct io_dev **result, stru
 		return qc_err_set(err, -EBUSY, "%s: is open elsewhere", path);
 	dev = calloc(1, sizeof(*dev));
 	*dev = (struct io_dev){ .ops = &disk_ops, .path = strdup(path), .fd = d->fd,
+				.ident = { .ino = (uintptr_t)d },
 				.block_bytes = SIM_BLOCK, .mem_align_bytes = SIM_BLOCK,
 				.blockdev = d->lv, .writable = flags & IO_DEV_WRITE,
 				.size_bytes = d->size, .private = d };

@@ -135,8 +135,6 @@ extern const struct qmp_param qmp_blockdev_snapshot_params[];
 int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err);
 int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err);
 int qmp_blockdev_snapshot(struct qmp_call *call, struct qc_err *err);
-/* Is there a layer of this name? */
-bool qmp_names_layer(struct daemon *daemon, const char *name);
 /* Ours: an overlay of a lower layer becomes the top (chain_revert()). */
 extern const struct qmp_param qmp_qchain_revert_params[];
 int qmp_qchain_revert(struct qmp_call *call, struct qc_err *err);

@@ -106,23 +106,6 @@ static bool is_protocol(const char *driver)
 	return !strcmp(driver, "file") || !strcmp(driver, "host_device");
 }
 
-bool qmp_names_layer(struct daemon *daemon, const char *name)
-{
-	json_object *status = json_object_new_object(), *nodes;
-	bool found = false;
-
-	target_status(daemon->target, status);
-	if (json_object_object_get_ex(status, "nodes", &nodes))
-		for (size_t i = 0; i < json_object_array_length(nodes) && !found; i++) {
-			const char *have = text_of(json_object_array_get_idx(nodes, i),
-						   "node-name");
-
-			found = have && !strcmp(have, name);
-		}
-	json_object_put(status);
-	return found;
-}
-
 static int no_node(const char *name, struct qc_err *err)
 {
 	return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'", name,
@@ -136,7 +119,7 @@ static int check_name(struct daemon *daemon, const char *name, struct qc_err *er
 	if (!*name || strlen(name) > QC_MAX_NODE_NAME)
 		return qc_err_set(err, -EINVAL, "Node name too long or empty, must be 1..%u "
 				  "characters", QC_MAX_NODE_NAME);
-	if (*find(daemon, name) || qmp_names_layer(daemon, name))
+	if (*find(daemon, name) || chain_has_node(daemon->target, name))
 		return qc_err_set(err, -EEXIST, "Duplicate nodes with node-name='%.31s'", name);
 	return 0;
 }
@@ -255,7 +238,7 @@ int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 	const char *name = text_of(call->arguments, "node-name");
 	struct qmp_blockdev **at = find(call->daemon, name), *node = *at;
 
-	if (!node && qmp_names_layer(call->daemon, name))
+	if (!node && chain_has_node(call->daemon->target, name))
 		return qc_err_set(err, -EBUSY, "Node %.31s is in use: it is a layer of the chain",
 				  name);
 	if (!node)
@@ -279,7 +262,7 @@ static int find_overlay(struct daemon *daemon, const char *node, const char *ove
 	if (ret)
 		return ret;
 	at = find(daemon, overlay);
-	if (!qmp_names_layer(daemon, node))
+	if (!chain_has_node(daemon->target, node))
 		return no_node(node, err);
 	if (!*at || !(*at)->img)
 		return no_node(overlay, err);

@@ -226,7 +226,7 @@ int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
 	const char *device = text_of(call, "device");
 	int ret = check_range(call, err);
 
-	if (!ret && !qmp_names_layer(call->daemon, device)) {
+	if (!ret && !chain_has_node(call->daemon->target, device)) {
 		call->error_class = QMP_DEVICE_NOT_FOUND;
 		return qc_err_set(err, -ENOENT, "Device '%.80s' not found", device);
 	}

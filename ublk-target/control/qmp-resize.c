@@ -41,7 +41,7 @@ int qmp_block_resize(struct qmp_call *call, struct qc_err *err)
 	json_object *size;
 
 	json_object_object_get_ex(call->arguments, "size", &size);
-	if (!node || !qmp_names_layer(call->daemon, node))
+	if (!node || !chain_has_node(call->daemon->target, node))
 		return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'",
 				  device ? device : "", name ? name : "");
 	return resize(call, node, json_object_get_int64(size), err);

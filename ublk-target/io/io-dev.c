@@ -328,6 +328,7 @@ int io_dev_open(const char *path, u32 flags, struct io_dev **result, struct qc_e
 	if (ret)
 		goto err_close;
 	dev->fd = door.fd;
+	dev->ident = image_ident_from(&door.st);
 	dev->direct = door.direct;
 	dev->blockdev = S_ISBLK(door.st.st_mode);
 	dev->writable = flags & IO_DEV_WRITE;

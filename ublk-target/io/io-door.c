@@ -63,17 +63,10 @@ static int check_mounted(const struct io_door *door, struct qc_err *err)
 	return ret;
 }
 
-static bool same_file(const struct stat *a, const struct stat *b)
-{
-	if (S_ISBLK(a->st_mode) || S_ISBLK(b->st_mode))
-		return S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode) && a->st_rdev == b->st_rdev;
-	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
-}
-
 static int check_swap(const struct io_door *door, struct qc_err *err)
 {
+	struct image_ident self = image_ident_from(&door->st), swap;
 	char line[4096], name[2048];
-	struct stat st;
 	int ret = 0;
 	FILE *f;
 
@@ -82,7 +75,7 @@ static int check_swap(const struct io_door *door, struct qc_err *err)
 		return 0; /* a kernel without swap */
 	while (!ret && fgets(line, sizeof(line), f))
 		if (sscanf(line, "%2047s", name) == 1 && name[0] == '/' &&
-		    !stat(name, &st) && same_file(&st, &door->st))
+		    !image_ident_of(name, &swap) && image_ident_same(&swap, &self))
 			ret = busy(door, err, "is swap space", name, "swapoff it");
 	fclose(f);
 	return ret;

@@ -182,6 +182,7 @@ int io_mock_dev_create(const char *name, u64 size_bytes, u64 max_bytes, bool blo
 	d->max_bytes = max_bytes;
 	d->dev = (struct io_dev){
 		.ops = &mock_dev_ops, .path = (char *)name, .fd = -1,
+		.ident = { .ino = (uintptr_t)d },
 		.block_bytes = MOCK_BLOCK_BYTES, .mem_align_bytes = MOCK_BLOCK_BYTES,
 		.blockdev = blockdev, .writable = true, .size_bytes = size_bytes, .private = d,
 	};

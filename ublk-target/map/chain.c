@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <urcu/uatomic.h>
 
 /*
@@ -16,42 +15,22 @@
  * looked up by name before a layer is opened, because its locks would collide
  * with our own, and compared again with what was opened.
  */
-struct chain_ident {
-	dev_t dev; /* of a block device: its number, @ino is 0 */
-	ino_t ino;
-	bool blockdev;
-};
-
 struct chain_builder {
 	const struct chain_open_options *options;
 	struct backing_policy policy;
 	struct chain *chain;
-	struct chain_ident *idents; /* of the chain's layers */
+	struct image_ident *idents; /* of the chain's layers */
 	u32 space; /* layers that fit */
 };
 
-static struct chain_ident ident_of(const struct stat *st)
-{
-	struct chain_ident ident = { .blockdev = S_ISBLK(st->st_mode) };
-
-	ident.dev = ident.blockdev ? st->st_rdev : st->st_dev;
-	ident.ino = ident.blockdev ? 0 : st->st_ino;
-	return ident;
-}
-
-static bool same_ident(const struct chain_ident *a, const struct chain_ident *b)
-{
-	return a->dev == b->dev && a->ino == b->ino && a->blockdev == b->blockdev;
-}
-
 static int check_loop(const struct chain_builder *b, const char *path,
-		      const struct chain_ident *ident, struct qc_err *err)
+		      const struct image_ident *ident, struct qc_err *err)
 {
 	const struct chain_layer *layers = b->chain->layers;
 	u32 nr = b->chain->nr_layers;
 
 	for (u32 i = 0; i < nr; i++)
-		if (same_ident(&b->idents[i], ident))
+		if (image_ident_same(&b->idents[i], ident))
 			return qc_err_set(err, -ELOOP, "%s: is already in the chain (layer %u, "
 					  "%s), each image may be there once; rebase %s", path, i,
 					  layers[i].path, layers[nr - 1].path);
@@ -105,7 +84,7 @@ static void choose_node_name(const struct chain *chain, const char *path, char *
 static int make_room(struct chain_builder *b, const char *path, struct qc_err *err)
 {
 	struct chain_layer *layers;
-	struct chain_ident *idents;
+	struct image_ident *idents;
 	u32 space = b->space ? b->space * 2 : 16;
 
 	if (b->chain->nr_layers >= QC_MAX_CHAIN_DEPTH)
@@ -128,17 +107,14 @@ static int make_room(struct chain_builder *b, const char *path, struct qc_err *e
 
 /* What was opened must be what was looked up (@before), and allowed. */
 static int check_opened(const struct chain_builder *b, const struct io_dev *dev,
-			const struct chain_ident *before, struct chain_ident *ident,
+			const struct image_ident *before, struct image_ident *ident,
 			struct qc_err *err)
 {
 	const struct chain *chain = b->chain;
-	struct stat st;
 	int ret = 0;
 
-	if (fstat(dev->fd, &st))
-		return qc_err_set(err, -errno, "%s: fstat failed (%s)", dev->path, strerror(errno));
-	*ident = ident_of(&st);
-	if (!same_ident(ident, before))
+	*ident = dev->ident;
+	if (!image_ident_same(ident, before))
 		ret = check_loop(b, dev->path, ident, err);
 	if (!ret && chain->nr_layers)
 		ret = backing_check(&b->policy, dev, chain->layers[chain->nr_layers - 1].path, err);
@@ -149,14 +125,11 @@ static int open_dev(struct chain_builder *b, const char *path, struct io_dev **r
 		    struct qc_err *err)
 {
 	bool writes = !b->options->read_only && b->chain->nr_layers == 0;
-	struct chain_ident ident = {};
-	struct stat st;
+	struct image_ident ident = {};
 	int ret = 0;
 
-	if (!stat(path, &st)) { /* else io_dev_open() finds the words */
-		ident = ident_of(&st);
+	if (!image_ident_of(path, &ident)) /* else io_dev_open() finds the words */
 		ret = check_loop(b, path, &ident, err);
-	}
 	if (ret)
 		return ret;
 	ret = io_dev_open(path, (writes ? IO_DEV_WRITE : 0) |

@@ -17,22 +17,6 @@
 /* What a look at one image needs: its header up to version 2's end. */
 #define HEADER_BYTES 72u
 
-int image_ident_of(const char *path, struct image_ident *result)
-{
-	struct stat st;
-
-	if (stat(path, &st))
-		return -errno;
-	*result = (struct image_ident){ .dev = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev,
-					.ino = S_ISBLK(st.st_mode) ? 0 : st.st_ino };
-	return 0;
-}
-
-bool image_ident_same(const struct image_ident *a, const struct image_ident *b)
-{
-	return a->dev == b->dev && a->ino == b->ino;
-}
-
 /* @name as the image at @path means it; malloc'ed. */
 static char *join(const char *path, const char *name)
 {

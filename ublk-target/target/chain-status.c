@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* What `status` and the QMP queries show of a chain. */
 #include "chain-private.h"
+#include "target-private.h"
 
+#include <qchain/online.h>
+#include <string.h>
 #include <sys/stat.h>
 
 /*
@@ -163,6 +166,33 @@ static void status_run(struct loop *loop, void *arg)
 	json_object_object_add(call->result, "warming", chain_warm_json(ct));
 	json_object_object_add(call->result, "status",
 			       str(ct->active && ct->active->full ? "io-error" : "running"));
+}
+
+struct name_call {
+	const struct chain *chain;
+	const char *name;
+	bool found;
+};
+
+static void find_name(struct loop *loop, void *arg)
+{
+	struct name_call *call = arg;
+	u32 i;
+
+	for (i = 0; i < call->chain->nr_layers && !call->found; i++)
+		call->found = !strcmp(call->chain->layers[i].node_name, call->name);
+}
+
+bool chain_has_node(struct target *ti, const char *name)
+{
+	struct chain_target *ct = ti->private;
+	struct name_call call = { .name = name };
+
+	if (ti->type != &target_chain)
+		return false;
+	call.chain = ct->chain;
+	loop_call(ct->loop, find_name, &call);
+	return call.found;
 }
 
 void chain_status(struct target *ti, json_object *result)

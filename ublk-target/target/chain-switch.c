@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /*
  *   prepare   the overlay's writer: refcounts, mark in its header   control thread
@@ -250,17 +249,6 @@ static void snapshot_run(struct loop *loop, void *arg)
 
 /* ---- what may be an overlay -------------------------------------------------------------- */
 
-static bool same_image(const struct image *a, const struct image *b)
-{
-	struct stat x, y;
-
-	if (fstat(a->dev->fd, &x) || fstat(b->dev->fd, &y))
-		return false;
-	if (S_ISBLK(x.st_mode) || S_ISBLK(y.st_mode))
-		return S_ISBLK(x.st_mode) && S_ISBLK(y.st_mode) && x.st_rdev == y.st_rdev;
-	return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 static bool is_empty(const struct image *img)
 {
 	return l1_next(&img->l1, 0, img->l1_size) == img->l1_size && img->nr_snapshots == 0;
@@ -275,7 +263,7 @@ static int check_backing(const struct chain_layer *top, const struct image *img,
 {
 	const char *slash = strrchr(path, '/');
 	char name[2 * QC_MAX_BACKING_NAME];
-	struct stat x, y;
+	struct image_ident named;
 
 	if (!img->backing_name || !img->backing_format)
 		return qc_err_set(err, -EINVAL, "%s: has no backing or no backing format, must "
@@ -288,11 +276,8 @@ static int check_backing(const struct chain_layer *top, const struct image *img,
 	if (strcmp(img->backing_format, image_format_name(top->img->format)))
 		return qc_err_set(err, -EINVAL, "%s: says that its backing is %s, must be %s", path,
 				  img->backing_format, image_format_name(top->img->format));
-	if (!strcmp(name, top->path))
-		return 0;
-	if (!stat(name, &x) && !fstat(top->img->dev->fd, &y) &&
-	    (S_ISBLK(y.st_mode) ? S_ISBLK(x.st_mode) && x.st_rdev == y.st_rdev :
-				  x.st_dev == y.st_dev && x.st_ino == y.st_ino))
+	if (!strcmp(name, top->path) || (!image_ident_of(name, &named) &&
+					 image_ident_same(&named, &top->img->dev->ident)))
 		return 0;
 	return qc_err_set(err, -EINVAL, "%s: its backing is %s, must be %s", path,
 			  img->backing_name, top->path);
@@ -333,7 +318,7 @@ int chain_check_overlay(const struct chain_target *ct, const struct image *img, 
 	if (!is_empty(img))
 		return qc_err_set(err, -EINVAL, "%s: is not empty, an overlay must be new", path);
 	for (i = 0; i < ct->chain->nr_layers; i++)
-		if (same_image(ct->chain->layers[i].img, img))
+		if (image_ident_same(&ct->chain->layers[i].img->dev->ident, &img->dev->ident))
 			return qc_err_set(err, -ELOOP, "%s: is in the chain already (%s)", path,
 					  ct->chain->layers[i].node_name);
 	ret = check_backing(&ct->chain->layers[depth], img, path, err);
