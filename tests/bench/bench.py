@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 
+import mergerows
 import report
 import rows
 import vmrows
@@ -93,9 +94,14 @@ def measure(group, rounds, progress):
             "bars": [judge(bar, samples) for bar in group.bars], "samples": samples}
 
 
+def native_groups(ctx):
+    """{name: function that makes the group}, in the order of the table."""
+    return {**rows.native_groups(ctx), **mergerows.groups(ctx)}
+
+
 def measure_native(ctx, names, arguments, keep):
     """Measure and keep the groups; returns how many failed."""
-    groups = rows.native_groups(ctx)
+    groups = native_groups(ctx)
     made = [groups[name]() for name in names]
     progress = Progress(sum(len(group.contestants) for group in made) * arguments.rounds)
     failed = 0
@@ -140,7 +146,7 @@ def main():
     images = os.path.join(arguments.images, f"qchain-bench.{os.getpid()}")
     with Folder(images) as folder:
         ctx = rows.Context(os.path.abspath(arguments.build), folder, scale)
-        native = list(rows.native_groups(ctx))
+        native = list(native_groups(ctx))
         names = native + ([] if arguments.smoke else list(vmrows.GROUPS))
         if arguments.list:
             print("\n".join(names))

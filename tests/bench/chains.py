@@ -53,6 +53,10 @@ class Folder:
         """Every cluster allocated, each in a layer drawn at random; path of the top."""
         return self.once(f"chain-{size}-{depth}", lambda own: make_spread(own, size, depth, "layer-{:04}.qcow2"))
 
+    def scattered(self, size, clusters):
+        """An empty base and an overlay with so many clusters, each alone; path of the overlay."""
+        return self.once(f"scattered-{size}", lambda own: _scattered(own, size, clusters))
+
     def sparse_runs(self, size, depth, clusters, span):
         """@clusters in all layers together, in random runs of 1 to 4 below @span; no data."""
         return self.once(f"runs-{size}-{depth}",
@@ -101,6 +105,12 @@ def make_spread(own, size, depth, name):
         clusters[rng.randrange(depth)].append(cluster)
     return _write_layers(own, size, [mapimage.runs_of(c) for c in clusters],
                          lambda index: 1 + index % 255, name)
+
+
+def _scattered(own, size, clusters):
+    # every second one may be taken, so that none stand together
+    places = random.Random(SEED).sample(range(0, size // CLUSTER, 2), clusters)
+    return _write_layers(own, size, [[], mapimage.runs_of(sorted(places))], lambda index: 1 + index)
 
 
 def _sparse_runs(own, size, depth, clusters, span):

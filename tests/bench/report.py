@@ -11,10 +11,10 @@ ENGINES = ("native", "io_uring")
 MIB = 1 << 20
 
 # Keys of a sample, as the detail tables show them.
-COLUMNS = (("iops", "IOPS", "{:,.0f}"), ("p50_us", "p50 us", "{:.1f}"),
-           ("p99_us", "p99 us", "{:.1f}"), ("cpu_us", "CPU us/IO", "{:.2f}"),
-           ("rss", "RSS MiB", None), ("map", "map MiB", None),
-           ("extents", "extents", "{:,.0f}"), ("wall_s", "process s", "{:.3f}"))
+COLUMNS = (("iops", "IOPS", "{:,.0f}"), ("rate", "bytes/s", "{:,.0f}"), ("p50_us", "p50 us", "{:.1f}"),
+           ("p99_us", "p99 us", "{:.1f}"), ("max_us", "max us", "{:,.0f}"), ("cpu_us", "CPU us/IO", "{:.2f}"),
+           ("rss", "RSS MiB", None), ("map", "map MiB", None), ("extents", "extents", "{:,.0f}"),
+           ("share", "share", "{:.2f}"), ("wall_s", "seconds", "{:.4f}"))
 
 
 def number(value, unit):

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from typing import Callable
 
-import merges
 import peers
 from chains import GIB, KIB, MIB
 
@@ -30,13 +29,17 @@ class Scale:
     memory_clusters: int = 2000000
     memory_span: int = 64 * GIB
     merge_seconds: int = 5
+    scattered_size: int = 8 * GIB
+    scattered_clusters: int = GIB // (64 * KIB)
+    stall_seconds: int = 30
 
     @staticmethod
     def smoke():
         return Scale(size=64 * MIB, depths=(1, 4, 8, 12, 20), deep=20, middle=8, count=2000,
                      bulk=32, writes=256, peer_counts=(2000, 1000, 500, 300, 200),
                      memory_size=1 << 32, memory_depth=10, memory_clusters=4000,
-                     memory_span=GIB, merge_seconds=1)
+                     memory_span=GIB, merge_seconds=1, scattered_size=256 * MIB, scattered_clusters=300,
+                     stall_seconds=2)
 
 
 @dataclass
@@ -246,26 +249,6 @@ def memory_deep_group(ctx):
             lambda s: s["ours"]["rss"] / MIB, at_most=True, unit="MiB")])
 
 
-def merge_group(ctx):
-    """The guest's share of the machine beside a merge, with the throttle that is the default."""
-    scale = ctx.scale
-    span = scale.size // 16
-
-    def top():
-        return ctx.folder.chain(scale.size, 4)
-
-    def beside(alone, key):
-        return lambda s: s["both"][key] / max(s[alone][key], 1e-9)
-
-    return Group("merge", "a guest (fio over NBD, random 4 KiB reads and writes) beside block-commit", {
-        "guest alone": lambda: merges.guest_alone(ctx.qchaind, top(), 8, span, scale.merge_seconds),
-        "merge alone": lambda: merges.merge_alone(ctx.qchaind, top()),
-        "both": lambda: merges.both(ctx.qchaind, top(), 8, span),
-    }, [Bar("guest's throughput beside a merge / alone", 0.7, beside("guest alone", "iops")),
-        Bar("rate of a merge beside a guest / alone", 0.3, beside("merge alone", "rate")),
-        Bar("p99 of the guest beside a merge / alone", 3, beside("guest alone", "p99_us"), at_most=True)])
-
-
 def native_groups(ctx):
     """{name: function that makes the group}, in the order of the table."""
     groups = {f"read-{depth}": lambda i=i: read_group(ctx, i)
@@ -280,6 +263,5 @@ def native_groups(ctx):
         "memory": lambda: memory_group(ctx),
         "memory-deep": lambda: memory_deep_group(ctx),
         "queues": lambda: queues_group(ctx),
-        "merge": lambda: merge_group(ctx),
     })
     return groups
