@@ -88,6 +88,9 @@ opens --read-only /dev/vg-a/other
 step "the lvm room"
 QCHAIN_TEST_DM=1 "$QCHAIN_BUILD/tests/lvm-test" || fail "lvm-test"
 
-step "the whole door test"
-"$QCHAIN_SRC/tests/door/door.py" --probe "$probe" || fail "door.py"
+# It runs outside the VM, too; here Python alone takes a minute.
+if [[ -n $QCHAIN_FULL ]]; then
+	step "the whole door test"
+	"$QCHAIN_SRC/tests/door/door.py" --probe "$probe" || fail "door.py"
+fi
 pass

@@ -19,6 +19,7 @@ usage() {
 
 		QCHAIN_BUILD    build directory, first in PATH in the VM (CHECKOUT/build)
 		QCHAIN_CACHE    where kernels and QEMU are kept ($QCHAIN_CACHE)
+		QCHAIN_FULL     1: tests do what takes long, too
 		QCHAIN_REFRESH  1: look for newer kernels now, not once a day
 		QCHAIN_RESULTS  file to which the lines of results are appended too, alone:
 		                on the output they stand between those of the console
@@ -81,11 +82,11 @@ write_conf() {
 	check_visible "$src" "$QCHAIN_BUILD" "$run" "$kernel_dir" ${rw:+"$rw"}
 	QCHAIN_KERNEL=$kernel QCHAIN_KERNEL_DIR=$kernel_dir QCHAIN_RW=$rw QCHAIN_VM_RUN=$run
 	QCHAIN_VM_TIMEOUT=$limit QCHAIN_VM_SHELL=$shell QCHAIN_VM_TERM=${TERM:-dumb}
-	QCHAIN_KILLS=${QCHAIN_KILLS:-}
+	QCHAIN_KILLS=${QCHAIN_KILLS:-} QCHAIN_FULL=${QCHAIN_FULL:-}
 	QCHAIN_VM_ROWS=${size% *} QCHAIN_VM_COLS=${size#* } QCHAIN_VM_SCRIPTS=(${scripts[@]+"${scripts[@]}"})
 	for name in QCHAIN_SRC QCHAIN_BUILD QCHAIN_KERNEL QCHAIN_KERNEL_DIR QCHAIN_RW QCHAIN_VM_RUN \
 		QCHAIN_VM_TIMEOUT QCHAIN_VM_SHELL QCHAIN_VM_TERM QCHAIN_VM_ROWS QCHAIN_VM_COLS \
-		QCHAIN_VM_SCRIPTS QCHAIN_KILLS; do
+		QCHAIN_VM_SCRIPTS QCHAIN_KILLS QCHAIN_FULL; do
 		declare -p "$name"
 	done > "$run/conf"
 }

@@ -5,7 +5,7 @@
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup
-need_cmd fio blkdiscard
+need_cmd fio blkdiscard jq
 
 step "zero: comes up, has the size and limits of its target"
 up zero zero 268435456
@@ -24,8 +24,7 @@ blkdiscard "$dev"
 blkdiscard -z -o 1M -l 8M "$dev"
 down
 
-for mode in default copy; do
-	[[ $mode == copy && $expected == copy ]] && continue
+for mode in $(modes); do
 	opt=()
 	[[ $mode == copy ]] && opt=(--copy)
 	step "linear, $mode mode: fio writes and verifies"

@@ -6,7 +6,7 @@ source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup
 need_ublk_feature 0x800 "automatic buffer registration"
-need_cmd fio
+need_cmd fio jq
 disk=$(free_ramdisk)
 
 step "half of each request by the ring, half by user copy of another thread"

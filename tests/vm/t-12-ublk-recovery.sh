@@ -5,7 +5,7 @@
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup
-need_cmd fio
+need_cmd fio jq
 
 # again ARG...: a successor, until the I/O of the dead one lets it have the disk.
 again() {
@@ -28,9 +28,7 @@ crash() {
 	wait "$pid" 2> /dev/null || true
 }
 
-modes=(default)
-ublk_has 0x880 && modes+=(copy)
-for mode in "${modes[@]}"; do
+for mode in $(modes); do
 	opt=()
 	[[ $mode == copy ]] && opt=(--copy)
 	disk=$(free_ramdisk)

@@ -11,7 +11,7 @@ need_cmd jq fio qemu-img qemu-io
 verified() {
 	local label=$1
 	shift
-	fio --name="$label" --allow_file_create=0 --filename="$dev" --numjobs=4 --size=12M --offset_increment=12M --group_reporting \
+	fio --name="$label" --allow_file_create=0 --filename="$dev" --numjobs=4 --size=4M --offset_increment=12M --group_reporting \
 		--direct=1 --ioengine=io_uring --iodepth=8 --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal "$@" \
 		> fio.out 2>&1 || { cat fio.out; fail "fio ($label) found errors or wrong data"; }
 }

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Two chains over one base are served and written at once; each sees its own data only, the base stays as it was.
 # timeout: 180
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
@@ -26,7 +27,7 @@ right=$dev
 
 step "both written at once"
 for dev in "$left" "$right"; do
-	fio --name="${dev##*/}" --allow_file_create=0 --filename="$dev" --size=24M --direct=1 --ioengine=io_uring --iodepth=8 --rw=randwrite \
+	fio --name="${dev##*/}" --allow_file_create=0 --filename="$dev" --size=8M --direct=1 --ioengine=io_uring --iodepth=8 --rw=randwrite \
 		--bs=4k --randrepeat=0 --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal > "fio.${dev##*/}" 2>&1 &
 	jobs+=($!)
 done

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Like a reboot: down, VG inactive, all of /run gone; up activates what it needs, the data is there, down leaves it inactive.
 # timeout: 180
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -34,12 +34,12 @@ wait $fio || { cat fio.out; fail "fio saw errors or wrong data"; }
 save_device "$dev" shown
 
 step "acknowledged, not flushed, then a crash: still there"
-dd if=/dev/urandom of=data bs=512 count=9001 status=none
-dd if=data of="$dev" bs=512 seek=3 count=9001 oflag=direct conv=notrunc status=none &
+dd if=/dev/urandom of=data bs=512 count=2001 status=none
+dd if=data of="$dev" bs=512 seek=3 count=2001 oflag=direct conv=notrunc status=none &
 wait $!
 crash disk
 qchainctl up disk > /dev/null
-dd if="$dev" of=back bs=512 skip=3 count=9001 iflag=direct status=none
+dd if="$dev" of=back bs=512 skip=3 count=2001 iflag=direct status=none
 same data back "acknowledged writes after a crash"
 
 step "a mounted file system waits for the successor"

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The host does not read the guest's disk: with the shipped udev rule and LVM filter no VG, md array or mount of the guest appears.
 # timeout: 300
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # down refuses while anybody uses the device and says who; once it is unused nothing is left behind; --force ends it in the middle of I/O.
 # timeout: 180
-# kernel: 7
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

@@ -16,7 +16,7 @@ load() { # a guest that rewrites everything, and checks it
 		--verify=crc32c --verify_backlog=64 --verify_state_save=0 --loops=2 --minimal > load.out 2>&1
 }
 
-mkvg vg 1024
+mkvg vg 512
 old_data vg
 qchainctl create vg/disk.qcow2 --size 48M || fail "create"
 chain_up disk vg/disk.qcow2

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A device in use grows: LV, image, ublk device where the kernel can, the file system on it; it gets another name; kill -9 on the way.
 # timeout: 240
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

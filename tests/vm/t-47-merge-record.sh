@@ -11,7 +11,7 @@ tags() { lvs --noheadings -o lv_tags "vg/$1" | tr -d ' '; }
 snapshots() { qchainctl tree disk --json | jq -r '[.layers[] | .snapshot // "-"] | join(" ")'; }
 settled() { [[ $(tags disk.3.qcow2) != *qchain.job* ]]; }
 
-mkvg vg 1024
+mkvg vg 512
 old_data vg
 qchainctl create vg/disk.qcow2 --size 64M || fail "create"
 chain_up disk vg/disk.qcow2

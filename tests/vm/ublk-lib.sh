@@ -5,6 +5,12 @@
 # ublk_has MASK: does the driver offer these features?
 ublk_has() { (($(ublk_features) & $1)) && (($(ublk_features) & $1 == $1)); }
 
+# modes: the driver's best, and copy mode where that is another and there is time: older kernels have no other.
+modes() {
+	echo default
+	[[ -z $QCHAIN_FULL ]] || ! ublk_has 0x880 || echo copy
+}
+
 # up NAME ARG...: start ublk-bringup ARG... in the background; sets dev, pid, log.
 up() {
 	log=$TMPDIR/$1.log
@@ -37,9 +43,7 @@ status() {
 	n=$(count ^status)
 	kill -USR1 "$pid"
 	wait_for 10 "the status" has_status $((n + 1))
-	python3 -c 'import json, sys
-v = json.loads(sys.argv[1])[sys.argv[2]]
-print(v if isinstance(v, str) else json.dumps(v))' "$(sed -n 's/^status //p' "$log" | tail -n 1)" "$1"
+	sed -n 's/^status //p' "$log" | tail -n 1 | jq -cr --arg key "$1" '.[$key]'
 }
 
 has_status() { (($(count ^status) >= $1)); }
