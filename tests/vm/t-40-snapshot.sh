@@ -12,7 +12,7 @@ lv_names() { lvs --noheadings -o lv_name vg | tr -d ' ' | sort | tr '\n' ' '; }
 snapshots() { qchainctl tree disk --json | jq -r '[.layers[] | .snapshot // "-"] | join(" ")'; }
 sealed() { [[ $(qchainctl tree disk --json | jq -r '[.layers[] | select(.state == "sealing")] | length') == 0 ]]; }
 
-mkvg vg 1024
+mkvg vg 512
 old_data vg
 qchainctl create vg/disk.qcow2 --size 64M || fail "create"
 chain_up disk vg/disk.qcow2
@@ -23,7 +23,7 @@ fio --name=base --filename="$dev" --rw=write --bs=1M --size=32M --direct=1 --ver
 	--verify_state_save=0 --minimal > /dev/null || fail "fio"
 save_device "$dev" first
 qchainctl snapshot disk one || fail "snapshot"
-fio --name=load --filename="$dev" --rw=randrw --bs=4k-64k --size=64M --offset=0 --direct=1 --ioengine=libaio --iodepth=8 \
+fio --name=load --filename="$dev" --rw=randrw --bs=4k-64k --size=32M --offset=0 --direct=1 --ioengine=libaio --iodepth=8 \
 	--verify=crc32c --verify_backlog=64 --verify_state_save=0 --loops=2 --minimal > fio.out 2>&1 &
 load=$!
 qchainctl snapshot disk two || fail "snapshot under load"

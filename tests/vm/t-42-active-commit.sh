@@ -11,8 +11,8 @@ tags() { lvs --noheadings -o lv_tags "vg/$1" | tr -d ' '; }
 layers() { qchainctl tree disk --json | jq -r '[.layers[]."node-name"] | join(" ")'; }
 has_header() { [[ $(head -c 3 "/dev/vg/$1" | tr -d "\0") == QFI ]]; }
 
-load() { # a guest that rewrites everything, and checks it
-	fio --name=load --filename="$dev" --rw=randrw --bs=4k-64k --size=48M --direct=1 --ioengine=libaio --iodepth=8 \
+load() { # a guest that rewrites half of it, twice, and checks it
+	fio --name=load --filename="$dev" --rw=randrw --bs=4k-64k --size=24M --direct=1 --ioengine=libaio --iodepth=8 \
 		--verify=crc32c --verify_backlog=64 --verify_state_save=0 --loops=2 --minimal > load.out 2>&1
 }
 

@@ -39,7 +39,7 @@ holds() {
 	for name in "$@"; do qemu_sees "$(image_of "$name")" "$name"; done
 }
 
-mkvg vg 1024
+mkvg vg 512
 qchainctl create vg/disk.qcow2 --size 32M || fail "create"
 udevadm settle
 vgchange -q -an vg > /dev/null # what `up` activates, `down` deactivates
