@@ -69,7 +69,9 @@ same now shown "device"
 
 step "kill -9 of qchainctl at each crash point; the next one clears up"
 names=$(lv_names)
-for point in created formatted unrecorded recorded noted; do
+points=(formatted recorded) # all of them natively, in tests/control/snapshot.py
+[[ -z $QCHAIN_FULL ]] || points=(created formatted unrecorded recorded noted)
+for point in "${points[@]}"; do
 	QCHAIN_CRASH_POINT=snapshot.$point qchainctl snapshot disk four && fail "not killed at $point"
 	[[ $(lv_names) != "$names" ]] || fail "nothing to clear up at $point"
 	must_fail qchainctl snapshot disk one
