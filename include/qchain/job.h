@@ -178,6 +178,17 @@ void job_paused(struct job *job);
  * commit, abort, clean.
  */
 void job_end(struct job *job, int ret);
+/*
+ * job_hold - as a pause, by somebody in the daemon beside the user; both may last at
+ * once. job_unhold ends it. job_is_at_rest - nothing is begun, or in flight.
+ */
+void job_hold(struct job *job);
+void job_unhold(struct job *job);
+static inline bool job_is_at_rest(const struct job *job)
+{
+	return !job->ended && (!job->working || job->state == JOB_PAUSED ||
+			       job->state == JOB_STANDBY);
+}
 /* The answer to job_prepare_fn. */
 void job_prepared(struct job *job, int ret);
 /*

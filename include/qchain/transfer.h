@@ -23,7 +23,9 @@
 
 /*
  * struct transfer_ops - of those who serve the targets meanwhile; on the job's loop
- * @ready: may it begin? Asked every millisecond until it may.
+ * @ready: may it begin? 1, or 0: it is asked again in a millisecond; -errno: it fails,
+ *	job->err may tell why. @source's size counts from then on.
+ * @busy: what @ready has begun is under way: not even a cancel ends the job. May be NULL.
  * @room: how much the target can take, in whatever unit; a job that rests because it was
  *	full goes on when that is more than it was. May be NULL.
  * @then: when all is moved and durable the job goes on as this says, from start() on,
@@ -32,7 +34,8 @@
  * @clean: the job has ended, with or without that
  */
 struct transfer_ops {
-	bool (*ready)(void *arg);
+	int (*ready)(void *arg);
+	bool (*busy)(void *arg);
 	u64 (*room)(void *arg);
 	const struct job_type *then;
 	void (*prepare)(struct job *job, void *arg);
@@ -84,6 +87,16 @@ void *transfer_arg(const struct job *job);
  * its target was full: it is resumed when there is more room
  */
 void transfer_wait_for_room(struct job *job);
+
+/*
+ * transfer_is_at_rest - the job is, for whatever reason, and asks its targets nothing
+ * transfer_restart - it begins anew, with other @options, when it goes on: it asks
+ * @ops->ready again, scans and copies. Also when it was going on as @ops->then, which is
+ * over with that: the caller has ended it. A job that was ready stays so, and ends by
+ * itself. It must be at rest. Both on the job's loop.
+ */
+bool transfer_is_at_rest(const struct job *job);
+void transfer_restart(struct job *job, const struct transfer_options *options);
 
 /* @type: "commit", "stream" or "rebase"; @job->loop is @options' loop (struct job_options). */
 int transfer_create(struct jobs *jobs, const char *type, const struct job_options *job_options,

@@ -253,14 +253,10 @@ static int find_overlay(struct daemon *daemon, const char *node, const char *ove
 			struct qmp_blockdev ***result, struct qc_err *err)
 {
 	struct qmp_blockdev **at;
-	int ret;
 
 	if (!node || !overlay)
 		return qc_err_set(err, -EINVAL, "Parameter '%s' is missing",
 				  node ? "overlay" : "node");
-	ret = qmp_check_no_merge(daemon, node, err);
-	if (ret)
-		return ret;
 	at = find(daemon, overlay);
 	if (!chain_has_node(daemon->target, node))
 		return no_node(node, err);
@@ -304,8 +300,11 @@ int qmp_qchain_revert(struct qmp_call *call, struct qc_err *err)
 	struct qmp_blockdev **at;
 	json_object *force;
 	bool closed = false;
-	int ret = find_overlay(call->daemon, node, text_of(call->arguments, "overlay"), &at, err);
+	int ret = qmp_check_no_merge(call->daemon, node, err);
 
+	if (!ret)
+		ret = find_overlay(call->daemon, node, text_of(call->arguments, "overlay"), &at,
+				   err);
 	json_object_object_get_ex(call->arguments, "force", &force);
 	if (!ret && !json_object_get_boolean(force))
 		ret = daemon_check_unused(call->daemon, err);

@@ -95,7 +95,7 @@ static int read_job_options(const struct qmp_call *call, struct job_options *res
 	return read_on_error(call, &result->on_error, err);
 }
 
-/* One merge at a time: two must not share a layer, the one above included (D6). */
+/* What cannot be done beside any merge (rule D6). */
 int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_err *err)
 {
 	struct job *job = daemon->jobs ? jobs_unfinished(daemon->jobs) : NULL;
@@ -159,8 +159,6 @@ static int run_merge(struct qmp_call *call,
 	struct job *job;
 	int ret = read_job_options(call, &options, err);
 
-	if (!ret)
-		ret = qmp_check_no_merge(call->daemon, text_of(call, "device"), err);
 	if (!ret && !options.id)
 		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
 	if (!ret) /* before anything is prepared for it */

@@ -25,8 +25,6 @@ void job_set_state(struct job *job, enum job_state to);
 int job_admit(const struct job *job, enum job_verb verb, struct qc_err *err);
 /* To RUNNING and, unless it is paused already, to work. */
 void job_run(struct job *job);
-void job_do_pause(struct job *job);
-void job_do_resume(struct job *job);
 void job_do_cancel(struct job *job, bool force);
 void job_do_finalize(struct job *job);
 /* To NULL; the registry frees it. */

@@ -38,7 +38,7 @@ static int pause_fn(struct verb_call *call)
 	if (job->user_paused)
 		return qc_err_set(call->err, -EALREADY, "Job is already paused");
 	job->user_paused = true;
-	job_do_pause(job);
+	job_hold(job);
 	return 0;
 }
 
@@ -59,7 +59,7 @@ static int resume_fn(struct verb_call *call)
 		return ret;
 	job->io_status = JOB_IO_OK;
 	job->user_paused = false;
-	job_do_resume(job);
+	job_unhold(job);
 	return 0;
 }
 

@@ -96,7 +96,7 @@ void job_run(struct job *job)
 		job_work(job);
 }
 
-void job_do_pause(struct job *job)
+void job_hold(struct job *job)
 {
 	if (job->pause_count++ || !job->working || job->ended || job->pausing)
 		return;
@@ -138,7 +138,7 @@ static void job_wake(struct job *job)
 		job_go_on(job);
 }
 
-void job_do_resume(struct job *job)
+void job_unhold(struct job *job)
 {
 	assert(job->pause_count);
 	if (--job->pause_count == 0)
@@ -317,7 +317,7 @@ enum job_action job_error(struct job *job, bool is_read, int error)
 	job->io_status = error == -ENOSPC ? JOB_IO_NOSPACE : JOB_IO_FAILED;
 	if (!job->user_paused) {
 		job->user_paused = true;
-		job_do_pause(job);
+		job_hold(job);
 	}
 	return action;
 }

@@ -92,6 +92,7 @@ struct transfer {
 	struct request flush;
 	struct loop_msg flush_msg;
 	bool scanning;
+	bool ready; /* @ops->ready said so */
 	bool pausing;
 	bool copied; /* the copier has ended, with @error */
 	bool ended;
@@ -110,7 +111,6 @@ static void cursor_init(struct cursor *c, struct transfer *t, struct target *ti,
 			struct loop *loop)
 {
 	*c = (struct cursor){ .t = t, .ti = ti, .loop = loop };
-	c->size = ti ? ti->size_bytes : 0;
 }
 
 static void cursor_rewind(struct cursor *c)
@@ -118,6 +118,7 @@ static void cursor_rewind(struct cursor *c)
 	c->nr = c->at = 0;
 	c->start = 0;
 	c->error = 0;
+	c->size = c->ti ? c->ti->size_bytes : 0;
 }
 
 /* On the transfer's loop: the answer is there. */
@@ -356,12 +357,28 @@ static void scan_timer(struct loop *loop, struct loop_timer *timer)
 	scan_run(container_of(timer, struct transfer, timer));
 }
 
-static bool is_ready(struct transfer *t)
+/* 1: it may begin; 0: it is asked again; -errno. */
+static int ask_ready(struct transfer *t)
 {
-	if (!t->o.ops || !t->o.ops->ready || t->o.ops->ready(t->o.arg))
-		return true;
-	loop_timer_set(t->loop, &t->timer, READY_POLL_NS);
-	return false;
+	int ret = t->ready || !t->o.ops || !t->o.ops->ready ? 1 : t->o.ops->ready(t->o.arg);
+
+	if (!ret)
+		loop_timer_set(t->loop, &t->timer, READY_POLL_NS);
+	if (ret == 1 && !t->ready)
+		rewind_walk(t);
+	t->ready = ret == 1;
+	return ret;
+}
+
+/* What its owner has begun ends first. */
+static void scan_cancelled(struct transfer *t)
+{
+	if (is_asking(t))
+		return;
+	if (t->o.ops && t->o.ops->busy && t->o.ops->busy(t->o.arg))
+		loop_timer_set(t->loop, &t->timer, READY_POLL_NS);
+	else
+		end(t, -ECANCELED);
 }
 
 /* A table could not be read: true when the job rests, and asks again afterwards. */
@@ -380,8 +397,27 @@ static void note_room(struct transfer *t)
 		t->room = t->o.ops->room(t->o.arg);
 }
 
+static const struct copier_ops transfer_copier_ops;
+
+static int make_copier(struct transfer *t)
+{
+	struct copier_options options = {
+		.lanes = t->o.lanes, .chunk_bytes = t->o.chunk_bytes,
+		.zero_bytes = QC_MAX_DISCARD_BYTES, .private_bytes = sizeof(struct lane),
+		.speed = t->job->speed, .probe = t->o.probe,
+	};
+
+	return copier_create(t->loop, &options, &transfer_copier_ops, t, &t->copier);
+}
+
 static void scan_done(struct transfer *t)
 {
+	int ret = make_copier(t);
+
+	if (ret) {
+		end(t, ret);
+		return;
+	}
 	t->scanning = false;
 	rewind_walk(t);
 	job_set_remaining(t->job, t->wanted);
@@ -397,15 +433,17 @@ static void scan_run(struct transfer *t)
 	if (t->ended || !t->scanning)
 		return;
 	if (t->job->cancelled) {
-		if (!is_asking(t))
-			end(t, -ECANCELED);
+		scan_cancelled(t);
 		return;
 	}
 	if (t->pausing) {
 		job_paused(t->job);
 		return;
 	}
-	if (!is_ready(t))
+	ret = ask_ready(t);
+	if (ret < 0)
+		end(t, ret);
+	if (ret <= 0)
 		return;
 	while ((ret = next_region(t, &region)) == 1)
 		t->wanted += region.zero ? 0 : region.len;
@@ -780,15 +818,7 @@ static const struct copier_ops transfer_copier_ops = {
 static int transfer_start(struct job *job, struct qc_err *err)
 {
 	struct transfer *t = job->private;
-	struct copier_options options = {
-		.lanes = t->o.lanes, .chunk_bytes = t->o.chunk_bytes,
-		.zero_bytes = QC_MAX_DISCARD_BYTES, .private_bytes = sizeof(struct lane),
-		.speed = job->speed, .probe = t->o.probe,
-	};
-	int ret = copier_create(t->loop, &options, &transfer_copier_ops, t, &t->copier);
 
-	if (ret)
-		return qc_err_set(err, ret, "%s: out of memory", job->id);
 	if (t->o.compare) {
 		t->mem = io_alloc((size_t)t->o.lanes * t->o.chunk_bytes);
 		if (!t->mem)
@@ -849,7 +879,8 @@ static void transfer_complete(struct job *job)
 {
 	struct transfer *t = job->private;
 
-	t->then->complete(job);
+	if (t->then) /* else it ends by itself: it was restarted when it was ready */
+		t->then->complete(job);
 }
 
 static void transfer_set_speed(struct job *job, u64 speed)
@@ -858,7 +889,7 @@ static void transfer_set_speed(struct job *job, u64 speed)
 
 	if (t->then)
 		t->then->set_speed(job, speed);
-	else
+	else if (t->copier)
 		copier_set_speed(t->copier, speed);
 }
 
@@ -917,6 +948,39 @@ void *transfer_arg(const struct job *job)
 	return ((const struct transfer *)job->private)->o.arg;
 }
 
+static void take_options(struct transfer *t, const struct transfer_options *options)
+{
+	t->o = *options;
+	t->o.lanes = options->lanes ? options->lanes : TRANSFER_LANES;
+	t->o.chunk_bytes = options->chunk_bytes ? options->chunk_bytes : TRANSFER_CHUNK_BYTES;
+	t->o.region_bytes = options->region_bytes ? options->region_bytes : REGION_BYTES;
+	t->o.align = options->align ? options->align : 1;
+	cursor_init(&t->source, t, t->o.source, t->loop);
+	cursor_init(&t->compare, t, t->o.compare, t->o.compare_loop);
+}
+
+bool transfer_is_at_rest(const struct job *job)
+{
+	return job_is_at_rest(job) && !is_asking(job->private);
+}
+
+void transfer_restart(struct job *job, const struct transfer_options *options)
+{
+	struct transfer *t = job->private;
+
+	assert(transfer_is_at_rest(job));
+	loop_timer_cancel(&t->timer);
+	copier_destroy(t->copier);
+	t->copier = NULL;
+	drop_again(t);
+	take_options(t, options);
+	t->then = NULL;
+	t->ready = t->copied = t->read_failed = false;
+	t->scanning = job->working;
+	t->error = 0;
+	t->wanted = 0;
+}
+
 void transfer_wait_for_room(struct job *job)
 {
 	wait_for_room(job->private);
@@ -934,17 +998,11 @@ int transfer_create(struct jobs *jobs, const char *type, const struct job_option
 			options->ops->clean(options->arg);
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", type);
 	}
-	t->o = *options;
-	t->o.lanes = options->lanes ? options->lanes : TRANSFER_LANES;
-	t->o.chunk_bytes = options->chunk_bytes ? options->chunk_bytes : TRANSFER_CHUNK_BYTES;
-	t->o.region_bytes = options->region_bytes ? options->region_bytes : REGION_BYTES;
-	t->o.align = options->align ? options->align : 1;
 	t->timer.fn = scan_timer;
 	t->room_timer.fn = look_for_room;
 	CDS_INIT_LIST_HEAD(&t->again);
 	t->loop = job_options->loop;
-	cursor_init(&t->source, t, t->o.source, t->loop);
-	cursor_init(&t->compare, t, t->o.compare, t->o.compare_loop);
+	take_options(t, options);
 	ret = job_create(jobs, type_of(type), job_options, t, result, err);
 	if (ret) {
 		transfer_free(t);

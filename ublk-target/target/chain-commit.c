@@ -91,6 +91,7 @@ static void init_lists(struct chain_target *view)
 	CDS_INIT_LIST_HEAD(&view->closing);
 	CDS_INIT_LIST_HEAD(&view->fill_waiters);
 	CDS_INIT_LIST_HEAD(&view->bounce_waiters);
+	CDS_INIT_LIST_HEAD(&view->merges);
 }
 
 static void view_destroy(struct chain_target *view)
@@ -132,20 +133,19 @@ static int view_create(struct merge *m)
 
 /* ---- begin and end ------------------------------------------------------------------- */
 
-static void mark_merging(const struct merge *m, bool merging)
+void merge_mark(const struct merge *m, bool merging)
 {
 	const struct layer_table *t = m->ct->map.table;
 	u32 i;
 
-	for (i = 0; i < t->nr; i++)
-		t->by_id[t->order[i]]->merging = merging && !m->up && i <= m->first + m->nr &&
-						 (m->pivots || i >= m->first);
+	for (i = m->pivots ? 0 : m->first; !m->up && i <= m->first + m->nr; i++)
+		t->by_id[t->order[i]]->merging = merging;
 }
 
 /* Of what receives. */
 static u32 base_depth(const struct merge *m)
 {
-	return m->up ? m->first - 1 : m->first + m->nr;
+	return merge_receiver(m) - m->ct->chain->layers;
 }
 
 struct commit_call {
@@ -154,6 +154,17 @@ struct commit_call {
 	u16 id; /* of its layer */
 	int ret;
 };
+
+/* The base of another merge. */
+static bool receives(const struct chain_target *ct, const struct writer *w)
+{
+	const struct merge *m;
+
+	cds_list_for_each_entry(m, &ct->merges, node)
+		if (m->base == w)
+			return true;
+	return false;
+}
 
 /* The base's layer, if nobody writes it or one of those above it, nor is done with it yet. */
 static void find_layer(struct loop *loop, void *arg)
@@ -164,9 +175,12 @@ static void find_layer(struct loop *loop, void *arg)
 
 	if (chain_is_sealing(call->m->ct))
 		call->ret = -EBUSY;
-	for (depth = 1; depth <= base; depth++)
-		if (t->by_id[t->order[depth]]->writer)
+	for (depth = 1; depth <= base; depth++) {
+		const struct writer *w = t->by_id[t->order[depth]]->writer;
+
+		if (w && !receives(call->m->ct, w))
 			call->ret = -EBUSY;
+	}
 	call->id = t->order[base];
 }
 
@@ -186,8 +200,8 @@ static void begin_run(struct loop *loop, void *arg)
 	m->base = call->base;
 	if (m->pivots)
 		m->ct->receiving = m->base;
-	m->ct->generation++;
-	mark_merging(m, true);
+	chain_layers_changed(m->ct);
+	merge_mark(m, true);
 }
 
 static void forget_base(struct merge *m)
@@ -197,8 +211,7 @@ static void forget_base(struct merge *m)
 	if (!layers)
 		abort(); /* places must not be given back while they are shown */
 	layers[m->base->id] = true;
-	map_forget(&m->ct->map, layers);
-	chain_retire(m->ct);
+	merge_forget_ids(m->ct, layers);
 	free(layers);
 }
 
@@ -209,44 +222,29 @@ void commit_end_view(struct merge *m)
 	m->base->shows = m->ct->ti;
 	if (!cds_list_empty(&m->base->held))
 		forget_base(m);
-	m->ct->generation++;
+	chain_layers_changed(m->ct);
 	writer_release_held(m->base);
 }
 
-static void end_run(struct loop *loop, void *arg)
+void commit_end(struct merge *m)
 {
-	struct merge *m = arg;
-
-	mark_merging(m, false);
 	commit_end_view(m);
 	if (m->pivots)
 		handover_give_up(m);
 	else
 		writer_seal(m->base);
-	if (m->first > 1 && !m->up)
-		io_dev_end_writing(m->above->img->dev);
+	if (m->above_dev)
+		io_dev_end_writing(m->above_dev);
+	m->above_dev = NULL;
 	m->base = NULL;
-}
-
-void commit_end(struct merge *m)
-{
-	if (loop_is_current(m->ct->loop))
-		end_run(m->ct->loop, m);
-	else
-		loop_call(m->ct->loop, end_run, m);
 }
 
 /* ---- what may be committed -------------------------------------------------------------- */
 
-static const struct chain_layer *base_layer(const struct merge *m)
-{
-	return &m->ct->chain->layers[base_depth(m)];
-}
-
 /* A pivot never changes the device's size (rule D4). */
 static int check_pivot(const struct merge *m, struct qc_err *err)
 {
-	const struct chain_layer *base = base_layer(m), *top = &m->ct->chain->layers[0];
+	const struct chain_layer *base = merge_receiver(m), *top = &m->ct->chain->layers[0];
 
 	if (top->img->nr_snapshots)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: has %u internal snapshots, which its base "
@@ -263,7 +261,7 @@ static int check_pivot(const struct merge *m, struct qc_err *err)
 
 static int check_base(const struct merge *m, struct qc_err *err)
 {
-	const struct chain_layer *base = base_layer(m);
+	const struct chain_layer *base = merge_receiver(m);
 	const struct chain_layer *top = &m->ct->chain->layers[m->first - m->pivots];
 	const struct image *img = base->img;
 
@@ -288,22 +286,25 @@ static int check_base(const struct merge *m, struct qc_err *err)
 /* Both through the door of rule A2: the base, and what will stand on it. */
 static int open_for_writing(struct merge *m, struct qc_err *err)
 {
-	struct io_dev *base = base_layer(m)->img->dev;
+	struct io_dev *base = merge_receiver(m)->img->dev;
 	int ret = MUTANT(BASE_DOOR) ? 0 : io_dev_begin_writing(base, err);
 
 	if (ret || m->first == 1 || m->up)
 		return ret;
-	ret = io_dev_begin_writing(m->above->img->dev, err);
+	ret = io_dev_begin_writing(merge_above(m)->img->dev, err);
 	if (ret)
 		io_dev_end_writing(base);
+	else
+		m->above_dev = merge_above(m)->img->dev;
 	return ret;
 }
 
 static void close_for_writing(struct merge *m)
 {
-	io_dev_end_writing(base_layer(m)->img->dev);
-	if (m->first > 1 && !m->up)
-		io_dev_end_writing(m->above->img->dev);
+	io_dev_end_writing(merge_receiver(m)->img->dev);
+	if (m->above_dev)
+		io_dev_end_writing(m->above_dev);
+	m->above_dev = NULL;
 }
 
 static int start_writer(struct merge *m, struct commit_call *call, struct qc_err *err)
@@ -326,7 +327,7 @@ static int start_writer(struct merge *m, struct commit_call *call, struct qc_err
 /* A base that is shorter than what comes down into it grows first (rule D4). */
 static u64 size_in_the_end(const struct merge *m)
 {
-	u64 size = base_layer(m)->img->virtual_size;
+	u64 size = merge_receiver(m)->img->virtual_size;
 	const struct chain_layer *top = &m->ct->chain->layers[m->first - m->pivots];
 
 	return m->up ? size : max(size, top->img->virtual_size);
@@ -338,7 +339,7 @@ static int grow_base(struct merge *m, struct qc_err *err)
 	u32 below = base_depth(m) + 1;
 	u64 size = size_in_the_end(m);
 
-	if (size == base_layer(m)->img->virtual_size)
+	if (size == merge_receiver(m)->img->virtual_size)
 		return 0;
 	return writer_grow(m->base, size, below < chain->nr_layers ?
 			   chain->layers[below].img->virtual_size : 0, err);
@@ -357,7 +358,7 @@ int commit_begin(struct merge *m, struct qc_err *err)
 	loop_call(m->ct->loop, find_layer, &call);
 	if (call.ret)
 		return qc_err_set(err, call.ret, "%s: a layer above it is still being sealed, must "
-				  "be sealed; try again", base_layer(m)->path);
+				  "be sealed; try again", merge_receiver(m)->path);
 	ret = open_for_writing(m, err);
 	if (ret)
 		return ret;
@@ -397,50 +398,58 @@ static int find_range(const struct chain *chain, const struct chain_commit_optio
 	return 0;
 }
 
-static u32 granule_of(const struct merge *m)
+u32 commit_granule(const struct merge *m)
 {
-	const struct image *img = base_layer(m)->img;
+	const struct image *img = merge_receiver(m)->img;
 
 	return img->format == IMAGE_RAW ? m->target.limits.logical_block :
 					  1u << img->subcluster_bits;
+}
+
+static int begin_commit(struct target *ti, const struct chain_commit_options *options,
+			struct merge **result, struct qc_err *err)
+{
+	struct chain_target *ct = ti->private;
+	struct merge *m = NULL;
+	u32 top, base, first;
+	int ret = find_range(ct->chain, options, &top, &base, err);
+
+	if (!ret && ti->limits.read_only)
+		ret = qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
+				 ct->chain->layers[0].path);
+	first = max(top, 1u);
+	if (!ret)
+		ret = merge_create(ti, first, base - first, options->backing_name, &m, err);
+	if (ret)
+		return ret;
+	m->pivots = !top;
+	ret = merge_join(m, err);
+	if (!ret)
+		ret = commit_begin(m, err);
+	if (ret)
+		merge_ops.clean(m);
+	else
+		*result = m;
+	return ret;
 }
 
 int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err)
 {
 	struct chain_target *ct = ti->private;
-	struct job_options job = *job_options;
-	struct transfer_options transfer;
-	struct merge *m = NULL;
-	u32 top, base, first;
+	struct merge *m;
 	int ret;
 
 	if (ti->type != &target_chain)
 		return merge_no_node(options->node, err);
-	ret = find_range(ct->chain, options, &top, &base, err);
-	if (!ret && ti->limits.read_only)
-		ret = qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
-				 ct->chain->layers[0].path);
+	ret = chain_turn_take(ct, false, err);
 	if (ret)
 		return ret;
-	first = max(top, 1u);
-	ret = merge_create(ti, first, base - first, options->backing_name, &m, err);
-	if (ret)
-		return ret;
-	m->pivots = !top;
-	ret = commit_begin(m, err);
-	if (ret) {
-		merge_ops.clean(m);
-		return ret;
-	}
-	if (!m->nr) /* nothing between: nothing to be looked for */
+	ret = begin_commit(ti, options, &m, err);
+	if (!ret && !m->nr) /* nothing between: nothing to be looked for */
 		m->source.size_bytes = 0;
-	transfer = (struct transfer_options){
-		.source = &m->source, .target = &m->target, .first_depth = 1, .last_depth = m->nr,
-		.align = granule_of(m), .region_bytes = MERGE_REGION_BYTES,
-		.ops = m->pivots ? &merge_active_ops : &merge_ops, .arg = m,
-		.probe = &ti->probe,
-	};
-	job.loop = ct->loop;
-	return transfer_create(jobs, "commit", &job, &transfer, result, err);
+	if (!ret)
+		ret = merge_make_job(m, jobs, "commit", job_options, result, err);
+	chain_turn_give(ct);
+	return ret;
 }

@@ -66,7 +66,7 @@ static void size_durable(struct meta_flush *flush, int error)
 		crash_point("resize.sized");
 		forget_windows(g->w->ct, g->w->img->virtual_size, g->to);
 		g->w->img->virtual_size = g->to;
-		g->w->ct->generation++;
+		chain_layers_changed(g->w->ct);
 	}
 	growth_end(g, error);
 }

@@ -251,14 +251,13 @@ static void between_gone(struct merge *m, int ret)
 	free(m->layers);
 	m->table = NULL;
 	m->layers = NULL;
-	m->nr = ret ? m->nr : 0;
 	step_ended(h, ret);
 }
 
 static int step_between(struct handover *h)
 {
 	if (is_first(h))
-		merge_drop(h->m, h->job, between_gone);
+		merge_drop(h->m, between_gone);
 	return wait_done(h);
 }
 
@@ -280,6 +279,10 @@ static int step_scan(struct handover *h)
 	u32 n = 0;
 	int ret;
 
+	if (h->pausing) {
+		job_paused(h->job);
+		return STEP_WAIT;
+	}
 	do {
 		if (h->cancelled)
 			return -ECANCELED;
@@ -823,6 +826,7 @@ void handover_free(struct handover *h)
 {
 	if (!h)
 		return;
+	loop_timer_cancel(&h->timer);
 	copier_destroy(h->copier);
 	free(h);
 }

@@ -37,6 +37,7 @@
  */
 
 #define WIPE_BYTES 4096u
+#define TURN_POLL_NS 1000000ull
 
 /* ---- where the job writes to ---------------------------------------------------------- */
 
@@ -61,6 +62,12 @@ static void last_step_over(struct merge *m, int ret)
 	if (ret && !m->job->err.code)
 		m->job->err = m->err;
 	m->over(m, ret);
+}
+
+static void last_step_failed(struct merge *m, int error)
+{
+	turn_end(m->ct);
+	last_step_over(m, error);
 }
 
 /*
@@ -95,7 +102,7 @@ static void close_layers(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 	u32 i;
 
-	for (i = m->first; i < m->first + m->nr; i++) {
+	for (i = m->gone_first; i < m->gone_first + m->gone_nr; i++) {
 		crash_point("commit.unwiped");
 		if (m->pivots)
 			wipe_header(m->layers[i].img->dev);
@@ -108,7 +115,8 @@ static void layers_closed(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 	u32 i;
 
-	for (i = m->first; i < m->first + m->nr; i++) {
+	merge_views_free(m);
+	for (i = m->gone_first; i < m->gone_first + m->gone_nr; i++) {
 		log_info("%s: its data is in %s now, closed", m->layers[i].path,
 			 m->base ? m->base->layer->path : m->layers[0].path);
 		layer_free(m->table->by_id[m->table->order[i]]);
@@ -138,7 +146,7 @@ static struct writer *header_writer(const struct merge *m)
 
 static void use_new_header(struct merge *m)
 {
-	struct image *img = m->above->img;
+	struct image *img = merge_above(m)->img;
 
 	free(img->backing_name);
 	free(img->backing_format);
@@ -161,9 +169,8 @@ int merge_forget(struct merge *m, u32 first, u32 nr)
 		return -ENOMEM;
 	for (i = first; i < first + nr; i++)
 		gone[t->order[i]] = true;
-	map_forget(&m->ct->map, gone);
+	merge_forget_ids(m->ct, gone);
 	free(gone);
-	chain_retire(m->ct);
 	return 0;
 }
 
@@ -175,18 +182,22 @@ static void publish(struct merge *m)
 
 	if (merge_forget(m, m->first, m->nr)) {
 		qc_err_set(&m->err, -ENOMEM, "%s: out of memory", layers[0].path);
-		last_step_over(m, -ENOMEM);
+		last_step_failed(m, -ENOMEM);
 		return;
 	}
 	use_new_header(m);
+	merge_views_publish(m);
 	m->table->read_only = old->read_only;
 	memcpy(m->table->flush, old->flush, sizeof(old->flush));
 	__atomic_store_n(&ct->map.table, m->table, __ATOMIC_RELEASE);
-	ct->generation++;
+	chain_layers_changed(ct);
 	ct->chain->layers = m->layers;
 	ct->chain->nr_layers -= m->nr;
 	m->table = old;
 	m->layers = layers;
+	m->gone_first = m->first;
+	m->gone_nr = m->nr;
+	merge_layers_gone(m, m->nr);
 	m->grace.drained = nobody_reads;
 	if (MUTANT(CLOSE_BEFORE_GRACE))
 		nobody_reads(&m->grace);
@@ -199,8 +210,8 @@ static void publish(struct merge *m)
 static void header_failed(struct merge *m, int error)
 {
 	qc_err_set(&m->err, error, "%s: the header could not be written (%s)",
-		   m->above->path, strerror(-error));
-	last_step_over(m, error);
+		   merge_above(m)->path, strerror(-error));
+	last_step_failed(m, error);
 }
 
 static void header_durable(struct meta_flush *flush, int error)
@@ -280,19 +291,34 @@ static void put_name(struct meta_wait *wait)
 		meta_flush(meta, &m->flush);
 }
 
+/* A snapshot may have made the layer above one of the middle, since the job began. */
+static int open_above(struct merge *m)
+{
+	struct io_dev *dev = merge_above(m)->img->dev;
+
+	if (m->above_dev || header_writer(m))
+		return 0;
+	if (io_dev_begin_writing(dev, &m->err))
+		return m->err.code;
+	m->above_dev = dev;
+	return 0;
+}
+
 /* The header of a sealed layer is nobody else's: it is written here, too. */
 static void plan_header(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
+	const struct chain_layer *above = merge_above(m);
 	int ret;
 
-	if (image_plan_backing(m->above->img, m->name, m->format, &m->patch, &m->err) ||
+	if (open_above(m) ||
+	    image_plan_backing(above->img, m->name, m->format, &m->patch, &m->err) ||
 	    header_writer(m))
 		return;
-	ret = image_write_backing(m->above->img, &m->patch);
+	ret = image_write_backing(above->img, &m->patch);
 	if (ret)
-		qc_err_set(&m->err, ret, "%s: the header could not be written (%s)",
-			   m->above->path, strerror(-ret));
+		qc_err_set(&m->err, ret, "%s: the header could not be written (%s)", above->path,
+			   strerror(-ret));
 }
 
 static void header_planned(struct chain_work *work)
@@ -300,7 +326,7 @@ static void header_planned(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 
 	if (m->err.code) {
-		last_step_over(m, m->err.code);
+		last_step_failed(m, m->err.code);
 		return;
 	}
 	if (!header_writer(m)) {
@@ -319,7 +345,7 @@ static int make_next(struct merge *m)
 
 	m->table = layer_table_drop(m->ct->map.table, m->first, m->nr);
 	m->layers = calloc(left, sizeof(*m->layers));
-	if (!m->table || !m->layers)
+	if (!m->table || !m->layers || merge_views_plan(m))
 		return qc_err_set(&m->err, -ENOMEM, "%s: out of memory", chain->layers[0].path);
 	memcpy(m->layers, chain->layers, m->first * sizeof(*m->layers));
 	memcpy(m->layers + m->first, chain->layers + m->first + m->nr,
@@ -327,23 +353,42 @@ static int make_next(struct merge *m)
 	return 0;
 }
 
-void merge_drop(struct merge *m, struct job *job, void (*over)(struct merge *m, int ret))
+/* Who was the active layer's writer is not done with the header until that is sealed. */
+static bool above_is_sealing(const struct merge *m)
 {
-	int ret = 0;
+	const struct layer_table *t = m->ct->map.table;
 
-	m->job = job;
-	m->over = over;
-	if (MUTANT(HOLE_BEFORE_HEADER) && !m->base && !m->name)
-		m->ct->active->below = false;
-	if (m->nr)
-		ret = make_next(m);
-	if (ret || !m->nr) {
-		last_step_over(m, ret);
+	return !header_writer(m) && t->by_id[t->order[m->first - 1]]->writer;
+}
+
+static void begin_last_step(struct loop *loop, struct loop_timer *timer)
+{
+	struct merge *m = container_of(timer, struct merge, timer);
+
+	if (above_is_sealing(m) || !turn_try(m->ct, m->job->id)) {
+		loop_timer_set(loop, timer, TURN_POLL_NS);
+		return;
+	}
+	if (make_next(m)) {
+		last_step_failed(m, m->err.code);
 		return;
 	}
 	m->work.run = plan_header;
 	m->work.done = header_planned;
 	chain_work(m->ct, &m->work);
+}
+
+void merge_drop(struct merge *m, void (*over)(struct merge *m, int ret))
+{
+	m->over = over;
+	if (MUTANT(HOLE_BEFORE_HEADER) && !m->base && !m->name)
+		m->ct->active->below = false;
+	if (!m->nr) {
+		last_step_over(m, 0);
+		return;
+	}
+	m->timer.fn = begin_last_step;
+	begin_last_step(m->ct->loop, &m->timer);
 }
 
 static void prepared(struct merge *m, int ret)
@@ -354,20 +399,71 @@ static void prepared(struct merge *m, int ret)
 /* job_prepare_fn, when all is copied and durable. */
 static void merge_prepare(struct job *job, void *arg)
 {
-	merge_drop(arg, job, prepared);
+	merge_drop(arg, prepared);
+}
+
+/* ---- begin, perhaps anew ------------------------------------------------------------------- */
+
+/* Of a commit another header than before will name the base: the overlay's. */
+static void begin_late(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+	int ret = 0;
+
+	if (!m->up) {
+		free(m->name);
+		free(m->format);
+		m->name = m->format = NULL;
+		ret = merge_set_backing(m, NULL, &m->err);
+	}
+	if (!ret)
+		commit_begin(m, &m->err);
+}
+
+/* -EBUSY: the base of another merge is being sealed at this moment: it is tried again. */
+static void late_begun(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+
+	turn_end(m->ct);
+	m->late = m->err.code ? LATE_FAILED : LATE_NO;
+	if (m->err.code != -EBUSY || !chain_is_sealing(m->ct))
+		return;
+	m->err = (struct qc_err){ 0 };
+	m->late = LATE_WAITS;
 }
 
 /* A write in place to a layer below may be under way until that is sealed. */
-static bool merge_ready(void *arg)
+static int merge_ready(void *arg)
 {
-	return !chain_is_sealing(((struct merge *)arg)->ct) || MUTANT(MERGE_UNSEALED);
+	struct merge *m = arg;
+
+	if (m->late == LATE_FAILED)
+		m->job->err = m->err;
+	if (m->late == LATE_FAILED || m->late == LATE_RUNS)
+		return m->err.code;
+	if (chain_is_sealing(m->ct) && !MUTANT(MERGE_UNSEALED))
+		return 0;
+	if (m->late == LATE_NO)
+		return 1;
+	if (turn_try(m->ct, m->job->id)) {
+		m->late = LATE_RUNS;
+		m->work.run = begin_late;
+		m->work.done = late_begun;
+		chain_work(m->ct, &m->work);
+	}
+	return 0;
+}
+
+static bool merge_busy(void *arg)
+{
+	return ((struct merge *)arg)->late == LATE_RUNS;
 }
 
 /* A volume's size, or what the file system of a file has left. */
 static u64 merge_room(void *arg)
 {
-	struct merge *m = arg;
-	struct io_dev *dev = m->base ? m->base->img->dev : m->ct->active->img->dev;
+	struct io_dev *dev = merge_receiver(arg)->img->dev;
 	struct statvfs fs;
 
 	if (dev->blockdev)
@@ -375,12 +471,29 @@ static u64 merge_room(void *arg)
 	return fstatvfs(dev->fd, &fs) ? 0 : (u64)fs.f_bavail * fs.f_frsize;
 }
 
+static void end_run(struct loop *loop, void *arg)
+{
+	struct merge *m = arg;
+
+	if (!cds_list_empty(&m->node))
+		merge_mark(m, false);
+	if (m->base)
+		m->base->layer->merging = false;
+	if (m->base)
+		commit_end(m);
+	merge_leave(m);
+}
+
+/* On the metadata loop or, before it has begun, on the control thread. */
 static void merge_clean(void *arg)
 {
 	struct merge *m = arg;
 
-	if (m->base)
-		commit_end(m);
+	if (loop_is_current(m->ct->loop))
+		end_run(m->ct->loop, m);
+	else
+		loop_call(m->ct->loop, end_run, m);
+	merge_views_free(m);
 	handover_free(m->handover);
 	layer_table_free(m->table);
 	free(m->layers);
@@ -391,6 +504,7 @@ static void merge_clean(void *arg)
 
 const struct transfer_ops merge_ops = {
 	.ready = merge_ready,
+	.busy = merge_busy,
 	.room = merge_room,
 	.prepare = merge_prepare,
 	.clean = merge_clean,
@@ -398,6 +512,7 @@ const struct transfer_ops merge_ops = {
 
 const struct transfer_ops merge_active_ops = {
 	.ready = merge_ready,
+	.busy = merge_busy,
 	.room = merge_room,
 	.then = &handover_type,
 	.prepare = pivot_prepare,
@@ -481,19 +596,20 @@ static const char *name_of_base(const struct chain_layer *above, const struct ch
 	return strncmp(above->path, base->path, dir) ? base->path : base->path + dir;
 }
 
-static int set_backing(struct merge *m, const char *name, struct qc_err *err)
+int merge_set_backing(struct merge *m, const char *name, struct qc_err *err)
 {
 	const struct chain *chain = m->ct->chain;
 	const struct chain_layer *base = &chain->layers[m->first + m->nr];
+	const struct chain_layer *above = merge_above(m);
 	struct backing_patch patch;
 
 	if (m->first + m->nr < chain->nr_layers) {
-		m->name = strdup(name ? name : name_of_base(m->above, base));
+		m->name = strdup(name ? name : name_of_base(above, base));
 		m->format = strdup(image_format_name(base->img->format));
 		if (!m->name || !m->format)
-			return qc_err_set(err, -ENOMEM, "%s: out of memory", m->above->path);
+			return qc_err_set(err, -ENOMEM, "%s: out of memory", above->path);
 	}
-	return m->nr ? image_plan_backing(m->above->img, m->name, m->format, &patch, err) : 0;
+	return m->nr ? image_plan_backing(above->img, m->name, m->format, &patch, err) : 0;
 }
 
 int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct merge **result,
@@ -505,12 +621,66 @@ int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct 
 	if (!m)
 		return qc_err_set(err, -ENOMEM, "out of memory");
 	m->ct = ti->private;
+	CDS_INIT_LIST_HEAD(&m->node);
 	m->first = first;
 	m->nr = nr;
-	m->above = &m->ct->chain->layers[first - 1];
 	m->target = (struct target){ .type = &merge_type, .private = m->ct,
 				     .size_bytes = ti->size_bytes, .limits = ti->limits };
-	ret = set_backing(m, name, err);
+	ret = merge_set_backing(m, name, err);
+	if (ret)
+		merge_clean(m);
+	else
+		*result = m;
+	return ret;
+}
+
+void merge_transfer(struct merge *m, struct transfer_options *result)
+{
+	*result = (struct transfer_options){
+		.source = m->base || m->late != LATE_NO ? &m->source : m->ct->ti,
+		.target = &m->target,
+		.first_depth = 1 + m->up, .last_depth = m->nr + m->up,
+		.skip_zero = m->up && !m->name,
+		.align = m->up ? 1u << merge_above(m)->img->subcluster_bits : commit_granule(m),
+		.region_bytes = MERGE_REGION_BYTES,
+		.ops = m->pivots ? &merge_active_ops : &merge_ops, .arg = m,
+		.probe = &m->ct->ti->probe,
+	};
+}
+
+int merge_make_job(struct merge *m_owned, struct jobs *jobs, const char *type,
+		   const struct job_options *options, struct job **result, struct qc_err *err)
+{
+	struct job_options job = *options;
+	struct transfer_options transfer;
+	int ret;
+
+	merge_transfer(m_owned, &transfer);
+	job.loop = m_owned->ct->loop;
+	ret = transfer_create(jobs, type, &job, &transfer, result, err);
+	if (!ret)
+		m_owned->job = *result;
+	return ret;
+}
+
+static int begin_stream(struct target *ti, const struct chain_stream_options *options,
+			struct merge **result, struct qc_err *err)
+{
+	struct chain_target *ct = ti->private;
+	struct merge *m = NULL;
+	u32 into, base;
+	int ret = check_into(ct, options->node, &into, err);
+
+	if (!ret)
+		ret = find_base(ct->chain, options, into, &base, err);
+	if (!ret)
+		ret = merge_create(ti, into + 1, base - into - 1, options->backing_name, &m, err);
+	if (ret)
+		return ret;
+	m->up = true;
+	ret = merge_join(m, err);
+	if (!ret && into)
+		ret = commit_begin(m, err);
 	if (ret)
 		merge_clean(m);
 	else
@@ -521,35 +691,18 @@ int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct 
 int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err)
 {
-	struct job_options job = *job_options;
-	struct transfer_options transfer;
 	struct chain_target *ct = ti->private;
-	struct merge *m = NULL;
-	u32 into, base;
+	struct merge *m;
 	int ret;
 
 	if (ti->type != &target_chain)
 		return merge_no_node(options->node, err);
-	ret = check_into(ct, options->node, &into, err);
-	if (!ret)
-		ret = find_base(ct->chain, options, into, &base, err);
-	if (!ret)
-		ret = merge_create(ti, into + 1, base - into - 1, options->backing_name, &m, err);
+	ret = chain_turn_take(ct, false, err);
 	if (ret)
 		return ret;
-	m->up = true;
-	ret = into ? commit_begin(m, err) : 0;
-	if (ret) {
-		merge_clean(m);
-		return ret;
-	}
-	transfer = (struct transfer_options){
-		.source = into ? &m->source : ti, .target = &m->target,
-		.first_depth = 2, .last_depth = m->nr + 1,
-		.skip_zero = !m->name, .align = 1u << m->above->img->subcluster_bits,
-		.region_bytes = MERGE_REGION_BYTES, .ops = &merge_ops,
-		.arg = m, .probe = &ti->probe,
-	};
-	job.loop = m->ct->loop;
-	return transfer_create(jobs, "stream", &job, &transfer, result, err);
+	ret = begin_stream(ti, options, &m, err);
+	if (!ret)
+		ret = merge_make_job(m, jobs, "stream", job_options, result, err);
+	chain_turn_give(ct);
+	return ret;
 }

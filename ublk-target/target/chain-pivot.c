@@ -29,6 +29,12 @@ static void over(struct merge *m, int ret)
 	job_prepared(m->job, ret);
 }
 
+static void failed(struct merge *m, int error)
+{
+	turn_end(m->ct);
+	over(m, error);
+}
+
 /* ---- the old layer goes ------------------------------------------------------------ */
 
 static void close_top(struct chain_work *work)
@@ -88,11 +94,13 @@ static void publish(struct merge *m)
 	__atomic_store_n(&ct->map.table, m->table, __ATOMIC_RELEASE);
 	ct->active = m->base;
 	ct->receiving = NULL;
-	ct->generation++;
+	chain_layers_changed(ct);
 	ct->chain->layers = m->layers;
 	ct->chain->nr_layers--;
 	m->base->layer->merging = false;
 	m->base = NULL;
+	m->pivots = false;
+	merge_layers_gone(m, 1);
 	m->table = old;
 	m->layers = layers;
 	crash_point("commit.pivot");
@@ -118,7 +126,7 @@ static void header_closed(struct chain_work *work)
 	if (ret) {
 		qc_err_set(&m->err, ret, "%s: not closed (%s)", m->top->layer->path,
 			   strerror(-ret));
-		over(m, ret);
+		failed(m, ret);
 		return;
 	}
 	publish(m);
@@ -154,22 +162,33 @@ static int make_next(struct merge *m)
 	return 0;
 }
 
-void pivot_prepare(struct job *job, void *arg)
+static void begin_pivot(struct loop *loop, struct loop_timer *timer)
 {
-	struct merge *m = arg;
+	struct merge *m = container_of(timer, struct merge, timer);
 	int ret;
 
-	m->job = job;
-	if (job->cancelled) { /* ready, and cancelled without force */
-		job_prepared(job, 0);
+	if (!turn_try(m->ct, m->job->id)) {
+		loop_timer_set(loop, timer, PIVOT_POLL_NS);
 		return;
 	}
 	ret = make_next(m);
 	if (ret) {
-		over(m, ret);
+		failed(m, ret);
 		return;
 	}
 	m->top = m->ct->active;
 	m->timer.fn = wait_idle;
-	wait_idle(m->ct->loop, &m->timer);
+	wait_idle(loop, timer);
+}
+
+void pivot_prepare(struct job *job, void *arg)
+{
+	struct merge *m = arg;
+
+	if (job->cancelled) { /* ready, and cancelled without force */
+		job_prepared(job, 0);
+		return;
+	}
+	m->timer.fn = begin_pivot;
+	begin_pivot(m->ct->loop, &m->timer);
 }

@@ -62,6 +62,8 @@ struct chain_target {
 
 	struct writer *active; /* of the active layer; NULL: nothing is written */
 	struct writer *receiving; /* of the base that it is committed into; NULL: none */
+	struct cds_list_head merges; /* struct merge: whose layers are still to go */
+	const char *turn; /* who may change the order of layers, chain-turn.c; NULL: nobody */
 	struct cds_list_head fenced; /* struct slow_request: until the fence is lifted */
 	struct cds_list_head closing; /* struct writer: former ones, oldest first */
 	struct cds_list_head fill_waiters; /* struct write_op: until one has settled */
@@ -278,6 +280,21 @@ struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32
 void layer_table_add_flush(struct layer_table *t, struct io_dev *dev);
 /* A sealed image needs no flush any more. */
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
+
+/* ---- chain-turn.c: merges beside each other, and snapshots beside them ----------------- */
+
+/*
+ * chain_turn_take - nobody else changes the order of layers until chain_turn_give()
+ * @snapshot: the active layer is about to be one of the middle: merges that work on it
+ * rest. Control thread; -EBUSY after a few seconds, @err tells whom it waits for.
+ */
+int chain_turn_take(struct chain_target *ct, bool snapshot, struct qc_err *err);
+void chain_turn_give(struct chain_target *ct);
+/* In the event that puts an overlay on top, before and after it. */
+void merges_before_switch(struct chain_target *ct);
+void merges_after_switch(struct chain_target *ct);
+/* Layers or their writers have: folds under way start over, of views, too (rule C1). */
+void chain_layers_changed(struct chain_target *ct);
 
 /* ---- chain-switch.c: an overlay becomes the active layer ------------------------------ */
 

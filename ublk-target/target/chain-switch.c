@@ -88,7 +88,7 @@ static void sealed(struct chain_work *work)
 
 	layer_table_drop_flush(ct->map.table, w->img->dev);
 	w->layer->writer = NULL;
-	ct->generation++;
+	chain_layers_changed(ct);
 	w->seal_timer.fn = seal_forget;
 	seal_forget(ct->loop, &w->seal_timer);
 }
@@ -173,6 +173,7 @@ static void switch_active(struct snapshot *s, struct layer_table *table,
 	struct chain_target *ct = s->ct;
 	struct writer *old = ct->active;
 
+	merges_before_switch(ct);
 	writer_start(s->writer, table->write_layer);
 	free(ct->chain->layers);
 	ct->chain->layers = layers;
@@ -180,7 +181,8 @@ static void switch_active(struct snapshot *s, struct layer_table *table,
 	old->old_table = ct->map.table;
 	__atomic_store_n(&ct->map.table, table, __ATOMIC_RELEASE);
 	ct->active = s->writer;
-	ct->generation++;
+	chain_layers_changed(ct);
+	merges_after_switch(ct);
 	writer_seal(old);
 	/* what has not begun, or waits for space, goes to the overlay (rule E2) */
 	writer_put_off(old, 0, UINT64_MAX);
@@ -325,29 +327,41 @@ int chain_check_overlay(const struct chain_target *ct, const struct image *img, 
 	return ret ? ret : check_limits(ct->ti, img, path, err);
 }
 
+static int take_snapshot(struct snapshot *s, struct image *overlay, const char *path,
+			 const char *node_name)
+{
+	s->ret = chain_check_overlay(s->ct, overlay, path, 0, s->err);
+	if (s->ret)
+		return s->ret;
+	s->layer = layer_create(overlay, path, node_name);
+	if (!s->layer)
+		return qc_err_set(s->err, -ENOMEM, "%s: out of memory", path);
+	s->ret = writer_open(s->ct, s->layer, true, &s->writer, s->err);
+	if (!s->ret)
+		loop_call(s->ct->loop, snapshot_run, s);
+	if (!s->ret)
+		return 0;
+	if (s->writer) {
+		writer_mark_closed(s->writer);
+		writer_destroy(s->writer);
+	}
+	layer_free(s->layer);
+	return s->ret;
+}
+
 int chain_snapshot(struct target *ti, const char *node, struct image *overlay, const char *path,
 		   const char *node_name, bool held, struct qc_err *err)
 {
 	struct snapshot s = { .ct = ti->private, .node = node, .held = held, .err = err };
+	int ret;
 
 	if (ti->type != &target_chain)
 		return qc_err_set(err, -EINVAL, "%s: not a chain, nothing can stand on it",
 				  ti->type->name);
-	s.ret = chain_check_overlay(s.ct, overlay, path, 0, err);
-	if (s.ret)
-		return s.ret;
-	s.layer = layer_create(overlay, path, node_name);
-	if (!s.layer)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory", path);
-	s.ret = writer_open(s.ct, s.layer, true, &s.writer, err);
-	if (!s.ret)
-		loop_call(s.ct->loop, snapshot_run, &s);
-	if (!s.ret)
-		return 0;
-	if (s.writer) {
-		writer_mark_closed(s.writer);
-		writer_destroy(s.writer);
-	}
-	layer_free(s.layer);
-	return s.ret;
+	ret = chain_turn_take(s.ct, true, err);
+	if (ret)
+		return ret;
+	ret = take_snapshot(&s, overlay, path, node_name);
+	chain_turn_give(s.ct);
+	return ret;
 }
