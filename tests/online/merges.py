@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Online merges beside random I/O of several clients and snapshots, against a model; with kill -9 too,
-also at the crash points of a commit of the active layer."""
+"""Online merges beside random I/O of several clients and snapshots, against a model: snapshots while a
+merge runs, and two merges at once; with kill -9 too, also at the crash points of a commit of the active
+layer."""
 
 import argparse
 import os
@@ -33,10 +34,11 @@ class MergeCase(Case):
     def __init__(self, *words):
         super().__init__(*words)
         self.jobs = 0
-        self.next_layers = None  # what the chain is once the job has rewritten the header
+        self.beside = 0  # snapshots and merges while a job ran
+        self.possible = []  # chains, while jobs run
 
     def told(self):
-        return f"{self.jobs} merges"
+        return f"{self.jobs} merges, {self.beside} things beside one"
 
     def start_job(self, qmp, command, **arguments):
         self.jobs += 1
@@ -69,47 +71,135 @@ class MergeCase(Case):
         expect(qmp.command("job-dismiss", id=name) == {"return": {}}, "dismiss")
         return "error" not in row
 
+    # ---- beside a job ------------------------------------------------------------
+
+    def take_snapshot(self, qmp):
+        name = f"l{self.made + 1}.qcow2"
+        self.possible += [chain + [name] for chain in self.possible]
+        super().take_snapshot(qmp)
+
+    def snapshots_beside(self, qmp):
+        """None, or some, while a job runs; True: some."""
+        many = self.random.choice((0, 0, 0, 1, 2))
+        for _ in range(many):
+            self.stopped.wait(self.random.random() * 0.03)
+            self.take_snapshot(qmp)
+        self.beside += many
+        return many > 0
+
+    def drop(self, layers):
+        """These are merged, says a job that has ended well."""
+        self.layers = [layer for layer in self.layers if layer not in layers]
+
+    def lose(self, layers):
+        """What these held, and what stood on them, is gone at once."""
+        self.snapshots = [snapshot for snapshot in self.snapshots
+                          if snapshot[0] in self.layers and snapshot[0] not in layers]
+
+    def move_snapshots(self, top, base):
+        self.snapshots += [(base, *ticks) for layer, *ticks in self.snapshots if layer == top]
+
+    def end_jobs(self, qmp):
+        self.possible = []
+        self.check_tree(qmp)
+
+    # ---- one job -------------------------------------------------------------------
+
+    def start_stream(self, qmp, into, keep):
+        """(job, layers that go); @keep: layers that stay below."""
+        words = {"base-node": self.layers[keep - 1]} if keep else {}
+        gone = self.layers[keep:into]
+        return self.start_job(qmp, "block-stream", device=self.layers[into], **words), gone
+
     def stream(self, qmp):
         """Into the active layer, or one below it; all images stay what they were."""
         into = len(self.layers) - 1
         if self.random.random() < 0.5:
             self.wait_sealed(qmp)
             into = self.random.randrange(1, into + 1)
-        keep = self.random.randrange(0, into + 1)  # layers that stay below
-        words = {"base-node": self.layers[keep - 1]} if keep else {}
-        self.next_layers = self.layers[:keep] + self.layers[into:]
-        name = self.start_job(qmp, "block-stream", device=self.layers[into], **words)
-        if self.random.random() < 0.2:
-            answer = qmp.command("blockdev-snapshot", node=self.layers[-1], overlay="none")
-            expect("error" in answer, f"a snapshot during a stream: {answer}")
+        keep = self.random.randrange(0, into + 1)
+        self.possible = [list(self.layers), self.layers[:keep] + self.layers[into:]]
+        name, gone = self.start_stream(qmp, into, keep)
+        self.snapshots_beside(qmp)
         if self.kill and self.random.random() < 0.3:
             return LAST
         if self.wait_job(qmp, name):
-            self.layers = self.next_layers
-        self.next_layers = None
-        self.check_tree(qmp)
+            self.drop(gone)
+        self.end_jobs(qmp)
         return None
 
     def commit(self, qmp):
-        """Layers below the active one; what they were, and what stands on them, is gone at once."""
+        """Layers below the active one."""
         self.wait_sealed(qmp)
         top = self.random.randrange(1, len(self.layers) - 1)
         base = self.random.randrange(0, top)
-        self.next_layers = self.layers[:base + 1] + self.layers[top + 1:]
-        lost = self.layers[base:top]
-        self.snapshots = [snapshot for snapshot in self.snapshots
-                          if snapshot[0] in self.layers and snapshot[0] not in lost]
+        self.possible = [list(self.layers), self.layers[:base + 1] + self.layers[top + 1:]]
+        self.lose(self.layers[base:top])
+        gone = self.layers[base + 1:top + 1]
         top, base = self.layers[top], self.layers[base]
         name = self.start_job(qmp, "block-commit", device=self.layers[-1],
                               **{"top-node": top, "base-node": base})
+        self.snapshots_beside(qmp)
         if self.kill and self.random.random() < 0.3:
             return LAST
         if self.wait_job(qmp, name):
-            self.layers = self.next_layers
-            self.snapshots += [(base, *ticks) for layer, *ticks in self.snapshots if layer == top]
-        self.next_layers = None
-        self.check_tree(qmp)
+            self.drop(gone)
+            self.move_snapshots(top, base)
+        self.end_jobs(qmp)
         return None
+
+    # ---- two at once -----------------------------------------------------------------
+
+    def two_merges(self, qmp):
+        """A commit of the lower layers, and a merge above that has no layer of it."""
+        self.wait_sealed(qmp)
+        top = self.random.randrange(1, len(self.layers) - 3)
+        base = self.random.randrange(0, top)
+        above = self.layers[top + 1]
+        lower = self.layers[base + 1:top + 1]
+        upper = self.layers[top + 2:-1]  # all but the last can go up, or down into the first
+        up = len(upper) < 2 or self.random.random() < 0.5
+        upper = upper if up else upper[1:]
+        self.possible = [[layer for layer in self.layers if layer not in gone]
+                         for gone in ([], lower, upper, lower + upper)]
+        top, base = self.layers[top], self.layers[base]
+        self.lose(self.layers[self.layers.index(base):self.layers.index(top)])
+        first = self.start_job(qmp, "block-commit", device=self.layers[-1],
+                               **{"top-node": top, "base-node": base})
+        second = self.start_upper(qmp, above, upper, up)
+        self.check_conflict(qmp, top)
+        self.snapshots_beside(qmp)
+        self.beside += 1
+        if self.kill and self.random.random() < 0.5:
+            return LAST
+        done = [self.wait_job(qmp, name) for name in (first, second)]
+        if done[0]:
+            self.drop(lower)
+            self.move_snapshots(top, base)
+        if done[1]:
+            self.drop(upper)
+        if done[1] and not up:
+            self.move_snapshots(upper[-1], self.upper_base)
+        self.end_jobs(qmp)
+        return None
+
+    def start_upper(self, qmp, above, upper, up):
+        if up:
+            at = self.layers.index(upper[-1]) if upper else self.layers.index(above)
+            return self.start_job(qmp, "block-stream", device=self.layers[at + 1],
+                                  **{"base-node": above})
+        self.upper_base = self.layers[self.layers.index(upper[0]) - 1]
+        self.lose([self.upper_base] + upper[:-1])
+        return self.start_job(qmp, "block-commit", device=self.layers[-1],
+                              **{"top-node": upper[-1], "base-node": self.upper_base})
+
+    def check_conflict(self, qmp, layer):
+        """A merge of a layer that another one has is refused with the name of that."""
+        answer = qmp.command("block-stream", **{"job-id": "third", "device": layer})
+        expect("error" in answer and ("must share no layer" in answer["error"]["desc"] or
+                                      "Cannot find" in answer["error"]["desc"]), f"a third merge: {answer}")
+
+    # ---- the active layer ----------------------------------------------------------------
 
     def forget_layers(self):
         """Nothing may stand on the new top, not even what is in no chain any more."""
@@ -124,7 +214,7 @@ class MergeCase(Case):
     def ready(self, qmp, name):
         return self.find_job(qmp, name)["status"] in ("ready", "concluded")
 
-    def leave_ready(self, qmp, name):
+    def leave_ready(self, qmp, name, layers):
         """Disturbed or completed; True: the base is the active layer."""
         fate = self.random.random()
         if fate < 0.2:
@@ -141,7 +231,7 @@ class MergeCase(Case):
         row = self.find_job(qmp, name)
         expect("error" not in row or fate < 0.3, f"{name}: {row}")
         expect(qmp.command("job-dismiss", id=name) == {"return": {}}, "dismiss")
-        return len(self.shown_layers(qmp)) == len(self.next_layers)
+        return len(self.shown_layers(qmp)) == layers
 
     def shown_layers(self, qmp):
         nodes = qmp.command("query-named-block-nodes")["return"]
@@ -162,29 +252,47 @@ class MergeCase(Case):
         base = self.random.randrange(0, len(self.layers) - 1)
         if not self.is_as_long(self.layers[base]):
             return self.commit(qmp) if len(self.layers) > 2 else None
-        lost = self.layers[base:]
-        self.snapshots = [snapshot for snapshot in self.snapshots
-                          if snapshot[0] in self.layers and snapshot[0] not in lost]
-        old, self.next_layers = self.layers[-1], self.layers[:base + 1] + [self.layers[-1]]
-        name = self.start_job(qmp, "block-commit", device=old, **{"base-node": self.layers[base]})
+        kept, old = self.layers[:base + 1], self.layers[-1]
+        self.lose(self.layers[base:])
+        self.possible = [list(self.layers), kept + [old]]
+        name = self.start_job(qmp, "block-commit", device=old, **{"base-node": kept[-1]})
+        if self.random.random() < 0.3 and self.random.random() < 0.5:
+            wait_until(lambda: self.ready(qmp, name), f"{name} is ready")
+        if self.snapshots_beside(qmp):
+            return self.commit_below(qmp, name, kept, old)
         if self.kill and "QCHAIN_CRASH_POINT" in self.environment:
             self.until_dead(qmp, name)
             return LAST
         if self.kill and self.random.random() < 0.3:
             return LAST
-        self.next_layers.pop()
-        if self.leave_ready(qmp, name):
-            self.layers = self.next_layers
+        if self.leave_ready(qmp, name, len(kept)):
+            self.layers = kept
             self.forget_layers()
             if self.kill:
                 return LAST  # the intent log has entries of both, until now
-        else:  # layers between may have gone
-            self.layers = self.shown_layers(qmp)
-            expect(self.layers in (self.next_layers + [old], self.next_layers + lost[1:]),
-                   f"the chain is {self.layers}")
-        self.next_layers = None
+        else:
+            self.see_layers(qmp)
         self.wait_sealed(qmp)
-        self.check_tree(qmp)
+        self.end_jobs(qmp)
+        return None
+
+    def see_layers(self, qmp):
+        """Layers between may have gone."""
+        self.layers = self.shown_layers(qmp)
+        expect(self.layers in self.possible, f"the chain is {self.layers}")
+
+    def commit_below(self, qmp, name, kept, old):
+        """A snapshot came: what is left is a commit of a layer below the active one."""
+        gone = self.layers[len(kept):self.layers.index(old) + 1]
+        self.possible += [[layer for layer in chain if layer not in gone] for chain in self.possible]
+        if self.kill and self.random.random() < 0.5:
+            return LAST
+        if self.wait_job(qmp, name):
+            self.drop(gone)
+            self.move_snapshots(old, kept[-1])
+        else:
+            self.see_layers(qmp)
+        self.end_jobs(qmp)
         return None
 
     async def session(self, count):
@@ -219,6 +327,8 @@ class MergeCase(Case):
 
     def merge_or_snapshot(self, qmp):
         fate = self.random.random()
+        if len(self.layers) > 4 and self.random.random() < 0.5:
+            return self.two_merges(qmp)
         if len(self.layers) > 1 and fate < 0.2:
             return self.commit_active(qmp)
         if len(self.layers) > 2 and fate < 0.6:
@@ -228,14 +338,13 @@ class MergeCase(Case):
         return super().act(qmp)
 
     def settle_layers(self):
-        """After a kill: the header says which of the two chains it is."""
-        if not self.next_layers:
+        """After a kill: the headers say which chain it is."""
+        if not self.possible:
             return
         seen = self.seen_layers()
-        expect(seen in (self.layers, self.next_layers),
-               f"the chain is {seen}, must be {self.layers} or {self.next_layers}")
+        expect(seen in self.possible, f"the chain is {seen}, must be one of {self.possible}")
         self.layers = seen
-        self.next_layers = None
+        self.possible = []
 
 
 class Runner:

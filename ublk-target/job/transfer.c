@@ -979,6 +979,7 @@ void transfer_restart(struct job *job, const struct transfer_options *options)
 	t->scanning = job->working;
 	t->error = 0;
 	t->wanted = 0;
+	t->nr_regions = 0;
 }
 
 void transfer_wait_for_room(struct job *job)
