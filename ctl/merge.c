@@ -25,6 +25,7 @@ struct served_job {
 	u32 base; /* depth; nr_nodes: none */
 	char job[QC_MAX_JOB_ID + 1];
 	json_object *row; /* of the job, at its end */
+	bool pivoted; /* the base is the active layer now */
 };
 
 static const char *node_text(const struct served_job *s, u32 depth, const char *key)
@@ -36,6 +37,14 @@ static const char *node_text(const struct served_job *s, u32 depth, const char *
 static const char *base_text(const struct served_job *s)
 {
 	return s->base < s->nr_nodes ? node_text(s, s->base, "file") : NULL;
+}
+
+static bool same_image(const char *a, const char *b)
+{
+	struct image_ident x, y;
+
+	return !strcmp(a, b) ||
+	       (!image_ident_of(a, &x) && !image_ident_of(b, &y) && image_ident_same(&x, &y));
 }
 
 /* ---- which layer is meant --------------------------------------------------------- */
@@ -292,6 +301,22 @@ static int start_job(struct served_job *s, const struct rundir *dir, const char 
 	return ret;
 }
 
+/* A snapshot that was taken meanwhile has made it a commit of a layer below the active one. */
+static int look_at_top(struct served_job *s, struct qc_err *err)
+{
+	json_object *nodes;
+	const char *top;
+	int ret = client_command(s->served.client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	if (ret)
+		return ret;
+	top = json_text(json_object_array_get_idx(nodes, 0), "file");
+	s->pivoted = top && base_text(s) && same_image(top, base_text(s));
+	json_object_put(nodes);
+	return 0;
+}
+
 static int wait_for_job(struct served_job *s, struct qc_err *err)
 {
 	struct qc_err second = { 0 };
@@ -300,6 +325,8 @@ static int wait_for_job(struct served_job *s, struct qc_err *err)
 	if (s->row && job_is_over(s->row) &&
 	    job_settle(s->o->name, s->job, s->row, ret ? &second : err) && !ret)
 		ret = err->code;
+	if (!ret)
+		ret = look_at_top(s, err);
 	return ret ? ret : job_simple_command(s->served.client, "job-dismiss", "id", s->job, err);
 }
 
@@ -320,14 +347,6 @@ static int find_chain(struct served_job *s, struct qc_err *err)
 }
 
 /* ---- again, from the record ------------------------------------------------------------ */
-
-static bool same_image(const char *a, const char *b)
-{
-	struct image_ident x, y;
-
-	return !strcmp(a, b) ||
-	       (!image_ident_of(a, &x) && !image_ident_of(b, &y) && image_ident_same(&x, &y));
-}
 
 /* The depth of the layer at @path, nr_nodes when it is none. */
 static u32 depth_of(const struct served_job *s, const char *path)
@@ -630,7 +649,7 @@ static void tell_committed(const struct served_job *s, u32 layers)
 	char moved[32];
 
 	print_size(moved_bytes(s), moved);
-	if (!s->top)
+	if (s->pivoted)
 		printf("%s: %s has the data of %u layer%s above it (%s moved), and is the active "
 		       "layer now\n", s->o->name, base, layers, plural, moved);
 	else

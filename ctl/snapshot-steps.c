@@ -2,6 +2,7 @@
 /* The steps of one snapshot, and the way back from each. */
 #include "snapshot.h"
 
+#include "job-record.h"
 #include "revert-record.h"
 
 #include <errno.h>
@@ -208,7 +209,9 @@ int snapshot_open(struct snapshot *s, struct qc_err *err)
 	if (!s->served.record)
 		return qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
 				  "record; take it down, and up with qchainctl", s->name);
-	ret = ask_layers(s, err);
+	ret = job_settle_all(&s->dir, &s->served, err); /* a pivot: then the top is another one */
+	if (!ret)
+		ret = ask_layers(s, err);
 	if (!ret)
 		ret = find_record(s, err);
 	if (!ret)

@@ -167,6 +167,87 @@ def test_stream(place):
             holds(place, image, *SHOWS[snap])
 
 
+# Of a chain with `now`, which is taken while the job runs: words of the job, images and snapshots in the end.
+BESIDE = (
+    (["commit", "seven", "--top", "two", "--base", "one", "--drop-snapshots"],
+     [("top.4.qcow2", None), ("top.3.qcow2", "now"), ("top.2.qcow2", "three"), ("top.qcow2", "two"),
+      ("base.qcow2", None)]),
+    (["commit", "seven", "--top", "three", "--base", "two", "--drop-snapshots"],
+     [("top.4.qcow2", None), ("top.3.qcow2", "now"), ("top.1.qcow2", "three"), ("top.qcow2", "one"),
+      ("base.qcow2", None)]),
+    (["commit", "seven", "--base", "three", "--drop-snapshots"],
+     [("top.4.qcow2", None), ("top.2.qcow2", "now"), ("top.1.qcow2", "two"), ("top.qcow2", "one"),
+      ("base.qcow2", None)]),
+    (["commit", "seven", "--base", "one", "--drop-snapshots"],
+     [("top.4.qcow2", None), ("top.qcow2", "now"), ("base.qcow2", None)]),
+    (["stream", "seven", "--base", "one"],
+     [("top.4.qcow2", None), ("top.3.qcow2", "now"), ("top.qcow2", "one"), ("base.qcow2", None)]),
+    (["stream", "seven", "--into", "three"],
+     [("top.4.qcow2", None), ("top.3.qcow2", "now"), ("top.2.qcow2", "three")]),
+)
+
+
+def judge_beside(place, layers):
+    guest_io(place, "seven.sock", "read -P 2 0 4M", "read -P 3 4M 4M", "read -P 5 8M 16k", "read -P 4 8208k 4080k")
+    expect_equal(tree(place), layers, "tree")
+    found = snaps(place)  # a stream loses none, not even what is no layer any more
+    expect_equal([(found[snap], snap) for _image, snap in layers if snap], [one for one in layers if one[1]], "names")
+    place.ctl("down", "seven")
+    check_all(place)
+    for image, snap in layers:
+        if snap:
+            holds(place, image, *SHOWS.get(snap, ("2 0 4M", "3 4M 4M", "4 8M 4M")))
+
+
+def test_snapshot_beside(place):
+    """A snapshot while a merge runs, which goes on below it (rule D6), also after the daemon has died."""
+    for words, layers in BESIDE:
+        for dies in (False, True):
+            make_device(place)
+            guest_io(place, "seven.sock", "write -P 4 8M 4M")
+            job = place.ctl(*words, "--detach", "--speed", "16k").stdout.strip()
+            place.ctl("snapshot", "seven", "now")
+            guest_io(place, "seven.sock", "write -P 5 8M 16k")
+            if dies:
+                kill_daemon(place)
+                done = place.ctl("up", "seven")
+                expect("was interrupted, goes on" in done.stderr, f"{words}: {done.stderr}")
+            else:
+                expect_equal([phase for _id, _kind, phase in jobs(place)], ["writing"], "phases")
+                place.ctl("job", "set-speed", "seven", job, "0", status=None)
+            wait_settled(place)
+            judge_beside(place, layers)
+
+
+def test_two_at_once(place):
+    """A commit below and a stream above, and a third one that shares a layer; recovered both."""
+    for dies in (False, True):
+        make_device(place)
+        lower = place.ctl("commit", "seven", "--top", "one", "--base", "base.qcow2", "--detach", *SLOW).stdout.strip()
+        upper = place.ctl("stream", "seven", "--base", "two", "--detach", "--speed", "16k").stdout.strip()
+        expect_equal(jobs(place), [(lower, "commit", "writing"), (upper, "stream", "writing")], "jobs")
+        for words in (["commit", "seven", "--top", "two", "--base", "one", "--drop-snapshots"],
+                      ["stream", "seven", "--into", "three"]):
+            refused = place.ctl(*words, status=1).stderr
+            expect("must share no layer" in refused and (lower in refused or upper in refused), refused)
+        expect_equal(len(jobs(place)), 2, "jobs after what was refused")
+        if dies:
+            kill_daemon(place)
+            done = place.ctl("up", "seven").stderr
+            expect_equal(done.count("was interrupted, goes on"), 2, "jobs that go on")
+        else:
+            for job in (upper, lower):
+                place.ctl("job", "set-speed", "seven", job, "0")
+        wait_settled(place)
+        layers = [("top.3.qcow2", None), ("top.1.qcow2", "two"), ("base.qcow2", "one")]
+        guest_reads(place)
+        expect_equal(tree(place), layers, "tree")
+        place.ctl("down", "seven")
+        check_all(place)
+        holds(place, "top.1.qcow2", *SHOWS["two"])
+        holds(place, "base.qcow2", *SHOWS["one"])
+
+
 def test_cancel(place):
     """A commit is not undone: cancel says so, and resume finishes it, also after down and up."""
     make_device(place)

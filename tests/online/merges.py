@@ -338,7 +338,10 @@ class MergeCase(Case):
         return super().act(qmp)
 
     def settle_layers(self):
-        """After a kill: the headers say which chain it is."""
+        """After a kill: the headers say which chain it is; an overlay that nobody has heard of goes."""
+        unused = f"l{self.made}.qcow2"
+        if unused not in self.layers and os.path.exists(self.path(unused)):
+            os.unlink(self.path(unused))
         if not self.possible:
             return
         seen = self.seen_layers()

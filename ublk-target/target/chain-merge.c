@@ -333,6 +333,7 @@ static void header_planned(struct chain_work *work)
 		publish(m);
 		return;
 	}
+	m->named_bytes = 0; /* it may be the second header */
 	m->wait.fn = put_name;
 	put_name(&m->wait);
 }
