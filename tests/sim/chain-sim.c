@@ -121,8 +121,9 @@ static void run_case(u64 seed, enum sim_cuts how)
 	sim_device_down(&device);
 	cuts_judge_end();
 	printf("pass seed %llu: %u cuts, %u snapshots, %u streams, %u commits, %u pivots, "
-	       "%u growths, %u errors\n", (unsigned long long)seed, nr_cuts, online_snapshots,
-	       online_streams, online_commits, online_pivots, online_growths, guest_errors);
+	       "%u growths, %u beside, %u errors\n", (unsigned long long)seed, nr_cuts,
+	       online_snapshots, online_streams, online_commits, online_pivots, online_growths,
+	       online_beside, guest_errors);
 	fflush(stdout);
 }
 

@@ -16,17 +16,19 @@
 
 #define MAX_LOST 64u
 
-enum online_phase { ONLINE_IDLE, ONLINE_FORMATTED, ONLINE_RECORDED, ONLINE_WAITS, ONLINE_JOB,
-		    ONLINE_PIVOTED };
+enum snapshot_phase { SNAPSHOT_IDLE, SNAPSHOT_FORMATTED, SNAPSHOT_RECORDED };
+enum online_phase { ONLINE_IDLE, ONLINE_WAITS, ONLINE_JOB, ONLINE_PIVOTED };
 
 enum merge_kind { MERGE_STREAM, MERGE_COMMIT, MERGE_ACTIVE };
 
 static struct {
+	enum snapshot_phase snapshot; /* also beside merges */
 	enum online_phase phase;
 	u32 made; /* overlays: their names */
 	struct image *overlay;
 	char old_top[SIM_NAME];
 	struct job *job;
+	struct job *second; /* a stream beside it; NULL: none */
 	bool cancels; /* before its end, perhaps */
 	enum merge_kind kind;
 	char merged_top[SIM_NAME]; /* commit: what base will show */
@@ -35,7 +37,7 @@ static struct {
 	u32 nr_lost;
 } online;
 
-u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths;
+u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths, online_beside;
 
 static struct chain_target *chain_of(void)
 {
@@ -44,7 +46,7 @@ static struct chain_target *chain_of(void)
 
 bool online_busy(void)
 {
-	return online.phase != ONLINE_IDLE;
+	return online.phase != ONLINE_IDLE || online.snapshot != SNAPSHOT_IDLE;
 }
 
 bool online_merges(void)
@@ -103,7 +105,7 @@ static void snapshot_format(void)
 	snprintf(online.old_top, sizeof(online.old_top), "%s", sim_top);
 	overlay_options(&o, online.old_top);
 	if (!overlay_format(name, overlay_disk(&o, name), &o, &err))
-		online.phase = ONLINE_FORMATTED;
+		online.snapshot = SNAPSHOT_FORMATTED;
 	else if (!plan.faults)
 		fail("overlay: %s", err.msg);
 }
@@ -121,7 +123,7 @@ static void snapshot_record(void)
 
 	snprintf(name, sizeof(name), "o%u", online.made);
 	record_top(name);
-	online.phase = ONLINE_RECORDED;
+	online.snapshot = SNAPSHOT_RECORDED;
 }
 
 static u8 *copy_of(const u8 *from, u64 bytes)
@@ -145,9 +147,11 @@ static void add_snapshot_view(void)
 /* Recorded and not published: the empty overlay will be served (rule D5). */
 void online_cut(void)
 {
-	if (online.phase == ONLINE_RECORDED)
+	if (online.snapshot == SNAPSHOT_RECORDED)
 		add_snapshot_view();
+	online.snapshot = SNAPSHOT_IDLE;
 	online.phase = ONLINE_IDLE;
+	online.second = NULL;
 }
 
 static void snapshot_publish(void)
@@ -156,16 +160,18 @@ static void snapshot_publish(void)
 	int ret = chain_snapshot(device.ti, NULL, online.overlay, sim_path(sim_top), sim_top, false,
 				 &err);
 
+	online.snapshot = SNAPSHOT_IDLE;
 	if (ret) {
 		image_close(online.overlay);
 		record_top(online.old_top);
-		online.phase = ONLINE_IDLE;
 		if (!plan.faults && ret != -EBUSY)
 			fail("snapshot: %s", err.msg);
 		return;
 	}
 	add_snapshot_view();
-	online.phase = ONLINE_IDLE;
+	if (online.phase == ONLINE_JOB && online.kind == MERGE_ACTIVE)
+		online.kind = MERGE_COMMIT; /* of what was the active layer (D6) */
+	online_beside += online.phase == ONLINE_JOB;
 	online_snapshots++;
 	if (sim_verbose && !sim_judging)
 		printf("snapshot %s at %llu\n", online.old_top, (unsigned long long)sim_time);
@@ -355,11 +361,56 @@ static void record_pivot(void)
 	online_pivots++;
 }
 
+/* A stream of other layers begins beside it; most have one in common. */
+static void second_begin(void)
+{
+	const struct chain_layer *layers = chain_of()->chain->layers;
+	u32 nr = chain_of()->chain->nr_layers, into = rnd(nr - 1), base = into + 1 + rnd(nr - into);
+	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
+	struct chain_stream_options o = { .node = layers[into].node_name };
+	struct qc_err err = { 0 };
+
+	if (base < nr)
+		o.base_node = layers[base].node_name;
+	if (!chain_stream(device.ti, device.jobs, &o, &job, &online.second, &err))
+		online_beside++;
+	if (sim_verbose && !sim_judging)
+		printf("beside it, stream into layer %u of %u: %s\n", into, nr,
+		       online.second ? "begun" : err.msg);
+}
+
+static void second_look(void)
+{
+	if (online.second->state == JOB_CREATED) {
+		job_start(online.second);
+	} else if (online.second->state == JOB_CONCLUDED) {
+		if (online.second->ret && !plan.faults && !plan.small_lv)
+			fail("second merge: %s", online.second->err.msg);
+		job_dismiss(online.second, NULL);
+		online.second = NULL;
+	}
+}
+
+/* What comes beside a merge; a pivot would take away what the overlay stands on. */
+static void beside_begin(void)
+{
+	u32 nr = chain_of()->chain->nr_layers;
+
+	if (!plan.nr_online || rnd(1000) >= plan.online_permille ||
+	    (online.job->state != JOB_RUNNING && online.job->state != JOB_READY))
+		return;
+	plan.nr_online--;
+	if (nr < 7 && online.snapshot == SNAPSHOT_IDLE && chance(60))
+		snapshot_format();
+	else if (nr > 2 && !online.second)
+		second_begin();
+}
+
 static void job_look(void)
 {
 	if (online.job->state == JOB_CREATED)
 		job_start(online.job);
-	else if (online.job->state == JOB_READY && chance(5))
+	else if (online.job->state == JOB_READY && online.snapshot == SNAPSHOT_IDLE && chance(5))
 		job_complete(online.job, NULL);
 	else if (online.job->state == JOB_CONCLUDED)
 		job_is_done();
@@ -425,11 +476,27 @@ static void look_at_seals(void)
 		view->sealed = true;
 }
 
+static void snapshot_step(void)
+{
+	if (!chance(20))
+		return;
+	if (online.snapshot == SNAPSHOT_FORMATTED)
+		snapshot_record();
+	else
+		snapshot_publish();
+}
+
 void online_step(void)
 {
 	look_at_seals();
+	if (online.snapshot != SNAPSHOT_IDLE)
+		snapshot_step();
+	if (online.second)
+		second_look();
 	switch (online.phase) {
 	case ONLINE_IDLE:
+		if (online_busy() || online.second)
+			return;
 		if (!plan.nr_online || rnd(1000) >= plan.online_permille)
 			return;
 		if (plan.grow_percent && chance(plan.grow_percent)) {
@@ -443,19 +510,12 @@ void online_step(void)
 			merge_begin();
 		plan.nr_online -= online_busy();
 		return;
-	case ONLINE_FORMATTED:
-		if (chance(20))
-			snapshot_record();
-		return;
-	case ONLINE_RECORDED:
-		if (chance(20))
-			snapshot_publish();
-		return;
 	case ONLINE_WAITS: /* until then it is refused, mostly */
 		if (!chain_is_sealing(chain_of()) || chance(1))
 			commit_begin(chain_of()->chain->nr_layers);
 		return;
 	case ONLINE_JOB:
+		beside_begin();
 		job_look();
 		return;
 	case ONLINE_PIVOTED:
@@ -466,9 +526,9 @@ void online_step(void)
 
 static bool is_over(void *arg)
 {
-	if (online.phase != ONLINE_IDLE)
+	if (online_busy() || online.second)
 		online_step();
-	return online.phase == ONLINE_IDLE;
+	return !online_busy() && !online.second;
 }
 
 void online_finish(void)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <semaphore.h>
+#include <time.h>
 
 #define STALL_PERCENT 4u
 #define STALL_EVENTS 3000u
@@ -222,6 +223,7 @@ u32 sim_io_under_way(const struct io_dev *dev)
 int __real_sem_trywait(sem_t *sem);
 int __wrap_sem_wait(sem_t *sem);
 int __wrap_sem_trywait(sem_t *sem);
+int __wrap_nanosleep(const struct timespec *time, struct timespec *left);
 
 struct loop *sim_loop(const char *name)
 {
@@ -311,4 +313,10 @@ int __wrap_sem_wait(sem_t *sem)
 int __wrap_sem_trywait(sem_t *sem)
 {
 	return __wrap_sem_wait(sem);
+}
+
+int __wrap_nanosleep(const struct timespec *time, struct timespec *left)
+{
+	sim_step();
+	return 0;
 }

@@ -294,6 +294,7 @@ void online_merge_alone(void);
 /* What is under way is nobody's any more. */
 void online_cut(void);
 extern u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths;
+extern u32 online_beside; /* snapshots and merges while another one ran */
 
 /* ---- sim-cut.c ----------------------------------------------------------------- */
 
