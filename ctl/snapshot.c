@@ -248,7 +248,8 @@ const struct verb verb_snapshot = {
 		"                  that holds it), top (the new active layer), switch-us\n"
 		"\n"
 		"A new LV of the same VG, or a new file beside the top, takes all writes from now\n"
-		"on. It keeps its name for ever; qchainctl tree shows which layer holds what.\n",
+		"on. It keeps its name for ever; qchainctl tree shows which layer holds what.\n"
+		"Merges that run go on below it.\n",
 	.examples =
 		"  qchainctl snapshot vm7 before-upgrade\n"
 		"  qchainctl snapshot vm7 monday --size 20G --freeze --json\n"

@@ -20,8 +20,11 @@
  * @path, @node_name: of the overlay, as the chain's other layers have them
  * @held: only if writes are still held (chain_hold()) at that instant; else -ETIMEDOUT
  *
- * Control thread; waits for no I/O but that of the overlay's own header. When it
- * returns, requests that come in write to the overlay. The old active layer is
+ * Merges go on; one that works on the active layer rests meanwhile, and goes on below the
+ * overlay (rule D6). -EBUSY: it has not come to a rest within three seconds.
+ *
+ * Control thread; waits for no I/O but that of the overlay's own header, and for such a
+ * merge. When it returns, requests that come in write to the overlay. The old active layer is
  * "sealing" (query-named-block-nodes) until what was under way has ended, is
  * durable, and its header says that it was closed.
  */
@@ -93,9 +96,10 @@ struct chain_stream_options {
  * as they were, and valid. A job that fails, is cancelled, or dies with the daemon
  * before the header leaves the chain as it was.
  *
- * Control thread; no other job may work on @ti, and no chain_snapshot() may come
- * before it is concluded. -EBUSY: a layer below the active one that receives is in use
- * elsewhere, or a snapshot is being sealed; -ENOSPC: the name has no room in the header (rule B5).
+ * Control thread. Snapshots may be taken, and other merges run, before it is concluded.
+ * -EBUSY: another one has a layer of it, a layer below the active one that receives is in
+ * use elsewhere, or a snapshot is being sealed; -ENOSPC: the name has no room in the
+ * header (rule B5).
  */
 int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);
@@ -133,7 +137,9 @@ struct chain_commit_options {
  * A base that is shorter than top grows first, which the call waits for (rule D4); not a raw
  * one: -EOPNOTSUPP.
  *
- * As chain_stream(). -EBUSY: in use elsewhere, or a snapshot is being sealed.
+ * A snapshot that comes meanwhile makes it a commit of a layer below the active one.
+ *
+ * As chain_stream(). -EBUSY: in use elsewhere or by another merge, or a snapshot is being sealed.
  */
 int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);

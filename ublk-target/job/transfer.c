@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Moves what layers hold from target to target: a scan, a copier run, a flush. */
-#include <qchain/transfer.h>
+#include "transfer-private.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <qchain/copier.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,335 +19,14 @@
 
 #define TRANSFER_CHUNK_BYTES (1024u * 1024u)
 #define TRANSFER_LANES 32u
-#define STATUS_MAX 256u
 /* Adjacent extents become one region up to this. */
 #define REGION_BYTES (64u * 1024u * 1024u)
 #define READY_POLL_NS 1000000ull
 #define ROOM_POLL_NS 500000000ull
 
-enum wish { WISH_NOTHING, WISH_DATA, WISH_ZERO };
-
-/* Guest bytes [@offset, @end) of one kind. */
-struct stretch {
-	u64 offset;
-	u64 end;
-	enum wish wish;
-};
-
-/* A region that failed, and waits until the job goes on. */
-struct retry {
-	struct cds_list_head node;
-	struct copy_region region;
-};
-
-/* Where block status has got to, of one target. */
-struct cursor {
-	struct transfer *t;
-	struct target *ti;
-	struct loop *loop;
-	struct request req;
-	struct loop_msg msg;
-	struct block_status st[STATUS_MAX];
-	u32 nr;
-	u32 at; /* next of @st */
-	u64 start; /* guest offset of st[at] */
-	u64 size;
-	bool asking;
-	bool submitting; /* target_submit() is on the stack */
-	int error;
-};
-
-struct lane {
-	struct request req;
-	struct request other; /* of compare */
-	struct loop_msg msg;
-	struct loop_msg other_msg;
-	struct copy_io *io;
-	struct transfer *t;
-	void *mem; /* what @compare has */
-	u32 pending;
-	u32 from; /* what differs, in the chunk */
-	u32 to;
-	int error;
-};
-
-struct transfer {
-	struct job *job;
-	struct transfer_options o;
-	struct loop *loop;
-	struct copier *copier;
-	struct cursor source;
-	struct cursor compare;
-	u64 pos;
-	struct stretch rest; /* of what the walk gave last */
-	u64 moved; /* end of the last region: rounded out, they must not overlap */
-	struct cds_list_head again; /* struct retry */
-	u32 nr_regions; /* with the copier: each may come back */
-	struct loop_timer timer; /* until @ops->ready */
-	struct loop_timer room_timer; /* while it rests on a full target */
-	u64 room; /* of that, when it was found full */
-	u64 wanted; /* bytes of data, counted by the scan */
-	void *mem; /* lanes' memory for @compare */
-	struct request flush;
-	struct loop_msg flush_msg;
-	bool scanning;
-	bool ready; /* @ops->ready said so */
-	bool pausing;
-	bool copied; /* the copier has ended, with @error */
-	bool ended;
-	const struct job_type *then; /* what the job goes on as; NULL: it moves */
-	bool read_failed; /* the last error was one of the source */
-	int error;
-};
-
 static void scan_run(struct transfer *t);
 static void copy_ended(struct transfer *t);
 static void end(struct transfer *t, int error);
-
-/* ---- block status ---------------------------------------------------------------- */
-
-static void cursor_init(struct cursor *c, struct transfer *t, struct target *ti,
-			struct loop *loop)
-{
-	*c = (struct cursor){ .t = t, .ti = ti, .loop = loop };
-}
-
-static void cursor_rewind(struct cursor *c)
-{
-	c->nr = c->at = 0;
-	c->start = 0;
-	c->error = 0;
-	c->size = c->ti ? c->ti->size_bytes : 0;
-}
-
-/* On the transfer's loop: the answer is there. */
-static void cursor_answered(struct loop *loop, struct loop_msg *msg)
-{
-	struct cursor *c = container_of(msg, struct cursor, msg);
-	struct transfer *t = c->t;
-
-	c->asking = false;
-	if (t->scanning)
-		scan_run(t);
-	else if (t->copied)
-		copy_ended(t);
-	else
-		copier_kick(t->copier);
-}
-
-/* An answer at once, on the walk's own stack, is no message. */
-static void cursor_end_io(struct request *req, int error)
-{
-	struct cursor *c = container_of(req, struct cursor, req);
-
-	c->nr = error ? 0 : req->status_nr;
-	c->error = error;
-	if (c->submitting)
-		c->asking = false;
-	else
-		loop_send(c->t->loop, &c->msg, cursor_answered);
-}
-
-static const struct request_ops cursor_ops = { .end_io = cursor_end_io };
-
-static void cursor_submit(struct loop *loop, struct loop_msg *msg)
-{
-	struct cursor *c = container_of(msg, struct cursor, msg);
-	u64 left = c->size - c->start;
-
-	c->req = (struct request){
-		.ops = &cursor_ops, .loop = loop, .op = REQ_BLOCK_STATUS, .offset = c->start,
-		.len = min(left, (u64)QC_MAX_REQUEST_BYTES), .status = c->st,
-		.status_max = STATUS_MAX,
-	};
-	target_submit(c->ti, &c->req);
-}
-
-/*
- * What lies at c->start: 0 and *@st, or -EAGAIN (the walk goes on when it is
- * known), or -errno.
- */
-static int cursor_look(struct cursor *c, struct block_status *st)
-{
-	if (c->asking)
-		return -EAGAIN;
-	if (c->error)
-		return c->error;
-	if (!c->ti || c->start >= c->size) { /* beyond the end: zero, for ever */
-		*st = (struct block_status){ .zero = true, .len = UINT32_MAX & ~511u };
-		return 0;
-	}
-	if (c->at < c->nr) {
-		*st = c->st[c->at];
-		return 0;
-	}
-	c->asking = true;
-	c->nr = c->at = 0;
-	if (!loop_is_current(c->loop)) {
-		loop_send(c->loop, &c->msg, cursor_submit);
-		return -EAGAIN;
-	}
-	c->submitting = true;
-	cursor_submit(c->loop, &c->msg);
-	c->submitting = false;
-	if (c->asking || c->error || !c->nr)
-		return c->asking ? -EAGAIN : c->error ? c->error : -EIO;
-	*st = c->st[0];
-	return 0;
-}
-
-static bool is_asking(const struct transfer *t)
-{
-	return t->source.asking || t->compare.asking;
-}
-
-static void cursor_advance(struct cursor *c, u64 bytes)
-{
-	u64 n;
-
-	c->start += bytes;
-	while (bytes && c->at < c->nr) {
-		n = min(bytes, c->st[c->at].len);
-		c->st[c->at].len -= n;
-		bytes -= n;
-		if (!c->st[c->at].len)
-			c->at++;
-	}
-}
-
-/* ---- what is wanted ------------------------------------------------------------------ */
-
-/* Ids count from the base: both chains find it in the same layer of those they share. */
-static bool both_from_common(const struct transfer *t, const struct block_status *st,
-			     const struct block_status *other)
-{
-	return st->depth && st->layer < t->o.keep_layers && other->depth &&
-	       other->layer < t->o.keep_layers;
-}
-
-static enum wish wish_of(const struct transfer *t, const struct block_status *st,
-			 const struct block_status *other)
-{
-	if (t->o.compare) {
-		if (st->depth == 1 || both_from_common(t, st, other))
-			return WISH_NOTHING;
-		if (st->zero)
-			return other->zero ? WISH_NOTHING : WISH_ZERO;
-		return WISH_DATA;
-	}
-	if (st->depth < t->o.first_depth || st->depth > t->o.last_depth)
-		return WISH_NOTHING;
-	if (st->zero && t->o.skip_zero)
-		return WISH_NOTHING;
-	return st->zero ? WISH_ZERO : WISH_DATA;
-}
-
-/* The next stretch that is alike: 1, 0 at the end, -EAGAIN, -errno. */
-static int walk(struct transfer *t, enum wish *wish, u64 *offset, u64 *len)
-{
-	struct block_status st, other = { .zero = true };
-	int ret;
-
-	if (t->pos >= t->source.size)
-		return 0;
-	ret = cursor_look(&t->source, &st);
-	if (!ret && t->o.compare)
-		ret = cursor_look(&t->compare, &other);
-	if (ret)
-		return ret;
-	*len = min((u64)st.len, t->source.size - t->pos);
-	if (t->o.compare)
-		*len = min(*len, (u64)other.len);
-	*wish = wish_of(t, &st, &other);
-	*offset = t->pos;
-	t->pos += *len;
-	cursor_advance(&t->source, *len);
-	if (t->o.compare)
-		cursor_advance(&t->compare, *len);
-	return 1;
-}
-
-/* What the walk would give next is of the same wish: known without asking. */
-static bool goes_on(struct transfer *t, enum wish wish)
-{
-	static const struct block_status nothing = { .zero = true };
-
-	if (t->source.at >= t->source.nr || t->pos >= t->source.size)
-		return false;
-	if (!t->o.compare)
-		return wish_of(t, &t->source.st[t->source.at], &nothing) == wish;
-	return t->compare.at < t->compare.nr &&
-	       wish_of(t, &t->source.st[t->source.at], &t->compare.st[t->compare.at]) == wish;
-}
-
-static void rewind_walk(struct transfer *t)
-{
-	t->pos = 0;
-	t->moved = 0;
-	t->rest = (struct stretch){ 0 };
-	cursor_rewind(&t->source);
-	cursor_rewind(&t->compare);
-}
-
-/* ---- regions --------------------------------------------------------------------------- */
-
-/* The next stretch that is wanted, joined with what goes on behind it: as walk(). */
-static int next_stretch(struct transfer *t, struct stretch *result)
-{
-	u64 offset, len, more, more_len;
-	enum wish wish;
-	int ret;
-
-	do {
-		ret = walk(t, &wish, &offset, &len);
-		if (ret != 1)
-			return ret;
-	} while (wish == WISH_NOTHING);
-	while (len < t->o.region_bytes && goes_on(t, wish) &&
-	       walk(t, &wish, &more, &more_len) == 1)
-		len = t->pos - offset;
-	*result = (struct stretch){ offset, offset + len, wish };
-	return 1;
-}
-
-/*
- * Cut the next region off the front of @s. Data is rounded out to @align; zeroes
- * are moved as such where they fill it, at their odd ends as data.
- */
-static void cut_region(struct transfer *t, struct stretch *s, struct copy_region *region)
-{
-	u64 align = t->o.align, end = t->source.size;
-	u64 from = ALIGN_DOWN(s->offset, align);
-	bool zero = s->wish == WISH_ZERO && from == s->offset &&
-		    (s->end == end || ALIGN_DOWN(s->end, align) > from);
-
-	if (zero && s->end != end)
-		end = ALIGN_DOWN(s->end, align);
-	else if (!zero && s->wish == WISH_ZERO)
-		end = min(end, from + align);
-	else if (!zero)
-		end = min(end, ALIGN_UP(s->end, align));
-	*region = (struct copy_region){ .src_offset = from, .dst_offset = from,
-					.len = end - from, .zero = zero };
-	s->offset = end;
-	t->moved = end;
-}
-
-/* 1 and the next region, 0 at the end, -EAGAIN, -errno. */
-static int next_region(struct transfer *t, struct copy_region *region)
-{
-	struct stretch *s = &t->rest;
-	int ret;
-
-	while (s->offset >= s->end) {
-		ret = next_stretch(t, s);
-		if (ret != 1)
-			return ret;
-		s->offset = max(s->offset, t->moved);
-	}
-	cut_region(t, s, region);
-	return 1;
-}
 
 /* ---- scan ---------------------------------------------------------------------------- */
 
@@ -365,7 +43,7 @@ static int ask_ready(struct transfer *t)
 	if (!ret)
 		loop_timer_set(t->loop, &t->timer, READY_POLL_NS);
 	if (ret == 1 && !t->ready)
-		rewind_walk(t);
+		transfer_rewind(t);
 	t->ready = ret == 1;
 	return ret;
 }
@@ -373,7 +51,7 @@ static int ask_ready(struct transfer *t)
 /* What its owner has begun ends first. */
 static void scan_cancelled(struct transfer *t)
 {
-	if (is_asking(t))
+	if (transfer_is_asking(t))
 		return;
 	if (t->o.ops && t->o.ops->busy && t->o.ops->busy(t->o.arg))
 		loop_timer_set(t->loop, &t->timer, READY_POLL_NS);
@@ -419,7 +97,7 @@ static void scan_done(struct transfer *t)
 		return;
 	}
 	t->scanning = false;
-	rewind_walk(t);
+	transfer_rewind(t);
 	job_set_remaining(t->job, t->wanted);
 	note_room(t);
 	copier_start(t->copier);
@@ -445,9 +123,9 @@ static void scan_run(struct transfer *t)
 		end(t, ret);
 	if (ret <= 0)
 		return;
-	while ((ret = next_region(t, &region)) == 1)
+	while ((ret = transfer_next_region(t, &region)) == 1)
 		t->wanted += region.zero ? 0 : region.len;
-	if (is_asking(t))
+	if (transfer_is_asking(t))
 		return;
 	if (!ret)
 		scan_done(t);
@@ -470,7 +148,7 @@ static int transfer_next(void *arg, struct copy_region *region)
 		free(r);
 		ret = 1;
 	} else {
-		ret = next_region(t, region);
+		ret = transfer_next_region(t, region);
 	}
 	t->nr_regions += ret == 1;
 	if (ret < 0 && ret != -EAGAIN && tables_rest(t, ret))
@@ -778,7 +456,7 @@ static void flush_submit(struct loop *loop, struct loop_msg *msg)
 /* A question that is on its way comes back first. */
 static void copy_ended(struct transfer *t)
 {
-	if (is_asking(t))
+	if (transfer_is_asking(t))
 		return;
 	if (t->error) {
 		end(t, t->error);
@@ -813,6 +491,16 @@ static const struct copier_ops transfer_copier_ops = {
 	.ended = transfer_ended,
 };
 
+void transfer_answered(struct transfer *t)
+{
+	if (t->scanning)
+		scan_run(t);
+	else if (t->copied)
+		copy_ended(t);
+	else
+		copier_kick(t->copier);
+}
+
 /* ---- the job --------------------------------------------------------------------- */
 
 static int transfer_start(struct job *job, struct qc_err *err)
@@ -840,7 +528,7 @@ static void transfer_pause(struct job *job)
 	t->pausing = true;
 	if (!t->scanning)
 		copier_pause(t->copier);
-	else if (!is_asking(t))
+	else if (!transfer_is_asking(t))
 		scan_run(t);
 }
 
@@ -961,7 +649,7 @@ static void take_options(struct transfer *t, const struct transfer_options *opti
 
 bool transfer_is_at_rest(const struct job *job)
 {
-	return job_is_at_rest(job) && !is_asking(job->private);
+	return job_is_at_rest(job) && !transfer_is_asking(job->private);
 }
 
 void transfer_restart(struct job *job, const struct transfer_options *options)

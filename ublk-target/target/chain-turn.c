@@ -124,15 +124,15 @@ int chain_turn_take(struct chain_target *ct, bool snapshot, struct qc_err *err)
 		return 0;
 	loop_call(ct->loop, give_run, &call);
 	if (call.ret == -EBUSY)
-		return qc_err_set(err, -EBUSY, "%s: job %s works on it and waits for its last step, "
-				  "must have ended; finalize it, or cancel it",
-				  ct->chain->layers[0].path, call.who);
-	return qc_err_set(err, -EBUSY, "%s: job %s changes the order of the layers and has not come "
-			  "to a rest within %u s (a volume may be slow); try again",
-			  ct->chain->layers[0].path, call.who, TURN_MS / 1000);
+		return qc_err_set(err, -EBUSY, "job %s works on the active layer and waits for "
+				  "its last step, must have ended; finalize it, or cancel it",
+				  call.who);
+	return qc_err_set(err, -EBUSY, "job %s works on the order of the layers and has not "
+			  "come to a rest within %u s (a volume may be slow); try again",
+			  call.who, TURN_MS / 1000);
 }
 
-/* ---- which layers are whose ------------------------------------------------------------- */
+/* ---- which layers are whose ------------------------------------------------------- */
 
 static u32 first_of(const struct merge *m)
 {
@@ -177,9 +177,9 @@ int merge_join(struct merge *m, struct qc_err *err)
 	loop_call(m->ct->loop, join_run, &call);
 	if (!call.ret)
 		return 0;
-	return qc_err_set(err, call.ret, "%s: job %s works on it, or rewrites its header; two merges "
-			  "must share no layer; wait for the job, or cancel it", call.shared,
-			  call.who);
+	return qc_err_set(err, call.ret, "%s: job %s works on it, or rewrites its header; two "
+			  "merges must share no layer; wait for the job, or cancel it",
+			  call.shared, call.who);
 }
 
 void merge_leave(struct merge *m)
@@ -200,7 +200,7 @@ void merge_layers_gone(struct merge *m, u32 nr)
 	turn_end(m->ct);
 }
 
-/* ---- the views of all merges -------------------------------------------------------------- */
+/* ---- the views of all merges ------------------------------------------------------ */
 
 void chain_layers_changed(struct chain_target *ct)
 {
@@ -296,7 +296,7 @@ void merge_views_free(struct merge *m)
 	m->nr_views = 0;
 }
 
-/* ---- a snapshot beside them ----------------------------------------------------------------- */
+/* ---- a snapshot beside them ------------------------------------------------------- */
 
 /* What was done to the active layer goes on with a layer below: it begins anew there. */
 static void move_below(struct merge *m)
