@@ -267,6 +267,7 @@ class MergeCase(Case):
             return LAST
         if self.leave_ready(qmp, name, len(kept)):
             self.layers = kept
+            self.possible = []
             self.forget_layers()
             if self.kill:
                 return LAST  # the intent log has entries of both, until now
