@@ -183,8 +183,9 @@ install: all
 	install -d $(DESTDIR)$(UNITDIR)
 	for unit in debian/*.service; do \
 		sed 's|/usr/sbin/|$(SBINDIR)/|' $$unit >$(DESTDIR)$(UNITDIR)/$${unit##*/}; done
-	install -d $(DESTDIR)$(DOCDIR)
+	install -d $(DESTDIR)$(DOCDIR)/LICENSES
 	install -m 644 README.md LICENSE debian/qchain-lvm.conf docs/*.md $(DESTDIR)$(DOCDIR)
+	install -m 644 LICENSES/*.txt $(DESTDIR)$(DOCDIR)/LICENSES
 
 clean:
 	rm -rf $(O)
