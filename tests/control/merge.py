@@ -502,6 +502,15 @@ def test_commit_cancel(place):
 
 def test_commit_base_lost(place):
     """The base cannot be written any more: the job fails, and after it nothing else, flushes least of all."""
+    lose_base(place, "sn1.qcow2")
+
+
+def test_active_commit_base_lost(place):
+    """While layers between are merged first: what the base was to get is above it, and in no log any more."""
+    lose_base(place, "top.qcow2", "--intent-log", place.path("log"))
+
+
+def lose_base(place, committed, *options):
     def guest(*commands):
         words = [word for command in commands for word in ("-c", command)]
         return place.run("qemu-io", "-f", "raw", *words, f"nbd+unix:///?socket={place.path('nbd')}", status=None).stdout
@@ -511,10 +520,10 @@ def test_commit_base_lost(place):
         create(place, "sn1.qcow2", volume_image(place, volume))
         create(place, "top.qcow2", "sn1.qcow2")
         write(place, "sn1.qcow2", "write -P 1 0 4M")
-        place.start_chain("--allow-backing", "/dev")
+        place.start_chain("--allow-backing", "/dev", *options)
         guest("read 6M 64k")  # what is above the base is in the map now
         qmp = Qmp(place.path("qmp"))
-        started = commit(qmp, "sn1.qcow2", os.path.basename(volume.path), speed=MIB,
+        started = commit(qmp, committed, os.path.basename(volume.path), speed=MIB,
                          on_error="report")
         expect_equal(started, {"return": {}}, "answer")
         wait_until(lambda: row(qmp)["current-progress"] > 0, "something is copied")
@@ -522,6 +531,8 @@ def test_commit_base_lost(place):
         wait_until(lambda: row(qmp) is None, "the job is gone")
         wait_until(lambda: "metadata could not be written" in place.output(), "the base is given up")
         expect("failed" not in guest("write -P 7 6M 64k", "flush"), "write or flush")
+        if options:
+            wait_until(lambda: qmp.command("query-status")["return"]["intent-log"]["entries"] == 0, "no entries", 10)
     finally:
         for child in place.children:
             child.kill()

@@ -57,9 +57,22 @@ bool chain_is_sealing(const struct chain_target *ct)
 
 /* ---- sealing ------------------------------------------------------------------------ */
 
+/*
+ * What a merge that failed had mapped there is above it, too. What the device needs
+ * stays for the next daemon: this one is read-only.
+ */
+static void drop_log(struct writer *w)
+{
+	if (!w->logged || writer_matters(w))
+		return;
+	intent_log_detach(w->ct->log, w->log_layer);
+	w->logged = false;
+}
+
 static void seal_failed(struct writer *w, int error)
 {
 	w->dead = true;
+	drop_log(w);
 	log_error("%s: cannot be sealed, its last writes may be lost", w->layer->path);
 	writer_failed(w, error);
 }
