@@ -215,6 +215,7 @@ native_verbs() {
 }
 
 native_long() {
+	[ "$mode" != check-full ] || alone build-on-13 300 tests/build-on.sh trixie
 	alone diff-selftest 400 tests/diff/selftest.py
 	for cache in 48M 4K; do
 		alone diff-1000-layers-$cache 400 tests/diff/diff.py --deep 1000 --count "$deep_count" \
