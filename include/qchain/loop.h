@@ -125,6 +125,12 @@ void loop_quit(struct loop *loop); /* any thread */
 bool loop_sleep_begin(struct loop *loop);
 void loop_sleep_end(struct loop *loop);
 
+/* For engines: is there a message that was not taken yet? */
+static inline bool loop_has_messages(const struct loop *loop)
+{
+	return __atomic_load_n(&loop->inbox, __ATOMIC_RELAXED);
+}
+
 /* Any thread, never blocks. Messages of one sender arrive in order. */
 void loop_send(struct loop *to, struct loop_msg *msg,
 	       void (*fn)(struct loop *loop, struct loop_msg *msg));

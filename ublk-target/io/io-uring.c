@@ -16,6 +16,9 @@ struct uring {
 	struct io_engine engine;
 	struct io_uring ring;
 	bool disabled; /* made so that the loop's thread becomes the issuer */
+	bool alone; /* one processor: nobody sends while this thread looks */
+	u32 sleeps; /* that go by before it lingers again, */
+	u32 max_sleeps; /* ... of so many */
 	int wake_fd;
 	u64 wake_count;
 	struct io_completion wake;
@@ -265,6 +268,48 @@ static void uring_wait(struct uring *u, u64 deadline_ns)
 	io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
 }
 
+/*
+ * A sleep costs the sender of the next message a system call and both a switch, more
+ * than a message that comes within microseconds is worth: it is waited for awake, for
+ * a moment. Each time that none came, twice as many sleeps go by before the next try.
+ */
+#define URING_LINGER_NS 10000ull
+#define URING_MAX_SLEEPS 255u
+
+static bool uring_may_linger(struct uring *u)
+{
+	if (u->alone)
+		return false;
+	if (!u->sleeps)
+		return true;
+	u->sleeps--;
+	return false;
+}
+
+/* Something came, or the kernel has completions for us. */
+static bool uring_stirs(struct uring *u)
+{
+	return loop_has_messages(u->engine.loop) || io_uring_cq_ready(&u->ring) ||
+	       IO_URING_READ_ONCE(*u->ring.sq.kflags) & IORING_SQ_TASKRUN;
+}
+
+/* True: there is something to do. */
+static bool uring_linger(struct uring *u)
+{
+	u64 end = uring_now_ns(&u->engine) + URING_LINGER_NS;
+	bool stirs;
+
+	if (io_uring_sq_ready(&u->ring))
+		io_uring_submit(&u->ring);
+	do {
+		stirs = uring_stirs(u);
+	} while (!stirs && uring_now_ns(&u->engine) < end);
+	u->max_sleeps = loop_has_messages(u->engine.loop) ? 0 :
+			min(2 * u->max_sleeps + 1, URING_MAX_SLEEPS);
+	u->sleeps = u->max_sleeps;
+	return stirs;
+}
+
 /* CQEs are copied out in batches: a completion may queue and submit more. */
 #define URING_BATCH 64
 
@@ -303,7 +348,10 @@ static int uring_run(struct io_engine *io, bool wait, u64 deadline_ns)
 
 	uring_enable(u);
 	copied = uring_copies(u);
-	if (wait && !copied && !io_uring_cq_ready(&u->ring) && loop_sleep_begin(io->loop)) {
+	wait = wait && !copied && !io_uring_cq_ready(&u->ring);
+	if (wait && uring_may_linger(u))
+		wait = !uring_linger(u);
+	if (wait && loop_sleep_begin(io->loop)) {
 		uring_wait(u, deadline_ns);
 		loop_sleep_end(io->loop);
 	} else if (io_uring_sq_ready(&u->ring)) {
@@ -362,6 +410,7 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 	u->engine.ops = &uring_ops;
 	u->wake.fn = wake_done;
 	u->ignore.fn = ignore_done;
+	u->alone = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	CDS_INIT_LIST_HEAD(&u->copies);
 	u->wake_fd = eventfd(0, EFD_CLOEXEC);
 	if (u->wake_fd < 0) {
