@@ -112,6 +112,13 @@ struct layer_table {
 	struct io_dev *flush[QC_MAX_FLUSH]; /* what a FLUSH makes durable; NULL: none */
 };
 
+/* The extents of one piece, or of several that become one, with updates laid over. */
+struct rebuild {
+	struct extent *out;
+	u32 nr;
+	u32 room;
+};
+
 struct map {
 	/* set once */
 	u32 window_bits;
@@ -128,6 +135,7 @@ struct map {
 	u64 nr_extents;
 	struct cds_list_head retired_pieces;
 	struct cds_list_head retired_windows;
+	struct rebuild rebuilds[2]; /* memory of map_apply(), kept: a window's extents at most */
 };
 
 /* One stretch of a request, as map_resolve() found it. */

@@ -376,13 +376,6 @@ int map_install(struct map *map, u64 index, const struct extent *extents, u32 nr
 
 /* ---- changes ---------------------------------------------------------------- */
 
-/* The extents of one piece, or of several that become one, with updates laid over. */
-struct rebuild {
-	struct extent *out;
-	u32 nr;
-	u32 room;
-};
-
 static int rebuild_room(struct rebuild *r, u32 more)
 {
 	struct extent *larger;
@@ -504,8 +497,8 @@ static struct window *window_replace(struct map *map, struct window *old, u32 fr
 struct apply {
 	struct map *map;
 	struct window *w;
-	struct rebuild group;
-	struct rebuild piece;
+	struct rebuild *group;
+	struct rebuild *piece;
 	u32 from;
 	u32 to; /* == from: there is no group */
 	u32 done;
@@ -514,11 +507,11 @@ struct apply {
 /* Ends the group; @a->to is where its last new piece ends then. */
 static int publish_group(struct apply *a)
 {
-	u32 n = pieces_for(a->group.nr), i;
-	struct piece **pieces = malloc(n * sizeof(*pieces));
+	u32 n = pieces_for(a->group->nr), i;
+	struct piece *one, **pieces = n == 1 ? &one : malloc(n * sizeof(*pieces));
 	struct window *old = a->w;
 	u32 end = old->pieces[a->to - 1]->end;
-	int ret = pieces ? cut_pieces(a->map, a->group.out, a->group.nr, end, pieces) : -ENOMEM;
+	int ret = pieces ? cut_pieces(a->map, a->group->out, a->group->nr, end, pieces) : -ENOMEM;
 
 	if (!ret && (n > 1 || a->to - a->from > 1)) {
 		a->w = window_replace(a->map, old, a->from, a->to, pieces, n);
@@ -533,7 +526,8 @@ static int publish_group(struct apply *a)
 		__atomic_store_n(&old->pieces[a->from], pieces[0], __ATOMIC_RELEASE);
 	if (a->w != old)
 		retire_window(a->map, old);
-	free(pieces);
+	if (pieces != &one)
+		free(pieces);
 	a->to = a->from + n;
 	a->from = a->done = a->to;
 	return ret;
@@ -547,20 +541,20 @@ static bool fits(const struct rebuild *r, u32 more)
 /* Changed piece @at is in a->piece: it goes on with the group, or begins one. */
 static int group_add(struct apply *a, u32 at)
 {
-	const struct rebuild swap = a->group;
+	struct rebuild *swap = a->group;
 
 	if (a->to > a->from) {
 		a->to = at + 1;
-		return rebuild_append(&a->group, a->piece.out, a->piece.nr);
+		return rebuild_append(a->group, a->piece->out, a->piece->nr);
 	}
 	a->group = a->piece;
 	a->piece = swap;
 	a->from = at;
 	a->to = at + 1;
-	if (at == a->done || !fits(&a->group, a->w->pieces[at - 1]->nr))
+	if (at == a->done || !fits(a->group, a->w->pieces[at - 1]->nr))
 		return 0;
 	a->from--;
-	return rebuild_prepend(&a->group, a->w->pieces[at - 1]);
+	return rebuild_prepend(a->group, a->w->pieces[at - 1]);
 }
 
 static bool update_touches(const struct map_update *u, u64 start, u64 end)
@@ -584,13 +578,13 @@ static int apply_piece(struct apply *a, u32 *at, const struct map_update *update
 
 	while (n < nr && update_touches(&updates[n], start, end))
 		n++;
-	if (!n && open && fits(&a->group, p->nr)) {
+	if (!n && open && fits(a->group, p->nr)) {
 		a->to = *at + 1;
-		return rebuild_append(&a->group, p->extents, p->nr);
+		return rebuild_append(a->group, p->extents, p->nr);
 	}
-	a->piece.nr = 0;
-	ret = n ? rebuild_piece(&a->piece, p, window_start, updates, n) : 0;
-	if (!ret && open && !(n && fits(&a->group, a->piece.nr))) {
+	a->piece->nr = 0;
+	ret = n ? rebuild_piece(a->piece, p, window_start, updates, n) : 0;
+	if (!ret && open && !(n && fits(a->group, a->piece->nr))) {
 		ret = publish_group(a);
 		*at = a->to;
 	}
@@ -602,21 +596,23 @@ static int apply_window(struct map *map, struct window *w, const struct map_upda
 			u32 nr)
 {
 	u64 window_start = w->index << map->window_bits;
-	struct apply a = { .map = map, .w = w };
+	struct apply a = { .map = map, .w = w, .group = &map->rebuilds[0],
+			   .piece = &map->rebuilds[1] };
+	u32 first_sect = (max(updates[0].offset, window_start) - window_start) >> SECTOR_SHIFT;
 	u32 at, first = 0;
 	int ret = 0;
 
-	for (at = 0; at < a.w->nr_pieces && !ret; at++) {
+	for (at = find_piece(w, first_sect); at < a.w->nr_pieces && !ret; at++) {
 		u64 start = window_start + ((u64)a.w->pieces[at]->start << SECTOR_SHIFT);
 
 		while (first < nr && updates[first].offset + updates[first].len <= start)
 			first++;
+		if (first == nr && a.to == a.from)
+			break;
 		ret = apply_piece(&a, &at, updates + first, nr - first);
 	}
 	if (!ret && a.to > a.from)
 		ret = publish_group(&a);
-	free(a.group.out);
-	free(a.piece.out);
 	return ret;
 }
 
@@ -740,6 +736,8 @@ int map_resize(struct map *map, u64 size_bytes, struct map_array *old)
 
 void map_exit(struct map *map)
 {
+	free(map->rebuilds[0].out);
+	free(map->rebuilds[1].out);
 	while (map->nr_loaded)
 		window_drop(map, cds_list_first_entry(&map->loaded, struct window, node));
 	map_free_retired(&map->retired_pieces, &map->retired_windows);
