@@ -7,6 +7,7 @@
 #include <qchain/intent-log.h>
 #include <qchain/map.h>
 #include <qchain/meta.h>
+#include <qchain/pool.h>
 #include <qchain/refcount.h>
 #include <qchain/target.h>
 #include <uapi/qcow2.h>
@@ -16,6 +17,8 @@
 #define CHAIN_MAX_LOADS 8u
 /* Operations of one request that run at the same time. */
 #define CHAIN_MAX_SPLIT 16u
+/* Objects of each kind that are kept for the next change of mapping. */
+#define CHAIN_POOL 128u
 /* Memory for copy on write and slow reads; others wait (C8). */
 #define CHAIN_BOUNCE_BYTES (64u * 1024u * 1024u)
 /* A request that met a missing window so often is served by the slow path. */
@@ -68,6 +71,8 @@ struct chain_target {
 	struct cds_list_head closing; /* struct writer: former ones, oldest first */
 	struct cds_list_head fill_waiters; /* struct write_op: until one has settled */
 	u64 generation; /* of the layers and their writers, for folds (rule C1) */
+	struct pool slow_requests; /* memory of changes of mapping */
+	struct pool write_ops;
 	struct map_update *updates; /* of the transaction that is being published */
 	u32 nr_updates;
 	u32 room_updates;
@@ -433,14 +438,16 @@ struct write_op {
 	u32 nr_clusters;
 	bool planned;
 	u32 nr_allocated; /* plans that have their place */
-	struct cluster_plan *plans;
+	struct cluster_plan *plans; /* @one_plan, or memory for more */
+	struct cluster_plan one_plan;
 	/* fill and data */
 	void *bounce;
 	u32 bounce_bytes;
 	u64 fill_pos;
 	struct request fill;
 	struct loop_msg data_msg; /* to the request's loop, and back */
-	struct io_op *data;
+	struct io_op *data; /* @one_io, or memory for more */
+	struct io_op one_io;
 	u32 ios; /* of @data, under way: that loop's, as the error */
 	int data_error;
 	bool data_done;

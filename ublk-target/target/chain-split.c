@@ -99,7 +99,7 @@ static void request_end(struct slow_request *s)
 	struct request *req = s->req;
 	int error = s->error;
 
-	free(s);
+	pool_put(&s->ct->slow_requests, s);
 	chain_finish(req, error);
 }
 
@@ -116,7 +116,7 @@ static void drop_redo(struct slow_request *s)
 	struct write_op *op, *tmp;
 
 	cds_list_for_each_entry_safe(op, tmp, &s->redo, node)
-		free(op);
+		pool_put(&s->ct->write_ops, op);
 }
 
 static void split_end(struct slow_request *s)
@@ -159,7 +159,7 @@ static void take_range(struct slow_request *s, u64 end)
 	redo->start = end;
 	if (!redo->len) {
 		cds_list_del(&redo->node);
-		free(redo);
+		pool_put(&s->ct->write_ops, redo);
 	}
 }
 
@@ -305,7 +305,7 @@ static void cut(struct chain_target *ct, struct request *req, const struct slow_
 		chain_finish(req, -EROFS);
 		return;
 	}
-	s = malloc(sizeof(*s));
+	s = pool_get(&ct->slow_requests);
 	if (!s) {
 		chain_finish(req, -ENOMEM);
 		return;

@@ -440,7 +440,8 @@ static int write_data(struct write_op *op)
 
 	if (op->data_done || (op->type != OP_WRITE && op->writer->img->dev->blockdev))
 		return STAGE_NEXT;
-	op->data = malloc(op->nr_clusters * sizeof(*op->data));
+	op->data = op->nr_clusters == 1 ? &op->one_io :
+		   malloc(op->nr_clusters * sizeof(*op->data));
 	if (!op->data)
 		return -ENOMEM;
 	n = op->type == OP_WRITE ? collect_data(op) : collect_reserved(op);
@@ -569,8 +570,10 @@ static void op_release(struct write_op *op)
 	if (op->table)
 		table_put(op->table);
 	chain_bounce_put(op->writer->ct, op->bounce_bytes, op->bounce);
-	free(op->data);
-	free(op->plans);
+	if (op->data != &op->one_io)
+		free(op->data);
+	if (op->plans != &op->one_plan)
+		free(op->plans);
 }
 
 void write_op_done(struct write_op *op, int error)
@@ -587,7 +590,7 @@ void write_op_done(struct write_op *op, int error)
 		slow_request_redo(op);
 		return;
 	}
-	free(op);
+	pool_put(&s->ct->write_ops, op);
 	slow_request_op_done(s, error);
 }
 
@@ -595,7 +598,7 @@ struct write_op *write_op_create(struct slow_request *s, struct writer *w, u64 s
 				 u8 type)
 {
 	const struct image *img = w->img;
-	struct write_op *op = calloc(1, sizeof(*op));
+	struct write_op *op = pool_get(&s->ct->write_ops);
 
 	if (!op)
 		return NULL;
@@ -610,9 +613,10 @@ struct write_op *write_op_create(struct slow_request *s, struct writer *w, u64 s
 	op->nr_clusters = ((end - 1) >> img->cluster_bits) - op->first_cluster + 1;
 	op->wait.fn = again;
 	CDS_INIT_LIST_HEAD(&op->cell_waiters);
-	op->plans = calloc(op->nr_clusters, sizeof(*op->plans));
+	op->plans = op->nr_clusters == 1 ? &op->one_plan :
+		    calloc(op->nr_clusters, sizeof(*op->plans));
 	if (!op->plans) {
-		free(op);
+		pool_put(&s->ct->write_ops, op);
 		return NULL;
 	}
 	w->nr_ops++;

@@ -449,6 +449,8 @@ void chain_free(struct chain_target *ct)
 	free(ct->updates);
 	chain_close(ct->chain);
 	intent_log_close(ct->log);
+	pool_exit(&ct->slow_requests);
+	pool_exit(&ct->write_ops);
 	free(ct);
 }
 
@@ -547,6 +549,8 @@ struct chain_target *chain_alloc(struct target *ti)
 	if (!ct)
 		return NULL;
 	ct->ti = ti;
+	pool_init(&ct->slow_requests, sizeof(struct slow_request), CHAIN_POOL);
+	pool_init(&ct->write_ops, sizeof(struct write_op), CHAIN_POOL);
 	CDS_INIT_LIST_HEAD(&ct->loads);
 	CDS_INIT_LIST_HEAD(&ct->load_queue);
 	CDS_INIT_LIST_HEAD(&ct->queues);
