@@ -86,7 +86,7 @@ static int resize(struct resize *r, const char *size, struct qc_err *err)
 	int ret = look(r, err);
 
 	if (!ret)
-		ret = resize_parse(size, r->from, &r->to, err);
+		ret = resize_parse(r->name, size, r->from, &r->to, err);
 	if (!ret)
 		ret = check_size(r, err);
 	if (!ret)

@@ -12,8 +12,8 @@ int resize_served(const char *name, const char *size, bool json);
 
 /* ---- shared with the offline form (image/resize.c) ------------------------------- */
 
-/* "20G", "+5G", "-5G": what it makes of @from bytes. */
-int resize_parse(const char *text, u64 from, u64 *result, struct qc_err *err);
+/* "20G", "+5G", "-5G": what it makes of the @from bytes of object @name. */
+int resize_parse(const char *name, const char *text, u64 from, u64 *result, struct qc_err *err);
 /*
  * resize_extend_lv - the LV at @path, which holds @img, before that grows from @from to
  * @to bytes; other paths: nothing

@@ -245,21 +245,21 @@ int image_resize_grow(const char *path, const struct offline_options *options,
 	return resize_run(&r, err);
 }
 
-int resize_parse(const char *text, u64 from, u64 *result, struct qc_err *err)
+int resize_parse(const char *name, const char *text, u64 from, u64 *result, struct qc_err *err)
 {
 	u64 bytes;
 	char sign = *text == '+' || *text == '-' ? *text : 0;
 	int ret = parse_size("SIZE", text + (sign != 0), &bytes, err);
 
 	if (ret)
-		return ret;
+		return qc_err_prefix(err, "%s", name);
 	if (sign == '-' && bytes > from)
-		return qc_err_set(err, -EINVAL, "SIZE: %s is more than the image has (%llu)", text,
-				  (unsigned long long)from);
+		return qc_err_set(err, -EINVAL, "%s: SIZE: %s is more than it has, at most "
+				  "-%llu is possible", name, text, (unsigned long long)from);
 	bytes = sign == '+' ? from + bytes : sign == '-' ? from - bytes : bytes;
 	if (!bytes || !IS_ALIGNED(bytes, SECTOR_SIZE))
-		return qc_err_set(err, -EINVAL, "SIZE: %llu not supported, must be a multiple of "
-				  "%u above 0", (unsigned long long)bytes, SECTOR_SIZE);
+		return qc_err_set(err, -EINVAL, "%s: SIZE: %llu not supported, must be a multiple "
+				  "of %u above 0", name, (unsigned long long)bytes, SECTOR_SIZE);
 	*result = bytes;
 	return 0;
 }
@@ -292,7 +292,7 @@ static int resize_image(const char *name, const char *size, const struct offline
 	if (!ret)
 		ret = look(r.path, r.format, &r.from, &err);
 	if (!ret)
-		ret = resize_parse(size, r.from, &r.to, &err);
+		ret = resize_parse(name, size, r.from, &r.to, &err);
 	r.shrink = r.to < r.from;
 	if (!ret && r.shrink && !allow_shrink)
 		ret = qc_err_set(&err, -EINVAL, "%s: %llu bytes are fewer than it has (%llu), what "

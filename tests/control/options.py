@@ -88,6 +88,9 @@ def test_wrong_together(place):
             (["create", "./new.qcow2"], "--size"),
             (["check", "--repair", "--force-share", "./base.qcow2"], "--force-share"),
             (["check", "--repair=some", "./base.qcow2"], "--repair"),
+            (["resize", "./top.qcow2", "0"], "qchainctl: ./top.qcow2: SIZE: 0 "),
+            (["resize", "./top.qcow2", "9E"], "qchainctl: ./top.qcow2: SIZE: "),
+            (["resize", "--shrink", "--", "./top.qcow2", "-5G"], "qchainctl: ./top.qcow2: SIZE: -5G "),
             (["bench", "--cache-size", "4095", "./top.qcow2"], "--cache-size"),
             (["bench", "--cache-size", "1025G", "./top.qcow2"], "--cache-size"),
             (["measure", "--size", "1M", "./top.qcow2"], "--size")):
