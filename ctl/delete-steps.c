@@ -21,6 +21,9 @@
  *            header above the overlay names the image; record: the overlay's name
  *            moves to the image, the overlay is dead; that is removed
  *
+ * Is that overlay the active layer of a device in use, the image of the snapshot becomes
+ * it (job-settle.c): then the write that says so forgets the snapshot, too.
+ *
  * What is on the disk after a kill says how far it had come: headers who stands on
  * what, the record whether a commit has begun (struct record_snapshot, from).
  */
@@ -136,6 +139,39 @@ int delete_open(struct deletion *d, struct qc_err *err)
 
 /* ---- which way -------------------------------------------------------------------------- */
 
+static json_object *node_of(const struct deletion *d, u32 member)
+{
+	return json_object_array_get_idx(d->images.nodes, device_images_depth(&d->images, member));
+}
+
+static u64 virtual_size(const struct deletion *d, u32 member)
+{
+	json_object *image = NULL;
+
+	json_object_object_get_ex(node_of(d, member), "image", &image);
+	return json_number(image, "virtual-size", 0);
+}
+
+/* Served, what stands on the image is the active layer: that becomes the image. */
+static bool is_newest(const struct deletion *d)
+{
+	return device_images_depth(&d->images, d->above) == 0;
+}
+
+static const char *pivot_impossible(const struct deletion *d)
+{
+	const char *driver = json_text(node_of(d, d->member), "drv");
+
+	if (d->keep || d->wipe)
+		return "the image of the active layer is removed then: not with --keep or --wipe "
+		       "while the device is used";
+	if (!driver || strcmp(driver, "qcow2"))
+		return "it is raw, and the active layer must be qcow2";
+	if (virtual_size(d, d->member) > virtual_size(d, d->above))
+		return "it is longer than the device";
+	return NULL;
+}
+
 /* Why it cannot go that way now; NULL: it can. */
 static const char *commit_impossible(const struct deletion *d)
 {
@@ -143,9 +179,7 @@ static const char *commit_impossible(const struct deletion *d)
 
 	if (family_overlays(&d->images.family, d->above, &other) > 1)
 		return "several images stand on the one that would go";
-	if (device_images_depth(&d->images, d->above) == 0)
-		return "the active layer is committed only while the device is down";
-	return NULL;
+	return is_newest(d) ? pivot_impossible(d) : NULL;
 }
 
 static const char *stream_impossible(const struct deletion *d)
@@ -220,7 +254,23 @@ int delete_choose(struct deletion *d, struct qc_err *err)
 
 /* ---- the merge -------------------------------------------------------------------------- */
 
-static int merge_online(struct deletion *d, struct qc_err *err)
+/* The daemon does not begin: it is a restore point as before. */
+static void record_withdraw(struct deletion *d)
+{
+	struct qc_err second = { 0 };
+	struct record_snapshot *s;
+	int ret = device_images_look(&d->images, &second);
+
+	s = ret ? NULL : snapshot_of(d);
+	if (s) {
+		s->from[0] = 0;
+		ret = device_images_save(&d->images, &second);
+	}
+	if (ret)
+		print_error(&second);
+}
+
+static int merge_online(struct deletion *d, bool begins, struct qc_err *err)
 {
 	bool down = d->way == DIRECTION_COMMIT;
 	int depth = device_images_depth(&d->images, d->member), ret;
@@ -228,6 +278,7 @@ static int merge_online(struct deletion *d, struct qc_err *err)
 		.name = d->images.name, .speed = d->speed,
 		.top = down || depth > 1 ? path_of(d, d->above) : NULL,
 		.base = down ? path_of(d, d->member) : NULL,
+		.detach = down && is_newest(d), /* completed by somebody, whoever dies */
 	};
 	struct served_job *job;
 
@@ -235,6 +286,8 @@ static int merge_online(struct deletion *d, struct qc_err *err)
 		merge.base = json_text(json_object_array_get_idx(d->images.nodes, depth + 1),
 				       "node-name");
 	ret = merge_start(&merge, &d->images.dir, down ? "commit" : "stream", &job, err);
+	if (ret == -EPROTO && begins)
+		record_withdraw(d);
 	if (ret)
 		return ret;
 	crash_point("delete.started");
@@ -279,19 +332,35 @@ static int record_begin(struct deletion *d, struct qc_err *err)
 	return device_images_save(&d->images, err);
 }
 
-/* @tip: nothing stood on what went down, so that no header has changed */
-static int look_again(struct deletion *d, bool tip, struct qc_err *err)
+/* Whoever wrote down the end of the job, or took a snapshot, has changed the run record. */
+static int served_anew(struct deletion *d, struct qc_err *err)
+{
+	if (!d->images.online)
+		return 0;
+	served_exit(&d->images.served);
+	return served_find(d->images.name, &d->images.served, err);
+}
+
+/*
+ * @tip: nothing stood on what went down, so that no header has changed; @newest: that was
+ * the active layer of a device in use, and may be one of the middle by now
+ */
+static int look_again(struct deletion *d, bool tip, bool newest, struct qc_err *err)
 {
 	int ret = 0;
 
 	if (d->images.dir.lock_fd < 0)
 		ret = rundir_lock(d->images.name, false, &d->images.dir, err);
 	if (!ret)
-		ret = device_images_look(&d->images, err);
+		ret = served_anew(d, err);
 	if (!ret)
+		ret = device_images_look(&d->images, err);
+	d->pivoted = !ret && newest && !snapshot_of(d);
+	if (!ret && !d->pivoted)
 		ret = look(d, err);
-	if (ret)
+	if (ret || d->pivoted)
 		return ret;
+	tip &= !newest;
 	if (d->way == DIRECTION_STREAM ? d->above == FAMILY_NONE : d->merged || tip)
 		return 0;
 	return qc_err_set(err, -EBUSY, "%s: the chain has changed meanwhile, snapshot %s is still "
@@ -301,20 +370,23 @@ static int look_again(struct deletion *d, bool tip, struct qc_err *err)
 
 int delete_merge(struct deletion *d, struct qc_err *err)
 {
-	bool tip;
+	bool tip, newest, begins;
 	u32 other;
 	int ret;
 
 	if (d->way == DIRECTION_NONE || d->merged)
 		return 0;
 	tip = !family_overlays(&d->images.family, d->above, &other);
+	newest = d->way == DIRECTION_COMMIT && is_newest(d);
+	begins = d->way == DIRECTION_COMMIT && !snapshot_of(d)->from[0];
+	snprintf(d->gone, sizeof(d->gone), "%s", newest ? path_of(d, d->above) : "");
 	ret = record_begin(d, err);
 	crash_point("delete.recorded");
 	if (!ret)
-		ret = device_images_depth(&d->images, d->member) >= 0 ? merge_online(d, err) :
-									 merge_offline(d, err);
+		ret = device_images_depth(&d->images, d->member) >= 0 ?
+			      merge_online(d, begins, err) : merge_offline(d, err);
 	crash_point("delete.merged");
-	return ret ? ret : look_again(d, tip, err);
+	return ret ? ret : look_again(d, tip, newest, err);
 }
 
 /* ---- the end ----------------------------------------------------------------------------- */
@@ -350,7 +422,7 @@ int delete_finish(struct deletion *d, struct qc_err *err)
 	int ret;
 
 	crash_point("delete.unfinished");
-	ret = write_record(d, err);
+	ret = d->pivoted ? 0 : write_record(d, err);
 	crash_point("delete.finished");
 	if (ret)
 		return ret;

@@ -166,8 +166,9 @@ const struct verb verb_delete = {
 		"                     commit-bytes, stream-bytes, moved, wiped, file, removed\n"
 		"\n"
 		"NAME is served or not; VG or DIR says where its images are, when they are files\n"
-		"that nobody serves. While it is served the layer below the active one goes by\n"
-		"stream. A commit that has begun cannot be undone: SNAP is no restore point any\n"
+		"that nobody serves. The newest snapshot of a device in use that goes by commit\n"
+		"becomes the active layer; its own image is removed (no --keep, --wipe).\n"
+		"A commit that has begun cannot be undone: SNAP is no restore point any\n"
 		"more. Interrupted at any time, the same command goes on.\n",
 	.examples =
 		"  qchainctl delete vm7 before-upgrade\n"

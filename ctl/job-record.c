@@ -276,7 +276,9 @@ static int find_active(struct job_record *r, struct qc_err *err)
 int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err)
 {
 	const struct record_job *job = device_record_job(r->record, id);
-	int ret = device_record_lay_aside(r->record, job->top);
+	int ret = is_deletion(r->record, job) ?
+			  device_record_bury(r->record, job->top, false) :
+			  device_record_lay_aside(r->record, job->top);
 
 	if (ret)
 		return out_of_memory(r, err);

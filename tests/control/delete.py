@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import subprocess
 import sys
 import threading
 
@@ -169,6 +170,51 @@ def test_served(place):
     nothing_left(place)
 
 
+def test_newest(place):
+    """The active layer goes down into the newest snapshot's image, which becomes it: asked for, and as the cheaper way."""
+    device = Device(place)
+    device.make("a", "b", "c")
+    guest = Guest(place, 3, model=device.model)
+    answer = delete(place, "c", "--commit")
+    expect_equal((answer["way"], os.path.basename(answer["file"]), answer["removed"]), ("commit", "top.3.qcow2", True), "c")
+    del device.snapshots["c"]
+    expect_equal(tree(place), [("top.2.qcow2", None), ("top.1.qcow2", "b"), ("top.qcow2", "a"), ("base.qcow2", None)],
+                 "tree")
+    expect(not os.path.exists(place.path("top.3.qcow2")), "the old active layer's image is still there")
+    guest.end()
+    device.write(400)
+    device.snapshot("d", 1)
+    wait_sealed(place)
+    text = place.ctl("delete", "seven", "d").stdout
+    expect(": commit\n" in text and "is removed" in text, text)
+    del device.snapshots["d"]
+    device.write()
+    device.down()
+    expect_equal(len(device.judge("newest")), 4, "layers")
+    nothing_left(place)
+
+
+def test_newest_snapshot_beside(place):
+    """A snapshot while that goes on: what was the active layer is its image, and goes down all the same."""
+    device = Device(place)
+    device.make("a", "b")
+    device.write(100)
+    deletion = subprocess.Popen([place.program("qchainctl"), "delete", "seven", "b", "--commit", "--speed", "64k"],
+                                env=place.environment, cwd=place.folder, stdout=subprocess.DEVNULL)
+    wait_until(lambda: record_of(place).get("jobs", []), "the job has begun")
+    place.ctl("snapshot", "seven", "c")
+    device.snapshots["c"] = bytes(device.model)
+    device.write(5)
+    place.ctl("job", "set-speed", "seven", record_of(place)["jobs"][0]["id"], "0", status=None)
+    expect_equal(deletion.wait(harness.WAIT_S), 0, "exit status of delete")
+    del device.snapshots["b"]
+    expect_equal(tree(place), [("top.3.qcow2", None), ("top.1.qcow2", "c"), ("top.qcow2", "a"), ("base.qcow2", None)],
+                 "tree")
+    device.down()
+    device.judge("beside")
+    nothing_left(place)
+
+
 def test_not_served(place):
     """Both ways at each position, the top included."""
     for way in ("--commit", "--stream"):
@@ -239,7 +285,9 @@ def test_refused(place):
     expect("several images stand" in fails(place, "delete", "seven", "a", "--commit"), "and on its overlay")
     os.unlink(place.path("clone.qcow2"))
     expect("no snapshot x" in fails(place, "delete", "seven", "x"), "no such snapshot")
-    expect("active layer is committed" in fails(place, "delete", "seven", "c", "--commit"), "commit of the active one")
+    for word in ("--keep", "--wipe"):
+        expect("not with --keep or --wipe" in fails(place, "delete", "seven", "c", "--commit", word), word)
+    expect("from" not in record_of(place)["snapshots"][-1], "what was refused has begun")
     qmp = Qmp(place.path("run/seven/qmp.sock"))
     qmp.command("block-stream", **{"job-id": "slow", "device": "top.3.qcow2", "speed": 65536})
     expect("job slow (stream)" in fails(place, "delete", "seven", "a"), "a job")
@@ -295,7 +343,7 @@ def go_on(place, device, snap, where):
     device.snapshots.pop(snap)
 
 
-def killed(place, point, snap, daemon):
+def killed(place, point, snap, daemon, *words):
     """@daemon: what becomes of it meanwhile: lives, dies and is started again, or was never there."""
     device = Device(place)
     device.make("a", "b", "c")
@@ -303,7 +351,7 @@ def killed(place, point, snap, daemon):
     if daemon == "none":
         device.down()
         where = ["./"]
-    kill_at(place, point, snap, *where)
+    kill_at(place, point, snap, *where, *words)
     if daemon == "dies":
         kill_daemon(place)
         place.ctl("up", "seven")
@@ -326,6 +374,13 @@ def test_killed(place):
         killed(place, point, "c", "lives")
         killed(place, point, "b", "lives")
         killed(place, point, "b", "dies")
+
+
+def test_killed_newest(place):
+    """The same of a commit of the active layer."""
+    for point in SERVED:
+        killed(place, point, "c", "lives", "--commit")
+        killed(place, point, "c", "dies", "--commit")
 
 
 def test_killed_not_served(place):
