@@ -238,7 +238,7 @@ def test_without_backing(place):
     device = Device(place, base=None)
     device.make("a", "b")
     delete(place, "a", "--commit")
-    delete(place, "b")
+    delete(place, "b", "--stream")
     device.snapshots.clear()
     device.down()
     expect_equal(device.judge("none"), ["top.2.qcow2"], "chain")
