@@ -35,9 +35,9 @@ unset MAKEFLAGS MFLAGS MAKELEVEL
 
 case $mode in
 check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 fault_stride=1 mutant_share=1 fuzz_seconds=0 all=(native) ;;
-check) diff_count=200 kill_count=40 death_count=20 san_count=30 deep_count=1 sim_count=20 fault_stride=15 mutant_share=3 fuzz_seconds=10
+check) diff_count=200 kill_count=40 verb_count=20 death_count=20 san_count=30 deep_count=1 sim_count=20 fault_stride=15 mutant_share=3 fuzz_seconds=10
 	all=(native sanitizers simulation fuzzing system) ;;
-check-full) diff_count=1000 kill_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 fault_stride=1 mutant_share=1 fuzz_seconds=600 slack=10
+check-full) diff_count=1000 kill_count=300 verb_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 fault_stride=1 mutant_share=1 fuzz_seconds=600 slack=10
 	all=(native sanitizers simulation fuzzing system) ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
@@ -161,13 +161,13 @@ native() {
 	run lifecycle 200 tests/control/lifecycle.py --build "$build"
 	run takeover 120 tests/control/takeover.py --build "$build"
 	run snapshot 200 tests/control/snapshot.py --build "$build"
-	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 2)) \
+	run online-kill 400 tests/online/snapshots.py --kill --count $((kill_count / 4)) \
 		--seed $((seed + 100000)) --build "$build"
-	run online 400 tests/online/snapshots.py --count $((kill_count / 2)) --seed $seed \
+	run online 400 tests/online/snapshots.py --count $((kill_count / 4)) --seed $seed \
 		--build "$build"
-	run merges 400 tests/online/merges.py --count $((kill_count / 2)) --seed $seed \
+	run merges 400 tests/online/merges.py --count $((kill_count / 4)) --seed $seed \
 		--build "$build"
-	run merges-kill 400 tests/online/merges.py --kill --count $((kill_count / 2)) \
+	run merges-kill 400 tests/online/merges.py --kill --count $((kill_count / 4)) \
 		--seed $((seed + 100000)) --build "$build"
 	run merges-chains 400 tests/online/chains.py --count $((kill_count / 2)) --seed $seed \
 		--build "$build"
@@ -216,6 +216,10 @@ native_verbs() {
 
 native_long() {
 	[ "$mode" != check-full ] || alone build-on-13 300 tests/build-on.sh trixie
+	alone verbs 900 tests/online/verbs.py --count "$verb_count" --seed $seed --jobs "$jobs" \
+		--build "$build"
+	alone verbs-kill 900 tests/online/verbs.py --kill --count $((verb_count / 2)) \
+		--seed $((seed + 100000)) --jobs "$jobs" --build "$build"
 	alone diff-selftest 400 tests/diff/selftest.py
 	for cache in 48M 4K; do
 		alone diff-1000-layers-$cache 400 tests/diff/diff.py --deep 1000 --count "$deep_count" \

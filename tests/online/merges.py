@@ -4,19 +4,16 @@
 merge runs, and two merges at once; with kill -9 too, also at the crash points of a commit of the active
 layer."""
 
-import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib"), os.path.join(HERE, "..", "control")]
 
 from harness import WAIT_S, Failure, Qmp, expect, wait_until
+from runner import main
 from snapshots import Case, LAST
 
 
@@ -349,50 +346,6 @@ class MergeCase(Case):
         expect(seen in self.possible, f"the chain is {seen}, must be one of {self.possible}")
         self.layers = seen
         self.possible = []
-
-
-class Runner:
-    """Seeds one after the other."""
-
-    def __init__(self, args, kind, script):
-        self.args = args
-        self.kind = kind
-        self.script = script
-        self.failed = 0
-
-    def run_one(self, seed):
-        folder = tempfile.mkdtemp(prefix="qchain-merges-", dir="/dev/shm")
-        case = self.kind(seed, os.path.abspath(self.args.build), folder, self.args.kill)
-        try:
-            case.run_case()
-            print(f"ok {seed}: {case.told()}, {len(case.layers)} layers, "
-                  f"{len(case.model.writes)} writes", flush=True)
-        except Exception as error:
-            self.failed += 1
-            traceback.print_exc()
-            again = " --kill" if self.args.kill else ""
-            print(f"FAIL {seed}: {error}; again: {self.script} --build {self.args.build} "
-                  f"--seed {seed} --count 1{again}", flush=True)
-        finally:
-            case.end()
-            if self.args.keep and self.failed:
-                print(f"kept {folder}")
-            else:
-                shutil.rmtree(folder)
-
-
-def main(kind, script, text):
-    parser = argparse.ArgumentParser(description=text)
-    parser.add_argument("--build", required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--kill", action="store_true")
-    parser.add_argument("--keep", action="store_true")
-    runner = Runner(parser.parse_args(), kind, script)
-    for seed in range(runner.args.seed, runner.args.seed + runner.args.count):
-        runner.run_one(seed)
-    print(f"{os.path.basename(script)[:-3]}: {runner.args.count - runner.failed} passed, {runner.failed} failed")
-    return 1 if runner.failed else 0
 
 
 if __name__ == "__main__":

@@ -34,26 +34,39 @@ def stamp(number, sector):
     return STAMP.pack(number, sector) * (SECTOR // STAMP.size)
 
 
+class Clock:
+    """Ticks; of all models whose instants are compared."""
+
+    def __init__(self):
+        self.now = 0
+
+    def tick(self):
+        self.now += 1
+        return self.now
+
+
 class Model:
     """Histories of all sectors. No two writes of one sector are under way at one time."""
 
-    def __init__(self, size):
+    def __init__(self, size, clock=None):
         self.sectors = size // SECTOR
-        self.tick = 0
+        self.clock = clock or Clock()
         self.writes = []
         self.history = {}
 
     def issue(self, first, sectors, zero):
-        self.tick += 1
-        write = Write(len(self.writes) + 1, first, sectors, zero, self.tick)
+        write = Write(len(self.writes) + 1, first, sectors, zero, self.clock.tick())
         self.writes.append(write)
         for sector in range(first, first + sectors):
             self.history.setdefault(sector, []).append(write)
         return write
 
     def ack(self, write):
-        self.tick += 1
-        write.acked = self.tick
+        write.acked = self.clock.tick()
+
+    @property
+    def tick(self):
+        return self.clock.now
 
     def _candidates(self, sector, content):
         """Writes whose data @content may be, as positions in the history; -1: none yet."""
@@ -77,20 +90,29 @@ class Model:
         @content is that of one instant between ticks @before and @after: whatever
         was acknowledged before something in it was issued is in it, too.
         """
-        last = before
-        for sector in range(self.sectors):
-            history = self.history.get(sector, [])
-            found = self._candidates(sector, content[sector * SECTOR:(sector + 1) * SECTOR])
-            if found[0] >= 0:
-                last = max(last, history[found[0]].issued)
+        last = self.newest(content, before)
         if last > after:
             raise ModelError(f"{what}: has a write that was issued after it was taken")
         self._check(content, last, what)
 
+    def newest(self, content, before):
+        """When the last write was issued that @content certainly has; @before, if that was earlier."""
+        last = before
+        for sector, history in list(self.history.items()):
+            data = content[sector * SECTOR:(sector + 1) * SECTOR]
+            found = self._candidates(sector, data) if data else [-1]
+            if found[0] >= 0:
+                last = max(last, history[found[0]].issued)
+        return last
+
     def _check(self, content, tick, what):
         """Every write acknowledged before @tick is in @content, or a later one."""
-        for sector in range(self.sectors):
-            history = self.history.get(sector, [])
+        for sector in range(len(content) // SECTOR):
+            history = self.history.get(sector)
+            if not history:
+                if content[sector * SECTOR:(sector + 1) * SECTOR] != ZEROES:
+                    raise ModelError(f"{what}: sector {sector} was never written, and is not zero")
+                continue
             least = -1
             for i, write in enumerate(history):
                 if write.acked is not None and write.acked < tick:
@@ -115,3 +137,14 @@ class Model:
             del history[keep + 1:]
             if not history:
                 del self.history[sector]
+
+    def adopt(self, content):
+        """The device is set to @content, of any of its writes: that is what there is, once and for all."""
+        self.history = {}
+        for sector in range(len(content) // SECTOR):
+            data = content[sector * SECTOR:(sector + 1) * SECTOR]
+            if data == ZEROES:
+                continue
+            write = self.writes[STAMP.unpack_from(data)[0] - 1]
+            write.acked = write.acked or write.issued
+            self.history[sector] = [write]

@@ -10,9 +10,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib"), os.path.join(HERE, "..", "control")]
 
 from harness import expect
-from merges import MergeCase, main
+from merges import MergeCase
 from model import SECTOR
-from snapshots import CLIENTS, LAST
+from runner import main
+from snapshots import LAST
 
 MIB = 1 << 20
 MOST = 48 * MIB
@@ -28,7 +29,6 @@ class ResizeCase(MergeCase):
         super().__init__(*words)
         self.size += SECTOR * self.random.randrange(0, 400)
         self.model.sectors = self.size // SECTOR
-        self.regions = []  # (first sector, sectors) of each growth
         self.first_sectors = self.model.sectors
         self.next_size = None
         self.sizes = {}  # of layers
@@ -67,20 +67,6 @@ class ResizeCase(MergeCase):
             os.environ["QCHAIN_CRASH_POINT"] = self.random.choice(CRASH_POINTS)
         super().start()
         os.environ.pop("QCHAIN_CRASH_POINT", None)
-
-    # ---- clients: what is new is shared out, too -----------------------------------
-
-    def pick_range(self, client):
-        regions = [(first, sectors) for first, sectors in self.regions if sectors >= CLIENTS]
-        if regions and self.random.random() < 0.5:
-            first, sectors = self.random.choice(regions)
-            share = sectors // CLIENTS
-            length = self.random.randint(1, min(share, 512))
-            return first + client * share + self.random.randrange(0, share - length + 1), length
-        whole, self.model.sectors = self.model.sectors, self.first_sectors
-        picked = super().pick_range(client)
-        self.model.sectors = whole
-        return picked
 
     # ---- growing ---------------------------------------------------------------------
 

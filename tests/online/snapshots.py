@@ -2,52 +2,48 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Online snapshots under random I/O of several clients, against a model; with kill -9 too."""
 
-import argparse
 import asyncio
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib"), os.path.join(HERE, "..", "control")]
 
+from guests import CLIENTS, Guests
 from harness import Qmp, expect, wait_until
-from model import SECTOR, Model
-from nbdclient import FLAG_SEND_WRITE_ZEROES, NbdClient, NbdDisconnected, NbdError
+from model import Model
+from runner import main
 
-UNIT = 8  # sectors: half of the disk is owned by clients in turn, unit by unit
-CLIENTS = 4
 LAST = "last"  # no act may follow
 
 
-class Case:
+class Case(Guests):
     """One seed: a chain, clients, snapshots, and what must be there in the end."""
 
     acts = 5  # of a session, at most
 
     def __init__(self, seed, build, folder, kill):
-        self.random = random.Random(seed)
+        rng = random.Random(seed)
+        self.size = rng.choice([4, 8, 12]) << 20
+        super().__init__(rng, Model(self.size), os.path.join(folder, "nbd"), kill)
         self.build = build
         self.folder = folder
-        self.kill = kill
-        self.size = self.random.choice([4, 8, 12]) << 20
-        self.model = Model(self.size)
         self.child = None
         self.environment = {}  # of the daemon, beside ours
         self.layers = []  # file names, the base first
         self.made = 0  # overlays
         self.snapshots = []  # (layer, tick before, tick after)
-        self.running = True
 
     def path(self, name):
         return os.path.join(self.folder, name)
+
+    def told(self):
+        return f"{self.made} overlays"
 
     # ---- images ------------------------------------------------------------
 
@@ -104,62 +100,6 @@ class Case:
     def stop(self):
         self.child.terminate()
         expect(self.child.wait(60) == 0, "the daemon failed at its end: " + self.last_line())
-
-    # ---- clients -------------------------------------------------------------
-
-    def pick_range(self, client):
-        """Sectors that only this client writes: units in turn, or a region of its own."""
-        half = self.model.sectors // 2
-        if self.random.random() < 0.6:
-            unit = self.random.randrange(half // UNIT // CLIENTS) * CLIENTS + client
-            start = self.random.randrange(UNIT)
-            return unit * UNIT + start, self.random.randint(1, UNIT - start)
-        share = half // CLIENTS
-        length = self.random.choice([8, 128, 256, 512, 1024])
-        start = self.random.randrange(0, share - length + 1, 8)
-        return half + client * share + start, length
-
-    async def run_client(self, client):
-        nbd = None
-        try:
-            nbd = await NbdClient.connect(self.path("nbd"))
-            while self.running:
-                await self.one_request(nbd, client)
-        except (NbdDisconnected, ConnectionError):
-            if not self.kill:
-                raise
-        finally:
-            if nbd:
-                await nbd.abandon()
-
-    async def one_request(self, nbd, client):
-        kind = self.random.random()
-        if kind < 0.1:
-            await nbd.flush()
-            return
-        first, sectors = self.pick_range(client)
-        if kind < 0.2:
-            await self.check_read(nbd, first, sectors)
-            return
-        zero = kind < 0.3 and nbd.has(FLAG_SEND_WRITE_ZEROES)
-        write = self.model.issue(first, sectors, zero)
-        if zero:
-            await nbd.write_zeroes(first * SECTOR, sectors * SECTOR)
-        else:
-            await nbd.write(first * SECTOR, write.data(), 1 if kind > 0.9 else 0)
-        self.model.ack(write)
-
-    async def check_read(self, nbd, first, sectors):
-        """What a client reads of its own sectors is what it wrote last."""
-        content = await nbd.read(first * SECTOR, sectors * SECTOR)
-        for i in range(sectors):
-            history = self.model.history.get(first + i)
-            wanted = bytes(SECTOR)
-            if history and not history[-1].zero:
-                at = (first + i - history[-1].first) * SECTOR
-                wanted = history[-1].data()[at:at + SECTOR]
-            expect(content[i * SECTOR:(i + 1) * SECTOR] == wanted,
-                   f"sector {first + i} reads back wrong")
 
     # ---- snapshots -----------------------------------------------------------
 
@@ -246,16 +186,6 @@ class Case:
         with open(raw, "rb") as image:
             return image.read()
 
-    def device_content(self):
-        """What the daemon shows, which has just been started after a kill."""
-        async def read():
-            nbd = await NbdClient.connect(self.path("nbd"))
-            parts = [bytes(await nbd.read(at, min(1 << 20, self.size - at)))
-                     for at in range(0, self.size, 1 << 20)]
-            await nbd.abandon()
-            return b"".join(parts)
-        return asyncio.run(read())
-
     def check_images(self):
         for name in self.layers:
             if name.endswith(".raw"):
@@ -290,7 +220,7 @@ class Case:
             self.child.wait()
             self.settle_layers()
             self.start()
-            content = self.device_content()
+            content = self.read_device(self.size)
             self.model.check_present(content, "device after kill -9")
             self.stop()
             self.check_all()
@@ -298,37 +228,5 @@ class Case:
             self.snapshots.clear()  # their histories are cut now
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--kill", action="store_true")
-    parser.add_argument("--keep", action="store_true")
-    args = parser.parse_args()
-    failed = 0
-    for seed in range(args.seed, args.seed + args.count):
-        folder = tempfile.mkdtemp(prefix="qchain-online-", dir="/dev/shm")
-        case = Case(seed, os.path.abspath(args.build), folder, args.kill)
-        try:
-            case.run_case()
-            print(f"ok {seed}: {len(case.layers)} layers, {len(case.model.writes)} writes",
-                  flush=True)
-        except Exception as error:
-            failed += 1
-            traceback.print_exc()
-            again = " --kill" if args.kill else ""
-            print(f"FAIL {seed}: {error}; again: tests/online/snapshots.py --build {args.build} "
-                  f"--seed {seed} --count 1{again}", flush=True)
-        finally:
-            case.end()
-            if not (args.keep and failed):
-                shutil.rmtree(folder)
-            else:
-                print(f"kept {folder}")
-    print(f"online: {args.count - failed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Case, "tests/online/snapshots.py", __doc__))
