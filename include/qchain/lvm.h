@@ -6,22 +6,38 @@
 #include <qchain/err.h>
 #include <qchain/types.h>
 
+/*
+ * struct lvm_lv - a row of the report
+ * @path: of its device, there or not; "": it never has one (a thin pool)
+ * @tags: comma-separated, as lvs prints them; lives as the list does
+ * @active, @open: on this host
+ * @locked: its VG is shared by lvmlockd: it may be active elsewhere, which LVM tells
+ *	only when it is to be made active here
+ * @vg_bytes, @vg_free_bytes: of its VG; 0 where LVM does not say
+ */
 struct lvm_lv {
 	char vg[128];
 	char name[128];
 	char uuid[40];
-	const char *tags; /* comma-separated, as lvs prints them; lives as the list does */
+	char path[264];
+	const char *tags;
 	u64 size_bytes;
+	u64 vg_bytes;
+	u64 vg_free_bytes;
 	bool active;
 	bool open;
+	bool locked;
 };
 
 /*
  * lvm_list - every LV of @vg (NULL: of all VGs), one `lvs` call, no --select
  * *@result is malloc'ed, one block; NULL when there are none. Hidden LVs are left out.
+ * lvm_list_part - those of one VG of such a list, as a list of its own; -ENOMEM
  * lvm_find - -ENOENT when the VG has no such LV; *@result is malloc'ed
  */
 int lvm_list(const char *vg, struct lvm_lv **result, u32 *nr, struct qc_err *err);
+int lvm_list_part(const struct lvm_lv *lvs, u32 nr, const char *vg, struct lvm_lv **result,
+		  u32 *nr_result);
 int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc_err *err);
 
 /*
@@ -32,11 +48,15 @@ int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc
  * lvm_extend - make it at least @bytes long; 0 when it is already.
  * lvm_change_tags - @add, @remove: comma-separated or NULL; one change of the
  * VG's metadata, therefore all or nothing. Both are one run of lvm each.
+ * lvm_activate - also one that is not activated unless it is named (--setactivationskip).
+ * lvm_activate_shared - to be read only: with lvmlockd other hosts may have it active,
+ * too. -EBUSY: one has it for itself.
  */
 int lvm_create(const char *vg, const char *name, u64 bytes, const char *tag, struct qc_err *err);
 int lvm_remove(const char *vg, const char *name, struct qc_err *err);
 int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err);
 int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err);
+int lvm_activate_shared(const char *vg, const char *name, struct qc_err *err);
 int lvm_change_tags(const char *vg, const char *name, const char *add, const char *remove,
 		    struct qc_err *err);
 

@@ -111,6 +111,51 @@ static void test_report(void)
 	use_real_lvm();
 }
 
+/* All VGs in one report, taken apart again; fields that only newer releases have. */
+static void test_parts(void)
+{
+	struct qc_err err = { 0 };
+	struct lvm_lv *lvs, *part;
+	u32 nr;
+
+	use_false_lvm("sed s/@/\\\"/g <<END\n"
+		      "{@report@:[{@lv@:["
+		      "{@vg_name@:@a@,@lv_name@:@x@,@lv_uuid@:@1@,@lv_size@:@512@,@lv_tags@:@t@,"
+		      "@lv_active@:@@,@lv_device_open@:@@},"
+		      "{@vg_name@:@b@,@lv_name@:@y@,@lv_uuid@:@2@,@lv_size@:@512@,@lv_tags@:@u,v@,"
+		      "@lv_active@:@active@,@lv_device_open@:@@,@lv_path@:@/d/b/y@,"
+		      "@vg_lock_type@:@sanlock@,@vg_size@:@8192@,@vg_free@:@4096@},"
+		      "{@vg_name@:@b@,@lv_name@:@pool@,@lv_uuid@:@3@,@lv_size@:@512@,@lv_tags@:@@,"
+		      "@lv_active@:@active@,@lv_device_open@:@@,@lv_path@:@@,@vg_lock_type@:@none@}"
+		      "]}]}\nEND");
+	CU_ASSERT_FATAL(lvm_list(NULL, &lvs, &nr, &err) == 0 && nr == 3);
+	use_real_lvm();
+	CU_ASSERT(!strcmp(lvs[0].path, "/dev/a/x") && !lvs[0].locked && !lvs[0].vg_free_bytes);
+	CU_ASSERT_FATAL(lvm_list_part(lvs, nr, "b", &part, &nr) == 0 && nr == 2);
+	free(lvs);
+	CU_ASSERT(!strcmp(part[0].name, "y") && !strcmp(part[0].tags, "u,v") && part[0].locked);
+	CU_ASSERT(!strcmp(part[0].path, "/d/b/y") && part[0].vg_bytes == 8192);
+	CU_ASSERT(part[0].vg_free_bytes == 4096 && !part[1].path[0] && !part[1].locked);
+	CU_ASSERT(lvm_list_part(part, nr, "a", &lvs, &nr) == 0 && nr == 0 && !lvs);
+	free(part);
+}
+
+/* With lvmlockd: another host has it for itself, or something else is the matter. */
+static void test_shared(void)
+{
+	struct qc_err err = { 0 };
+
+	use_false_lvm("case \"$*\" in *'--activate sy vg/a') ;; *) exit 9;; esac");
+	CU_ASSERT(lvm_activate_shared("vg", "a", &err) == 0);
+	use_false_lvm("echo '  LV locked by other host: vg/a' >&2; exit 5");
+	CU_ASSERT(lvm_activate_shared("vg", "a", &err) == -EBUSY);
+	has_words(&err, -EBUSY, "locked by other host");
+	err.code = 0;
+	use_false_lvm("echo '  Failed to find logical volume' >&2; exit 5");
+	CU_ASSERT(lvm_activate_shared("vg", "a", &err) == -EIO);
+	use_real_lvm();
+}
+
 /* More than a pipe holds, on both streams, from a writer that blocks. */
 static void test_much_output(void)
 {
@@ -159,7 +204,7 @@ static void test_arguments(void)
 		"lvcreate --yes --autobackup n --activate y --setautoactivation n "
 		"--wipesignatures n --zero n --size 1000448b --name a-b vg --addtag t=1\n"
 		"lvremove --yes --autobackup n vg/a-b\n"
-		"lvchange --yes --autobackup n --activate n vg/a-b\n"
+		"lvchange --yes --autobackup n --ignoreactivationskip --activate n vg/a-b\n"
 		"lvchange --yes --autobackup n --deltag old --addtag n1 --addtag n2 vg/a\n"));
 }
 
@@ -336,6 +381,8 @@ static void test_dm_uuid(void)
 static const struct unit_test tests[] = {
 	{ "failures", test_failures },
 	{ "report", test_report },
+	{ "several VGs", test_parts },
+	{ "shared activation", test_shared },
 	{ "much output", test_much_output },
 	{ "time limit", test_timeout },
 	{ "arguments", test_arguments },

@@ -11,7 +11,8 @@
 /* Numbers are strings in this format; sizes in bytes without a unit. */
 const char *const lvm_report_args[] = {
 	"lvs", "--reportformat", "json", "--units", "b", "--nosuffix",
-	"-ovg_name,lv_name,lv_uuid,lv_size,lv_tags,lv_active,lv_device_open",
+	("-ovg_name,lv_name,lv_uuid,lv_size,lv_tags,lv_active,lv_device_open,lv_path,"
+	 "vg_lock_type,vg_size,vg_free"),
 };
 
 _Static_assert(ARRAY_SIZE(lvm_report_args) == LVM_NR_REPORT_ARGS, "lvs arguments");
@@ -36,6 +37,33 @@ static bool copy_text(char *to, size_t len, const char *from)
 	return (size_t)snprintf(to, len, "%s", from) < len;
 }
 
+static int parse_bytes(const char *object, const char *text, u64 *result, struct qc_err *err)
+{
+	char *end;
+
+	errno = 0;
+	*result = strtoull(text, &end, 10);
+	return errno || end == text || *end ? malformed(object, text, err) : 0;
+}
+
+/* What older releases do not report, or what only `scan` and `space` ask for. */
+static int parse_more(const char *object, json_object *json, struct lvm_lv *lv, struct qc_err *err)
+{
+	const char *path = text_of(json, "lv_path"), *lock = text_of(json, "vg_lock_type");
+	const char *size = text_of(json, "vg_size"), *free_text = text_of(json, "vg_free");
+	int ret;
+
+	if (path && !copy_text(lv->path, sizeof(lv->path), path))
+		return malformed(object, "a path is too long", err);
+	if (!path)
+		snprintf(lv->path, sizeof(lv->path), "/dev/%s/%s", lv->vg, lv->name);
+	lv->locked = lock && *lock && strcmp(lock, "none");
+	ret = size ? parse_bytes(object, size, &lv->vg_bytes, err) : 0;
+	if (!ret && free_text)
+		ret = parse_bytes(object, free_text, &lv->vg_free_bytes, err);
+	return ret;
+}
+
 /* @texts: where its tags go; moved behind them */
 static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, char **texts,
 		    struct qc_err *err)
@@ -44,7 +72,6 @@ static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, ch
 	const char *uuid = text_of(json, "lv_uuid"), *size = text_of(json, "lv_size");
 	const char *tags = text_of(json, "lv_tags"), *active = text_of(json, "lv_active");
 	const char *open = text_of(json, "lv_device_open");
-	char *end;
 
 	if (!vg || !name || !uuid || !size || !tags || !active || !open)
 		return malformed(object, "a field is missing", err);
@@ -52,16 +79,14 @@ static int parse_lv(const char *object, json_object *json, struct lvm_lv *lv, ch
 	    !copy_text(lv->name, sizeof(lv->name), name) ||
 	    !copy_text(lv->uuid, sizeof(lv->uuid), uuid))
 		return malformed(object, "a name is too long", err);
-	errno = 0;
-	lv->size_bytes = strtoull(size, &end, 10);
-	if (errno || end == size || *end)
-		return malformed(object, size, err);
+	if (parse_bytes(object, size, &lv->size_bytes, err))
+		return err->code;
 	lv->tags = *texts;
 	*texts = stpcpy(*texts, tags) + 1;
 	/* "active", "local exclusive".. or nothing; "unknown" without a driver */
 	lv->active = active[0] && strcmp(active, "unknown");
 	lv->open = !strcmp(open, "open");
-	return 0;
+	return parse_more(object, json, lv, err);
 }
 
 /* {"report": [{"lv": [{..}, ..]}]} */
@@ -114,6 +139,34 @@ static int parse_lvs(const char *object, json_object *lvs, struct lvm_lv **resul
 	}
 	*result = array;
 	*nr = n;
+	return 0;
+}
+
+int lvm_list_part(const struct lvm_lv *lvs, u32 nr, const char *vg, struct lvm_lv **result,
+		  u32 *nr_result)
+{
+	size_t bytes = 0;
+	char *texts;
+	u32 n = 0;
+
+	for (u32 i = 0; i < nr; i++) {
+		if (strcmp(lvs[i].vg, vg))
+			continue;
+		bytes += sizeof(*lvs) + strlen(lvs[i].tags) + 1;
+		n++;
+	}
+	*nr_result = n;
+	*result = n ? calloc(1, bytes) : NULL;
+	if (!*result)
+		return n ? -ENOMEM : 0;
+	texts = (char *)(*result + n);
+	for (u32 i = 0, at = 0; i < nr; i++) {
+		if (strcmp(lvs[i].vg, vg))
+			continue;
+		(*result)[at] = lvs[i];
+		(*result)[at++].tags = texts;
+		texts = stpcpy(texts, lvs[i].tags) + 1;
+	}
 	return 0;
 }
 

@@ -176,15 +176,32 @@ int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err)
 	return change(&lv, args, err);
 }
 
-int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err)
+/* @how: "y", "sy" or "n" */
+static int activate(const char *vg, const char *name, const char *how, struct qc_err *err)
 {
 	struct lv_name lv;
 	const char *args[] = {
-		"lvchange", "--yes", NO_BACKUP, "--activate", active ? "y" : "n", lv.text, NULL,
+		"lvchange", "--yes", NO_BACKUP, "--ignoreactivationskip", "--activate", how,
+		lv.text, NULL,
 	};
 	int ret = make_name(vg, name, &lv, err);
 
 	return ret ? ret : change(&lv, args, err);
+}
+
+int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err)
+{
+	return activate(vg, name, active ? "y" : "n", err);
+}
+
+int lvm_activate_shared(const char *vg, const char *name, struct qc_err *err)
+{
+	struct qc_err why = { 0 };
+	int ret = activate(vg, name, "sy", &why);
+
+	if (ret && strstr(why.msg, "locked by other host"))
+		ret = -EBUSY;
+	return ret ? qc_err_set(err, ret, "%s", why.msg) : 0;
 }
 
 /* How many @list holds. */
