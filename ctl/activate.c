@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Making the logical volumes of a chain active, and inactive again. */
+#include "lv-names.h"
 #include "served.h"
 
 #include <errno.h>
 #include <qchain/image.h>
 #include <qchain/io.h>
-#include <qchain/lvm.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,22 +16,6 @@ struct group {
 	struct lvm_lv *lvs;
 	u32 nr;
 };
-
-bool lv_path_split(const char *path, char *vg, char *lv)
-{
-	const char *slash;
-
-	if (strncmp(path, "/dev/", 5) != 0)
-		return false;
-	path += 5;
-	slash = strchr(path, '/');
-	if (!slash || slash == path || slash - path >= 128 || !slash[1] ||
-	    strlen(slash + 1) >= 128 || strchr(slash + 1, '/'))
-		return false;
-	snprintf(vg, 128, "%.*s", (int)(slash - path), path);
-	snprintf(lv, 128, "%s", slash + 1);
-	return strcmp(vg, "mapper") != 0 && strcmp(vg, "qchain") != 0;
-}
 
 static struct lvm_lv *group_find(struct group *group, const char *lv)
 {
@@ -77,18 +61,6 @@ static char *backing_name(const char *path)
 	return name;
 }
 
-/* The LV that @name means, seen from an image of @group; NULL: none of them. */
-static struct lvm_lv *backing_lv(struct group *group, const char *name)
-{
-	char vg[128], lv[128];
-
-	if (!strchr(name, '/'))
-		return group_find(group, name);
-	if (!lv_path_split(name, vg, lv) || strcmp(vg, group->name) != 0)
-		return NULL;
-	return group_find(group, lv);
-}
-
 static int activate_below(struct group *group, struct lvm_lv *lv, json_object *activated,
 			  struct qc_err *err)
 {
@@ -102,7 +74,7 @@ static int activate_below(struct group *group, struct lvm_lv *lv, json_object *a
 			break;
 		snprintf(path, sizeof(path), "/dev/%s/%s", lv->vg, lv->name);
 		name = backing_name(path);
-		lv = name ? backing_lv(group, name) : NULL;
+		lv = name ? lv_of_backing(group->lvs, group->nr, group->name, name) : NULL;
 		free(name);
 	}
 	return ret;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Where device records are kept: a directory's files, the tags of a VG. */
+#include "lv-names.h"
 #include "record.h"
 
 #include <errno.h>

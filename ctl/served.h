@@ -202,9 +202,6 @@ int spawn_version(char *text, struct qc_err *err);
 
 /* ---- logical volumes (activate.c) ------------------------------------------------------------ */
 
-/* "/dev/VG/LV" taken apart, 128 bytes each; false for other paths. */
-bool lv_path_split(const char *path, char *vg, char *lv);
-
 /*
  * activate_chain - make the LVs of the chain under @top active
  * @activated: a list; "VG/LV" of each one that was not active is added

@@ -2,6 +2,7 @@
 /* qchainctl tree: the layers of a chain, from the active layer down. */
 #include "branches.h"
 #include "job-record.h"
+#include "tree-draw.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -84,103 +85,13 @@ static int read_layers(const struct served *served, json_object **result, struct
 	return 0;
 }
 
-static const char *size_text(json_object *layer, const char *key, char *text)
-{
-	s64 size = json_number(layer, key, -1);
-
-	return size >= 0 ? print_size(size, text) : "-";
-}
-
-/*
- *	vm7  /dev/ublkb0
- *	*  disk.1.qcow2    -       active   20 GiB   1.2 GiB  /dev/vg/disk.1.qcow2
- *	|
- *	| o  disk.2.qcow2  sunday  kept          -   2.0 GiB  /dev/vg/disk.2.qcow2
- *	|/
- *	o  disk.qcow2      monday  sealed   20 GiB   4.1 GiB  /dev/vg/disk.qcow2
- */
-struct columns {
-	int name; /* with what is drawn before it */
-	int snapshot;
-};
-
-/* What is drawn before an image: one "| " for each line that passes by. */
-static int rails(u32 level)
-{
-	for (u32 i = 0; i < level; i++)
-		printf("| ");
-	return 2 * level;
-}
-
-static void print_image(json_object *image, u32 level, const struct columns *columns)
-{
-	bool active = json_number(image, "depth", -1) == 0;
-	const char *name = json_text(image, "node-name"), *file = json_text(image, "file");
-	const char *snapshot = json_text(image, "snapshot");
-	char virtual_size[32], actual_size[32];
-	int used = rails(level);
-
-	printf("%s%s  %-*s  %-*s  %-7s  %9s  %9s  %s%s%s\n",
-	       print_colour(stdout, active ? COLOUR_GOOD : COLOUR_NONE), active ? "*" : "o",
-	       columns->name - used, name ? name : "-",
-	       columns->snapshot, snapshot ? snapshot : "-", json_text(image, "state"),
-	       size_text(image, "virtual-size", virtual_size),
-	       size_text(image, "actual-size", actual_size), print_colour(stdout, COLOUR_FAINT),
-	       file ? file : "", print_colour(stdout, COLOUR_NONE));
-}
-
-static void print_branch(json_object *image, u32 level, const struct columns *columns);
-
-/* All that stands on an image whose own line is at @level, each joins that. */
-static void print_forks(json_object *image, u32 from, u32 level, const struct columns *columns)
-{
-	u32 nr;
-	json_object *branches = json_list(image, "branches", &nr);
-
-	for (u32 i = from; i < nr; i++) {
-		print_branch(json_object_array_get_idx(branches, i), level + 1, columns);
-		rails(level);
-		printf("|/\n");
-	}
-}
-
-/* The first of several that stand on an image goes on in its line. */
-static void print_branch(json_object *image, u32 level, const struct columns *columns)
-{
-	u32 nr;
-	json_object *branches = json_list(image, "branches", &nr);
-
-	if (nr) {
-		print_branch(json_object_array_get_idx(branches, 0), level, columns);
-		rails(level);
-		printf("|\n");
-		print_forks(image, 1, level, columns);
-	}
-	print_image(image, level, columns);
-}
-
-/* How wide the columns must be for @image, which is drawn at @level, and its branches. */
-static void measure_image(json_object *image, u32 level, struct columns *columns)
-{
-	bool layer = json_number(image, "depth", -1) >= 0;
-	const char *name = json_text(image, "node-name"), *snapshot = json_text(image, "snapshot");
-	u32 nr;
-	json_object *branches = json_list(image, "branches", &nr);
-
-	columns->name = max(columns->name, (int)(2 * level + (name ? strlen(name) : 1)));
-	columns->snapshot = max(columns->snapshot, (int)(snapshot ? strlen(snapshot) : 1));
-	for (u32 i = 0; i < nr; i++)
-		measure_image(json_object_array_get_idx(branches, i),
-			      layer || i ? level + 1 : level, columns);
-}
-
 static void print_tree(const struct served *served, json_object *layers)
 {
-	struct columns columns = { 0 };
+	struct tree_columns columns = { 0 };
 	char device[256];
 
 	for (u32 i = 0; i < json_object_array_length(layers); i++)
-		measure_image(json_object_array_get_idx(layers, i), 0, &columns);
+		tree_measure(json_object_array_get_idx(layers, i), 0, &columns);
 	printf("%s%s%s  %s\n", print_colour(stdout, COLOUR_STRONG), served->name,
 	       print_colour(stdout, COLOUR_NONE), served_device(served, device));
 	for (u32 i = 0; i < json_object_array_length(layers); i++) {
@@ -188,8 +99,8 @@ static void print_tree(const struct served *served, json_object *layers)
 
 		if (i)
 			printf("|\n");
-		print_forks(layer, 0, 0, &columns);
-		print_image(layer, 0, &columns);
+		tree_draw_forks(layer, 0, 0, &columns);
+		tree_draw_image(layer, 0, &columns);
 	}
 }
 

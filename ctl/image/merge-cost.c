@@ -2,6 +2,7 @@
 /* Real allocated bytes of neighbours, walked side by side; room for them. */
 #include "merge-cost.h"
 
+#include "../lv-names.h"
 #include "../served.h"
 #include "reader.h"
 

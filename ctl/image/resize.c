@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl resize: another virtual size for an image that nobody serves. */
+#include "../lv-names.h"
 #include "../served-resize.h"
 #include "../served.h"
 #include "merge-run.h"

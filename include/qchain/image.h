@@ -335,6 +335,14 @@ int backing_resolve(const struct image *img, const struct backing_policy *policy
 int backing_check(const struct backing_policy *policy, const struct io_dev *img_dev,
 		  const char *overlay, struct qc_err *err);
 
+/*
+ * backing_path - where @name leads, seen from the image that was named @overlay
+ * The directory of names such as "../img/vol" is resolved, or else the paths of a long
+ * chain would grow with each layer; from /dev/VG/LV, where there is no directory img, it
+ * is /dev/VG/vol. Nothing is judged or opened. Malloc'ed; NULL: no memory.
+ */
+char *backing_path(const char *overlay, const char *name);
+
 /* Is the block device @rdev an LV? Then /dev/VG/LV, whatever it was opened as. */
 bool image_lv_path(dev_t rdev, char *path, size_t len);
 

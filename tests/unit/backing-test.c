@@ -124,6 +124,7 @@ static void test_outside(void)
 static void test_types(void)
 {
 	refused("none", -ENOENT, "cannot be found");
+	refused("../no-image/base", -ENOENT, "cannot be found"); /* is own/base of an LV only */
 	refused(".", -EINVAL, "regular file or a block device");
 	refused("sub/", -EINVAL, "regular file or a block device");
 	refused("..", -EINVAL, "regular file or a block device");

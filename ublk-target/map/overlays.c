@@ -6,6 +6,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <qchain/image.h>
 #include <qchain/limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,19 +17,6 @@
 
 /* What a look at one image needs: its header up to version 2's end. */
 #define HEADER_BYTES 72u
-
-/* @name as the image at @path means it; malloc'ed. */
-static char *join(const char *path, const char *name)
-{
-	const char *slash = strrchr(path, '/');
-	char *result;
-
-	if (name[0] == '/' || !slash)
-		return strdup(name);
-	if (asprintf(&result, "%.*s%s", (int)(slash + 1 - path), path, name) < 0)
-		return NULL;
-	return result;
-}
 
 /* The backing name at @fd, as a path; malloc'ed. NULL with 0: there is none. */
 static int read_backing(int fd, const char *path, char **result)
@@ -55,7 +43,7 @@ static int read_backing(int fd, const char *path, char **result)
 	/* "json:", "nbd:": who knows what it leads to */
 	if (name[strcspn(name, ":/")] == ':')
 		return -EPROTONOSUPPORT;
-	*result = join(path, name);
+	*result = backing_path(path, name);
 	return *result ? 0 : -ENOMEM;
 }
 

@@ -308,11 +308,37 @@ static int find_format(const struct image *img, const struct backing_policy *pol
 	return 0;
 }
 
+/* "../IMAGE/VOLUME", as vdsm writes it: where VOLUME begins; NULL: another name. */
+static const char *volume_of(const char *name)
+{
+	const char *slash = strncmp(name, "../", 3) ? NULL : strchr(name + 3, '/');
+
+	return slash && slash > name + 3 && slash[1] && !strchr(slash + 1, '/') ? slash + 1 : NULL;
+}
+
 /*
- * @name beside @overlay. The directory of names such as "../img/vol" is
- * resolved, or else the paths of a long chain would grow with each layer.
+ * vdsm gives an LV a link in a directory of each image, and names are meant from
+ * there. In /dev/VG all volumes are side by side. NULL: that is no LV.
  */
-static char *join_path(const char *overlay, const char *name)
+static char *volume_beside(const char *overlay, const char *name)
+{
+	const char *slash = strrchr(overlay, '/'), *volume = volume_of(name);
+	char vg_uuid[VG_UUID_CHARS + 1] = "";
+	struct stat st;
+	char *path;
+
+	if (!slash || !volume ||
+	    asprintf(&path, "%.*s%s", (int)(slash + 1 - overlay), overlay, volume) < 0)
+		return NULL;
+	if (stat(path, &st) == 0 && S_ISBLK(st.st_mode))
+		vg_uuid_of(st.st_rdev, vg_uuid);
+	if (vg_uuid[0])
+		return path;
+	free(path);
+	return NULL;
+}
+
+char *backing_path(const char *overlay, const char *name)
 {
 	const char *slash = strrchr(overlay, '/');
 	char *path, *dir, *result = NULL;
@@ -326,6 +352,8 @@ static char *join_path(const char *overlay, const char *name)
 	dir = dir_of(path);
 	if (dir && asprintf(&result, "%s/%s", dir, strrchr(path, '/') + 1) < 0)
 		result = NULL;
+	else if (!dir)
+		result = volume_beside(overlay, name);
 	free(dir);
 	if (!result)
 		return path; /* opening it will tell */
@@ -351,7 +379,7 @@ static int open_place(const struct image *img, const struct backing_policy *poli
 static int resolve(const struct image *img, const struct backing_policy *policy, const char *name,
 		   char **path, struct qc_err *err)
 {
-	char *found = join_path(img->dev->path, name);
+	char *found = backing_path(img->dev->path, name);
 	int ret;
 
 	if (!found)
