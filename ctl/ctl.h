@@ -50,6 +50,7 @@ extern const struct verb verb_upgrade;
 extern const struct verb verb_list;
 extern const struct verb verb_show_status;
 extern const struct verb verb_tree;
+extern const struct verb verb_scan;
 extern const struct verb verb_rename;
 extern const struct verb verb_snapshot;
 extern const struct verb verb_delete;
@@ -127,6 +128,9 @@ enum print_colour {
 	COLOUR_STRONG,
 	COLOUR_FAINT,
 };
+
+/* Is it a terminal that can do more than print lines? */
+bool print_is_terminal(FILE *to);
 
 /* The escape sequence, or "" when @to is no terminal or NO_COLOR is set. */
 const char *print_colour(FILE *to, enum print_colour colour);

@@ -2,6 +2,7 @@
 /* Which LV a path or a backing name means, by the names of all LVs alone. */
 #include "lv-names.h"
 
+#include <qchain/image.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -57,20 +58,14 @@ static struct lvm_lv *by_mapper_name(struct lvm_lv *lvs, u32 nr, const char *vg,
 	return NULL;
 }
 
-/* A relative name is one of the same VG, whatever directory stands before it. */
-static const char *last_part(const char *name)
-{
-	const char *slash = strrchr(name, '/');
-
-	return slash ? slash + 1 : name;
-}
-
 struct lvm_lv *lv_of_backing(struct lvm_lv *lvs, u32 nr, const char *vg, const char *name)
 {
 	char other_vg[128], lv[128];
 
-	if (name[0] != '/')
-		return by_name(lvs, nr, vg, last_part(name));
+	if (backing_volume(name))
+		return by_name(lvs, nr, vg, backing_volume(name));
+	if (!strchr(name, '/'))
+		return by_name(lvs, nr, vg, name);
 	if (!strncmp(name, MAPPER, strlen(MAPPER)))
 		return by_mapper_name(lvs, nr, vg, name + strlen(MAPPER));
 	if (lv_path_split(name, other_vg, lv) && !strcmp(vg, other_vg))
@@ -90,4 +85,17 @@ bool lv_backing_is_outside(const char *vg, const char *name)
 	if (!strncmp(name, MAPPER, strlen(MAPPER)))
 		return strncmp(name + strlen(MAPPER), prefix, strlen(prefix)) != 0;
 	return !lv_path_split(name, other_vg, other_lv) || strcmp(vg, other_vg) != 0;
+}
+
+bool lv_tag_value(const char *tags, const char *prefix, char *value, size_t bytes)
+{
+	size_t len = strlen(prefix);
+
+	for (const char *at = tags; *at; at += strcspn(at, ","), at += *at == ',') {
+		if (strncmp(at, prefix, len))
+			continue;
+		snprintf(value, bytes, "%.*s", (int)strcspn(at + len, ","), at + len);
+		return true;
+	}
+	return false;
 }

@@ -17,4 +17,7 @@ bool lv_path_split(const char *path, char *vg, char *lv);
 struct lvm_lv *lv_of_backing(struct lvm_lv *lvs, u32 nr, const char *vg, const char *name);
 bool lv_backing_is_outside(const char *vg, const char *name);
 
+/* What follows @prefix in the first of the comma-separated @tags that begins so. */
+bool lv_tag_value(const char *tags, const char *prefix, char *value, size_t bytes);
+
 #endif

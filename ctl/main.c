@@ -19,6 +19,7 @@ static const struct verb *const verbs[] = {
 	&verb_list,
 	&verb_show_status,
 	&verb_tree,
+	&verb_scan,
 	&verb_rename,
 	&verb_snapshot,
 	&verb_delete,

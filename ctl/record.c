@@ -188,12 +188,28 @@ bool record_is_foreign(const struct lvm_lv *lv)
 
 /* ---- places ------------------------------------------------------------------------- */
 
+static void name_group(struct record_place *place, const char *vg)
+{
+	snprintf(place->vg, sizeof(place->vg), "%s", vg);
+	snprintf(place->dir, sizeof(place->dir), "/dev/%s", vg);
+}
+
+int record_place_take(const struct lvm_lv *lvs, u32 nr, const char *vg,
+		      struct record_place *result)
+{
+	int ret;
+
+	*result = (struct record_place){ .nr_lvs = 0 };
+	name_group(result, vg);
+	ret = lvm_list_part(lvs, nr, vg, &result->lvs, &result->nr_lvs);
+	return ret ? ret : read_tags(result);
+}
+
 static int read_group(const char *vg, struct record_place *result, struct qc_err *err)
 {
 	int ret;
 
-	snprintf(result->vg, sizeof(result->vg), "%s", vg);
-	snprintf(result->dir, sizeof(result->dir), "/dev/%s", vg);
+	name_group(result, vg);
 	ret = lvm_list(vg, &result->lvs, &result->nr_lvs, err);
 	if (!ret && read_tags(result))
 		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", vg);
@@ -298,8 +314,10 @@ int record_place_search(const char *name, struct record_place *result, struct qc
 	if (lvm_list(NULL, &lvs, &nr, &ignored))
 		return -ENOENT;
 	ret = search_groups(lvs, nr, name, vg, err);
+	if (!ret && record_place_take(lvs, nr, vg, result))
+		ret = qc_err_set(err, -ENOMEM, "%s: out of memory", vg);
 	free(lvs);
-	return ret ? ret : read_group(vg, result, err);
+	return ret;
 }
 
 void record_place_exit(struct record_place *place)

@@ -30,6 +30,7 @@ struct record_place {
  * -EOPNOTSUPP: a block device that is no LV; those have no records.
  *
  * record_place_open - a VG by its name, or a directory by its path
+ * record_place_take - a VG out of a list of LVs that was read before; -ENOMEM
  * record_place_search - the VG that has a record of device @name; -ENOENT: none,
  * -EEXIST: several, which @err names
  * record_place_exit - free what it holds; fine for one that is all zero
@@ -37,6 +38,8 @@ struct record_place {
 int record_place_of(const char *path, struct record_place *result, char *image,
 		    struct qc_err *err);
 int record_place_open(const char *text, struct record_place *result, struct qc_err *err);
+int record_place_take(const struct lvm_lv *lvs, u32 nr, const char *vg,
+		      struct record_place *result);
 int record_place_search(const char *name, struct record_place *result, struct qc_err *err);
 void record_place_exit(struct record_place *place);
 

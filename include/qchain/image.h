@@ -342,6 +342,8 @@ int backing_check(const struct backing_policy *policy, const struct io_dev *img_
  * is /dev/VG/vol. Nothing is judged or opened. Malloc'ed; NULL: no memory.
  */
 char *backing_path(const char *overlay, const char *name);
+/* Where VOLUME begins in "../IMAGE/VOLUME", as vdsm writes it; NULL: another name. */
+const char *backing_volume(const char *name);
 
 /* Is the block device @rdev an LV? Then /dev/VG/LV, whatever it was opened as. */
 bool image_lv_path(dev_t rdev, char *path, size_t len);

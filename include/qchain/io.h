@@ -6,6 +6,7 @@
 #include <qchain/err.h>
 #include <qchain/ident.h>
 #include <qchain/types.h>
+#include <sys/types.h>
 #include <urcu/list.h>
 
 struct loop;
@@ -94,6 +95,21 @@ void io_dev_end_writing(struct io_dev *dev);
  *      that opens. Set before there are others; NULL: nowhere.
  */
 void io_dev_on_wait(void (*fn)(const char *why));
+
+/*
+ * struct io_user - a process that has a block device open
+ * @text: "name, pid N"
+ *
+ * io_users_list - all of them but this process, in one walk of /proc; malloc'ed. What
+ * only the kernel uses (a mount, another device on it) is not among them. -ENOMEM
+ */
+struct io_user {
+	dev_t rdev;
+	pid_t pid;
+	char text[96];
+};
+
+int io_users_list(struct io_user **result, u32 *nr);
 
 static inline int io_dev_pread(struct io_dev *dev, void *buf, size_t len, u64 offset)
 {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Names the process that stands in the way, for messages only. */
+/* Names the processes that use an image, for people only. */
 #include "io-door.h"
 
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
@@ -72,10 +73,10 @@ static unsigned int fd_flags(const char *pid, const char *fd)
 	return flags;
 }
 
-static bool fd_is_blockdev(const struct user_search *search, const char *pid, const char *fd)
+/* Names below /dev only: stat(2) does not hang there. */
+static bool fd_blockdev(const char *pid, const char *fd, dev_t *result)
 {
 	char path[64], link[PATH_MAX];
-	unsigned int flags;
 	struct stat st;
 	ssize_t n;
 
@@ -84,9 +85,18 @@ static bool fd_is_blockdev(const struct user_search *search, const char *pid, co
 	if (n < 0)
 		return false;
 	link[n] = 0;
-	/* Names below /dev only: stat(2) does not hang there. */
-	if (strncmp(link, "/dev/", 5) || stat(path, &st) || !S_ISBLK(st.st_mode) ||
-	    st.st_rdev != search->door->st.st_rdev)
+	if (strncmp(link, "/dev/", 5) || stat(path, &st) || !S_ISBLK(st.st_mode))
+		return false;
+	*result = st.st_rdev;
+	return true;
+}
+
+static bool fd_is_blockdev(const struct user_search *search, const char *pid, const char *fd)
+{
+	unsigned int flags;
+	dev_t rdev;
+
+	if (!fd_blockdev(pid, fd, &rdev) || rdev != search->door->st.st_rdev)
 		return false;
 	flags = fd_flags(pid, fd);
 	return !(flags & O_PATH) && (search->any || (flags & O_ACCMODE) != O_RDONLY);
@@ -97,23 +107,36 @@ static bool is_self(const char *pid)
 	return (pid_t)strtol(pid, NULL, 10) == getpid();
 }
 
-static bool process_matches(const struct user_search *search, const char *pid)
+/* The next descriptor of a process; NULL: no more. */
+static const char *next_fd(DIR *d)
+{
+	struct dirent *de;
+
+	while ((de = readdir(d)))
+		if (isdigit((unsigned char)de->d_name[0]))
+			return de->d_name;
+	return NULL;
+}
+
+static DIR *open_fds(const char *pid)
 {
 	char path[64];
-	struct dirent *de;
-	bool found = false;
-	DIR *d;
 
 	snprintf(path, sizeof(path), "/proc/%.16s/fd", pid);
-	d = opendir(path);
+	return opendir(path);
+}
+
+static bool process_matches(const struct user_search *search, const char *pid)
+{
+	bool found = false;
+	const char *fd;
+	DIR *d = open_fds(pid);
+
 	if (!d)
 		return false;
-	while (!found && (de = readdir(d))) {
-		if (!isdigit((unsigned char)de->d_name[0]) ||
-		    (is_self(pid) && atoi(de->d_name) == search->door->fd))
-			continue;
-		found = search->matches(search, pid, de->d_name);
-	}
+	while (!found && (fd = next_fd(d)))
+		found = !(is_self(pid) && atoi(fd) == search->door->fd) &&
+			search->matches(search, pid, fd);
 	closedir(d);
 	return found;
 }
@@ -173,4 +196,60 @@ void io_users_of_blockdev(const struct io_door *door, char *text, size_t len)
 		return;
 	search.any = true;
 	find_user(&search, text, len);
+}
+
+/* ---- all of them --------------------------------------------------------------- */
+
+static int add_user(struct io_user **users, u32 *nr, dev_t rdev, const char *pid)
+{
+	struct io_user *larger;
+	pid_t number = strtol(pid, NULL, 10);
+
+	if (*nr && (*users)[*nr - 1].rdev == rdev && (*users)[*nr - 1].pid == number)
+		return 0;
+	larger = realloc(*users, (*nr + 1) * sizeof(*larger));
+	if (!larger)
+		return -ENOMEM;
+	*users = larger;
+	larger[*nr] = (struct io_user){ .rdev = rdev, .pid = number };
+	name_process(pid, larger[*nr].text, sizeof(larger[*nr].text));
+	(*nr)++;
+	return 0;
+}
+
+static int add_process(struct io_user **users, u32 *nr, const char *pid)
+{
+	const char *fd;
+	dev_t rdev;
+	int ret = 0;
+	DIR *d = is_self(pid) ? NULL : open_fds(pid);
+
+	if (!d)
+		return 0;
+	while (!ret && (fd = next_fd(d)))
+		if (fd_blockdev(pid, fd, &rdev) && !(fd_flags(pid, fd) & O_PATH))
+			ret = add_user(users, nr, rdev, pid);
+	closedir(d);
+	return ret;
+}
+
+int io_users_list(struct io_user **result, u32 *nr)
+{
+	struct dirent *de;
+	int ret = 0;
+	DIR *d = opendir("/proc");
+
+	*result = NULL;
+	*nr = 0;
+	while (d && !ret && (de = readdir(d)))
+		if (isdigit((unsigned char)de->d_name[0]))
+			ret = add_process(result, nr, de->d_name);
+	if (d)
+		closedir(d);
+	if (ret) {
+		free(*result);
+		*result = NULL;
+		*nr = 0;
+	}
+	return ret;
 }

@@ -308,8 +308,7 @@ static int find_format(const struct image *img, const struct backing_policy *pol
 	return 0;
 }
 
-/* "../IMAGE/VOLUME", as vdsm writes it: where VOLUME begins; NULL: another name. */
-static const char *volume_of(const char *name)
+const char *backing_volume(const char *name)
 {
 	const char *slash = strncmp(name, "../", 3) ? NULL : strchr(name + 3, '/');
 
@@ -322,7 +321,7 @@ static const char *volume_of(const char *name)
  */
 static char *volume_beside(const char *overlay, const char *name)
 {
-	const char *slash = strrchr(overlay, '/'), *volume = volume_of(name);
+	const char *slash = strrchr(overlay, '/'), *volume = backing_volume(name);
 	char vg_uuid[VG_UUID_CHARS + 1] = "";
 	struct stat st;
 	char *path;
