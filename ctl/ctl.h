@@ -51,6 +51,7 @@ extern const struct verb verb_list;
 extern const struct verb verb_show_status;
 extern const struct verb verb_tree;
 extern const struct verb verb_scan;
+extern const struct verb verb_space;
 extern const struct verb verb_rename;
 extern const struct verb verb_snapshot;
 extern const struct verb verb_delete;

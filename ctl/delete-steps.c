@@ -189,11 +189,6 @@ static const char *stream_impossible(const struct deletion *d)
 	return NULL;
 }
 
-static bool fits(const struct merge_side *side)
-{
-	return side->needed <= side->room;
-}
-
 /* What receives must hold what it takes (rule D5). */
 static int make_room(const struct deletion *d, struct qc_err *err)
 {
@@ -215,7 +210,7 @@ static int choose_wanted(struct deletion *d, const char *no_commit, const char *
 			  d->wanted == DIRECTION_COMMIT ? "commit" : "stream", why);
 }
 
-/* The cheaper one of those that are possible; one that has the room before one that has not. */
+/* The cheaper one of those that are possible. */
 static int choose(struct deletion *d, struct qc_err *err)
 {
 	const char *no_commit = commit_impossible(d), *no_stream = stream_impossible(d);
@@ -226,10 +221,8 @@ static int choose(struct deletion *d, struct qc_err *err)
 	if (no_commit && no_stream)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: snapshot %s cannot be deleted now: %s, "
 				  "and %s", d->images.name, d->snap, no_commit, no_stream);
-	if (down && !no_stream && fits(&d->cost.commit) == fits(&d->cost.stream))
-		down = d->cost.commit.bytes < d->cost.stream.bytes;
-	else if (down && !no_stream)
-		down = fits(&d->cost.commit);
+	if (down && !no_stream)
+		down = merge_cost_is_commit(&d->cost);
 	d->way = down ? DIRECTION_COMMIT : DIRECTION_STREAM;
 	return 0;
 }

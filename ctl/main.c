@@ -20,6 +20,7 @@ static const struct verb *const verbs[] = {
 	&verb_show_status,
 	&verb_tree,
 	&verb_scan,
+	&verb_space,
 	&verb_rename,
 	&verb_snapshot,
 	&verb_delete,

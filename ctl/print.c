@@ -11,7 +11,7 @@
 #define DRAW_EVERY_NS 200000000ull
 #define NS_PER_SEC 1000000000ull
 
-static bool is_terminal(FILE *to)
+bool print_is_terminal(FILE *to)
 {
 	const char *term = getenv("TERM");
 
@@ -27,7 +27,7 @@ const char *print_colour(FILE *to, enum print_colour colour)
 	};
 	const char *off = getenv("NO_COLOR");
 
-	return is_terminal(to) && (!off || !*off) ? sequences[colour] : "";
+	return print_is_terminal(to) && (!off || !*off) ? sequences[colour] : "";
 }
 
 void print_json(json_object *object_owned)
@@ -137,7 +137,7 @@ void progress_begin(struct progress *progress, const char *what, u64 total, bool
 		.what = what,
 		.total = total,
 		.in_bytes = in_bytes,
-		.terminal = is_terminal(stderr),
+		.terminal = print_is_terminal(stderr),
 		.start_ns = now_ns(),
 	};
 	progress->drawn_ns = progress->start_ns;

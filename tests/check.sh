@@ -177,6 +177,7 @@ native() {
 	run rename 120 tests/control/rename.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"
 	run scan 120 tests/control/scan.py --build "$build"
+	run space 120 tests/control/space.py --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run corrupt 120 tests/control/corrupt.py --build "$build"

@@ -4,10 +4,9 @@
 
 #include "../lv-names.h"
 #include "../served.h"
-#include "reader.h"
+#include "layer-walk.h"
 
 #include <errno.h>
-#include <qchain/chain.h>
 #include <qchain/lvm.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +18,7 @@
 
 /* One of the two parts by itself, and what it would have to take. */
 struct side {
-	struct chain *chain;
-	struct reader *reader;
-	u64 size; /* where it ends */
-	struct run run; /* at the walk's place */
-	u64 run_end;
+	struct layer_walk walk;
 	/* as the target of a merge */
 	u64 bytes;
 	u64 cluster; /* that is being looked at, plus one */
@@ -35,33 +30,7 @@ struct side {
 
 static const struct image *image_of(const struct side *s)
 {
-	return s->chain->layers[0].img;
-}
-
-static int open_side(struct side *s, const struct merge_part *part, enum image_format format,
-		     const struct offline_options *options, struct qc_err *err)
-{
-	struct chain_open_options open = {
-		.top_format = format, .read_only = true, .no_lock = true,
-		.nr_layers = part->nr_layers,
-	};
-	int ret;
-
-	if (options) {
-		open.policy.allow_dirs = options->allow_dirs;
-		open.policy.backing_format = options->backing_format;
-	}
-	ret = chain_open(part->path, &open, &s->chain, err);
-	if (ret)
-		return ret;
-	s->size = image_of(s)->virtual_size;
-	return reader_open(s->chain, &s->reader, err);
-}
-
-static void close_side(struct side *s)
-{
-	reader_close(s->reader);
-	chain_close(s->chain);
+	return layer_walk_image(&s->walk);
 }
 
 /* ---- what the target must allocate ------------------------------------------------------ */
@@ -101,7 +70,7 @@ static void look_at(struct side *s, u64 offset, u64 bytes, bool moves)
 			end_cluster(s);
 		s->cluster = offset / cluster_bytes + 1;
 		s->written |= moves;
-		s->has_place |= run_has_place(&s->run);
+		s->has_place |= run_has_place(&s->walk.run);
 		if (moves)
 			count_table(s, offset);
 	}
@@ -109,40 +78,22 @@ static void look_at(struct side *s, u64 offset, u64 bytes, bool moves)
 
 /* ---- the walk ------------------------------------------------------------------------------- */
 
-static int ask(struct side *s, u64 at, u64 end, struct qc_err *err)
-{
-	int ret;
-
-	if (at < s->run_end)
-		return 0;
-	if (at >= s->size) {
-		s->run = (struct run){ .kind = CLUSTER_UNALLOCATED, .zero = true };
-		s->run_end = end;
-		return 0;
-	}
-	ret = reader_run(s->reader, at, s->size - at, &s->run, err);
-	s->run_end = at + s->run.bytes;
-	return ret;
-}
-
 static int walk(struct side *upper, struct side *lower, struct qc_err *err)
 {
-	u64 end = max(upper->size, lower->size), next;
-	bool above, below;
+	struct layer_walk *above = &upper->walk, *below = &lower->walk;
+	u64 end = max(above->size, below->size), next;
 	int ret = 0;
 
 	for (u64 at = 0; at < end && !ret; at = next) {
-		ret = ask(upper, at, end, err);
+		ret = layer_walk_ask(above, at, end, err);
 		if (!ret)
-			ret = ask(lower, at, end, err);
+			ret = layer_walk_ask(below, at, end, err);
 		if (ret)
 			break;
-		next = min(upper->run_end, lower->run_end);
-		above = upper->run.present;
-		below = lower->run.present;
-		look_at(lower, at, next - at, above && !upper->run.zero);
-		look_at(upper, at, next - at, !above && below && !lower->run.zero &&
-						     at < upper->size);
+		next = min(above->run_end, below->run_end);
+		look_at(lower, at, next - at, above->run.present && !above->run.zero);
+		look_at(upper, at, next - at, !above->run.present && below->run.present &&
+						     !below->run.zero && at < above->size);
 	}
 	end_cluster(upper);
 	end_cluster(lower);
@@ -198,7 +149,7 @@ static int take_side(const struct side *s, struct merge_side *result, struct qc_
 /* As the header of the lowest of them calls it. */
 static enum image_format format_below(const struct side *above)
 {
-	const struct chain *chain = above->chain;
+	const struct chain *chain = above->walk.chain;
 	const char *name = chain->layers[chain->nr_layers - 1].img->backing_format;
 
 	return name && !strcmp(name, "raw") ? IMAGE_RAW : IMAGE_QCOW2;
@@ -208,20 +159,34 @@ int merge_cost(const struct merge_part *upper, const struct merge_part *lower,
 	       const struct offline_options *options, struct merge_cost *result,
 	       struct qc_err *err)
 {
-	struct side above = { .chain = NULL }, below = { .chain = NULL };
-	int ret = open_side(&above, upper, IMAGE_QCOW2, options, err);
+	struct side above = { .bytes = 0 }, below = { .bytes = 0 };
+	int ret = layer_walk_open(&above.walk, upper->path, upper->nr_layers, IMAGE_QCOW2, options,
+				  err);
 
 	if (!ret)
-		ret = open_side(&below, lower, format_below(&above), options, err);
+		ret = layer_walk_open(&below.walk, lower->path, lower->nr_layers,
+				      format_below(&above), options, err);
 	if (!ret)
 		ret = walk(&above, &below, err);
 	if (!ret)
 		ret = take_side(&below, &result->commit, err);
 	if (!ret)
 		ret = take_side(&above, &result->stream, err);
-	close_side(&above);
-	close_side(&below);
+	layer_walk_close(&above.walk);
+	layer_walk_close(&below.walk);
 	return ret;
+}
+
+static bool fits(const struct merge_side *side)
+{
+	return side->needed <= side->room;
+}
+
+bool merge_cost_is_commit(const struct merge_cost *cost)
+{
+	if (fits(&cost->commit) != fits(&cost->stream))
+		return fits(&cost->commit);
+	return cost->commit.bytes < cost->stream.bytes;
 }
 
 /* An LV: larger by @bytes. */

@@ -38,6 +38,9 @@ int merge_cost(const struct merge_part *upper, const struct merge_part *lower,
 	       const struct offline_options *options, struct merge_cost *result,
 	       struct qc_err *err);
 
+/* The cheaper way is down; one that has the room goes before one that has not. */
+bool merge_cost_is_commit(const struct merge_cost *cost);
+
 /*
  * merge_make_room - so that the image at @path can take what @side needs
  * An LV is made larger by what is missing. -ENOSPC with both numbers: that, or what
