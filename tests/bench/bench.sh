@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests/deps.sh gnuplot-nox
+tests/deps.sh gnuplot-nox qemu-system-common
 build=$(realpath -m "${O:-build}")
 # shellcheck disable=SC2086
 exec python3 tests/bench/bench.py --build "$build" ${ROUNDS:+--rounds "$ROUNDS"} "$@" ${BENCH:-}

@@ -45,6 +45,11 @@ GROUPS = {
         Bar(f"cold: open and 256 random reads, depth {DEPTH}, 1 ms / qemu-io", 3,
             lambda s: min(s[f"cold, qemu {e}"]["wall_s"] for e in ENGINES) /
             s["cold, ours"]["wall_s"])]),
+    "vm-merge": ("merges on devices with 1 ms latency (dm-delay)", [
+        Bar("offline commit, 1 ms: qemu-img commit / ours, time", 6,
+            ratio("commit, qemu-img", "commit, ours", "wall_s")),
+        Bar("online stream, 1 ms: qemu-storage-daemon / ours, time", 6,
+            ratio("stream, qemu-storage-daemon", "stream, ours", "wall_s"))]),
 }
 
 
