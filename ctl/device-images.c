@@ -2,6 +2,8 @@
 /* A device, its record, its daemon and all images around: what delete and revert look at. */
 #include "device-images.h"
 
+#include "exposed.h"
+
 #include "follow.h"
 #include "job-record.h"
 #include "overlay.h"
@@ -312,35 +314,26 @@ static bool shows(const struct device_images *d, const char *path, u32 member)
 	return false;
 }
 
-static int check_exposed(const struct device_images *d, const char *name, u32 member,
-			 struct qc_err *err)
-{
-	const char *snap = name + strlen(d->name) + 1;
-	json_object *record = NULL;
-	int ret = 0;
+struct exposed_check {
+	const struct device_images *d;
+	u32 member;
+};
 
-	if (rundir_load(name, &record, NULL) == 0 && shows(d, json_text(record, "top"), member))
-		ret = qc_err_set(err, -EBUSY, "%s: snapshot %s is exposed and shows %s; first "
-				 "qchainctl unexpose %s %s", d->name, snap,
-				 d->family.members[member].path, d->name, snap);
-	json_object_put(record);
-	return ret;
+static int check_exposed(const char *snap, const char *top, void *arg, struct qc_err *err)
+{
+	const struct exposed_check *check = arg;
+	const struct device_images *d = check->d;
+
+	if (!shows(d, top, check->member))
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: snapshot %s is exposed and shows %s; first qchainctl "
+			  "unexpose %s %s", d->name, snap, d->family.members[check->member].path,
+			  d->name, snap);
 }
 
 int device_images_check_exposed(const struct device_images *d, u32 member, struct qc_err *err)
 {
-	size_t len = strlen(d->name);
-	char **names;
-	u32 nr;
-	int ret = rundir_names(&names, &nr, err);
+	struct exposed_check check = { .d = d, .member = member };
 
-	if (ret)
-		return ret;
-	for (u32 i = 0; i < nr; i++) {
-		if (!ret && !strncmp(names[i], d->name, len) && names[i][len] == '+')
-			ret = check_exposed(d, names[i], member, err);
-		free(names[i]);
-	}
-	free(names);
-	return ret;
+	return exposed_each(d->name, check_exposed, &check, err);
 }

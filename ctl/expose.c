@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl expose, unexpose: a snapshot as a read-only device of its own. */
-#include "served.h"
+#include "exposed.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -108,6 +108,8 @@ static int choose_layer(const char *name, const char *snap, char **result, struc
 	else
 		ret = served_not_live(&served, err);
 	if (!ret)
+		ret = exposed_check_jobs(&served, *result, err);
+	if (!ret)
 		ret = wait_sealed(&served, *result, err);
 	served_exit(&served);
 	return ret;
@@ -187,7 +189,8 @@ const struct verb verb_expose = {
 		"  --json          as up: name, device, state, top, size, exports, recovered\n"
 		"\n"
 		"It is served as NAME+SNAP, which list, status and tree show, too. As long as it\n"
-		"is, nothing can be merged into its layers. unexpose it before NAME goes down.\n",
+		"is, nothing can be merged into its layers; refused while that is going on.\n"
+		"unexpose it before NAME goes down.\n",
 	.examples =
 		"  qchainctl expose vm7 monday               then read /dev/qchain/vm7+monday\n"
 		"  qchainctl expose vm7 monday --nbd /run/monday.sock\n",

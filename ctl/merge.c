@@ -2,6 +2,7 @@
 /* qchainctl stream and commit of a served chain: a job of its daemon is started and followed. */
 #include "merge.h"
 
+#include "exposed.h"
 #include "follow.h"
 #include "image/merge-cost.h"
 #include "image/restore-points.h"
@@ -473,6 +474,15 @@ static void print_merged(const struct served_job *s, const struct merge_kind *ki
 		kind->tell(s, layers);
 }
 
+/* What receives is written; guests write the active layer, which nobody exposes. */
+static int check_exposed(const struct served_job *s, const struct merge_kind *kind,
+			 struct qc_err *err)
+{
+	u32 written = strcmp(kind->name, "commit") ? s->top : s->base;
+
+	return exposed_check_merge(s->o->name, s->nodes, written, err);
+}
+
 static int start_merge(struct served_job *s, const struct merge_kind *kind, struct qc_err *err)
 {
 	struct rundir dir = { .lock_fd = -1 };
@@ -484,6 +494,8 @@ static int start_merge(struct served_job *s, const struct merge_kind *kind, stru
 		ret = job_settle_all(&dir, &s->served, err);
 	if (!ret)
 		ret = kind->prepare(s, err);
+	if (!ret)
+		ret = check_exposed(s, kind, err);
 	if (!ret)
 		ret = start_job(s, &dir, kind->name, err);
 	rundir_unlock(&dir);

@@ -248,6 +248,34 @@ def test_two_at_once(place):
         holds(place, "base.qcow2", *SHOWS["one"])
 
 
+def test_exposed(place):
+    """What a job writes is not exposed, what is exposed is not written: the names of both; else they go together."""
+    make_device(place)
+    expose = ["expose", "seven", "two", "--nbd", place.path("two.sock")]
+    lower = ["commit", "seven", "--top", "one", "--base", "base.qcow2", "--detach"]
+    into = ["stream", "seven", "--into", "two", "--detach"]
+    place.ctl(*expose)
+    for words, written in ((lower, "base.qcow2"), (into, "top.1.qcow2"),
+                           (["commit", "seven", "--base", "two", "--drop-snapshots"], "top.1.qcow2")):
+        refused = place.ctl(*words, status=1).stderr
+        expect(f"{written}: would be written" in refused and "unexpose seven two" in refused, f"{words}: {refused}")
+    expect_equal((jobs(place), len(snaps(place))), ([], 3), "jobs and snapshots after what was refused")
+    place.ctl("stream", "seven", "--base", "two")  # nobody shows the active layer
+    place.run("qemu-io", "-r", "-f", "raw", "-c", "read -P 2 0 4M", "-c", "read -P 1 4M 8M",
+              f"nbd+unix:///?socket={place.path('two.sock')}")
+    place.ctl("unexpose", "seven", "two")
+    for words, written in ((lower, "base.qcow2"), (into, "top.1.qcow2")):
+        job = place.ctl(*words, *SLOW).stdout.strip()
+        refused = place.ctl(*expose, status=1).stderr
+        expect(f"{written}: is shown by the snapshot, and job {job} writes to it" in refused, f"{words}: {refused}")
+        place.ctl("job", "set-speed", "seven", job, "0", status=None)
+        wait_settled(place)
+        place.ctl(*expose)
+        place.ctl("unexpose", "seven", "two")
+    place.ctl("down", "seven")
+    check_all(place)
+
+
 def test_cancel(place):
     """A commit is not undone: cancel says so, and resume finishes it, also after down and up."""
     make_device(place)

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Snapshots of a device that are exposed, and jobs that would change what they show. */
+#ifndef CTL_EXPOSED_H
+#define CTL_EXPOSED_H
+
+#include "served.h"
+
+/*
+ * exposed_each - call @fn for each exposed snapshot of @device, until it fails
+ * @snap: its name; @top: path of the layer that holds it, NULL: not known
+ */
+typedef int (*exposed_fn)(const char *snap, const char *top, void *arg, struct qc_err *err);
+int exposed_each(const char *device, exposed_fn fn, void *arg, struct qc_err *err);
+
+/*
+ * exposed_check_merge - no exposed snapshot shows the layer at depth @written of @nodes
+ * @nodes: as query-named-block-nodes. -EBUSY: one does. What is exposed later finds the
+ * image locks of the job.
+ */
+int exposed_check_merge(const char *device, json_object *nodes, u32 written, struct qc_err *err);
+/* No job of @served writes to the layer at @file, or to one below it; -EBUSY: one does. */
+int exposed_check_jobs(const struct served *served, const char *file, struct qc_err *err);
+
+#endif
