@@ -332,6 +332,7 @@ static void begin_life(void)
 		sim_device_down(&one);
 		view->instant = 0;
 	}
+	online_after_cut();
 	cds_list_for_each_entry(d, &sim_disks, node)
 		sim_disk_settle(d);
 	model_begin();

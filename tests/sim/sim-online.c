@@ -26,6 +26,7 @@ static struct {
 	enum online_phase phase;
 	u32 made; /* overlays: their names */
 	struct image *overlay;
+	bool orphan; /* a cut has left it, formatted and not recorded */
 	char old_top[SIM_NAME];
 	struct job *job;
 	struct job *second; /* a stream beside it; NULL: none */
@@ -149,9 +150,26 @@ void online_cut(void)
 {
 	if (online.snapshot == SNAPSHOT_RECORDED)
 		add_snapshot_view();
+	online.orphan = online.snapshot == SNAPSHOT_FORMATTED;
 	online.snapshot = SNAPSHOT_IDLE;
 	online.phase = ONLINE_IDLE;
 	online.second = NULL;
+}
+
+/* The overlay that was made last is no layer: it goes, and does not hinder what comes (D3). */
+static void remove_overlay(void)
+{
+	char name[SIM_NAME];
+
+	snprintf(name, sizeof(name), "o%u", online.made);
+	sim_disk_find(name)->formatted = false;
+}
+
+void online_after_cut(void)
+{
+	if (online.orphan)
+		remove_overlay();
+	online.orphan = false;
 }
 
 static void snapshot_publish(void)
@@ -164,6 +182,7 @@ static void snapshot_publish(void)
 	if (ret) {
 		image_close(online.overlay);
 		record_top(online.old_top);
+		remove_overlay();
 		if (!plan.faults && ret != -EBUSY)
 			fail("snapshot: %s", err.msg);
 		return;

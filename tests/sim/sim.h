@@ -293,6 +293,8 @@ void online_finish(void);
 void online_merge_alone(void);
 /* What is under way is nobody's any more. */
 void online_cut(void);
+/* `up` has looked at what the cut has left. */
+void online_after_cut(void);
 extern u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths;
 extern u32 online_beside; /* snapshots and merges while another one ran */
 
