@@ -44,10 +44,12 @@ int refcounts_release(struct refcounts *rc, u64 host, u64 bytes, struct meta_wai
 
 /*
  * refcounts_claim - the cluster at @host is in use: a count of zero becomes one
- * For a place whose allocation may not have reached the disk. 0; -EAGAIN; -EUCLEAN:
- * nothing counts it.
+ * @alone: by one entry, which says so (COPIED): any count becomes one
+ *
+ * For a place whose allocation, or the release before it, may not have reached the
+ * disk. 0; -EAGAIN; -EUCLEAN: nothing counts it.
  */
-int refcounts_claim(struct refcounts *rc, u64 host, struct meta_wait *wait);
+int refcounts_claim(struct refcounts *rc, u64 host, bool alone, struct meta_wait *wait);
 
 /* After -EUCLEAN: the host offset that is counted wrongly, and how; *@what is a constant. */
 void refcounts_fault(const struct refcounts *rc, u64 *host, const char **what);

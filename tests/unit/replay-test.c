@@ -114,8 +114,44 @@ static void test_tables_when_full(void)
 	CU_ASSERT(l1_entry(0) != l1_entry(1) && l1_entry(1) & QCOW2_COPIED);
 }
 
+#define LOWERED 40u /* its release had not reached the disk */
+#define UNCOUNTED 41u /* nor its allocation */
+#define SHARED 42u
+
+static void count_late(u16 *count, u32 cluster)
+{
+	if (cluster == LOWERED || cluster == SHARED)
+		*count = htobe16(3);
+}
+
+static u16 counted[DEV_CLUSTERS];
+
+static void note_count(u16 *count, u32 cluster)
+{
+	counted[cluster] = be16toh(*count);
+}
+
+/* Promise 26: what an entry calls its own is counted once, whatever the disk says. */
+static void test_counts_that_are_late(void)
+{
+	const struct image_entry list[] = {
+		{ .cluster = 0, .entry = LOWERED * CLUSTER | QCOW2_COPIED },
+		{ .cluster = 1, .entry = UNCOUNTED * CLUSTER | QCOW2_COPIED },
+		{ .cluster = 2, .entry = SHARED * CLUSTER },
+	};
+
+	make_image();
+	each_count(count_late);
+	CU_ASSERT_EQUAL(set_entries(list, ARRAY_SIZE(list)), 0);
+	each_count(note_count);
+	CU_ASSERT_EQUAL(counted[LOWERED], 1);
+	CU_ASSERT_EQUAL(counted[UNCOUNTED], 1);
+	CU_ASSERT_EQUAL(counted[SHARED], 3);
+}
+
 static const struct unit_test tests[] = {
 	{ "a full volume has room for the tables", test_tables_when_full },
+	{ "counts that the disk does not have yet", test_counts_that_are_late },
 	{ NULL },
 };
 

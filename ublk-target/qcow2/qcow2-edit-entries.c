@@ -21,13 +21,15 @@ struct entries {
 	u32 nr;
 };
 
-static int claim(struct editor *ed, u64 host)
+static int claim(struct editor *ed, u64 entry)
 {
+	u64 host = entry & QCOW2_OFFSET_MASK;
+
 	if (overlap_what(ed->img, host))
 		return qc_err_set(ed->err, -EUCLEAN, "%s: an entry names %llu, where %s lies",
 				  ed->img->dev->path, (unsigned long long)host,
 				  overlap_what(ed->img, host));
-	return editor_claim(ed, host);
+	return editor_claim(ed, host, entry & QCOW2_COPIED);
 }
 
 static int claim_all(struct editor *ed, const struct entries *e)
@@ -38,7 +40,7 @@ static int claim_all(struct editor *ed, const struct entries *e)
 	for (i = 0; i < e->nr && !ret; i++)
 		if (!(e->list[i].entry & QCOW2_COMPRESSED) &&
 		    e->list[i].entry & QCOW2_OFFSET_MASK)
-			ret = claim(ed, e->list[i].entry & QCOW2_OFFSET_MASK);
+			ret = claim(ed, e->list[i].entry);
 	return ret;
 }
 

@@ -104,14 +104,14 @@ int editor_release(struct editor *ed, u64 host, u64 bytes)
 	return ret;
 }
 
-int editor_claim(struct editor *ed, u64 host)
+int editor_claim(struct editor *ed, u64 host, bool alone)
 {
 	int ret;
 
 	do {
 		struct step step = { .wait.fn = step_waited };
 
-		ret = refcounts_claim(ed->rc, host, &step.wait);
+		ret = refcounts_claim(ed->rc, host, alone, &step.wait);
 		if (ret == -EAGAIN)
 			run_until(ed, &step);
 	} while (ret == -EAGAIN);

@@ -51,8 +51,8 @@ int editor_alloc(struct editor *ed, u32 clusters, u64 *host);
 /* One, for an L2 table: also of those that are kept for tables. */
 int editor_alloc_table(struct editor *ed, u64 *host);
 int editor_release(struct editor *ed, u64 host, u64 bytes);
-/* The cluster at @host is in use, whatever its count says. */
-int editor_claim(struct editor *ed, u64 host);
+/* The cluster at @host is in use, whatever its count says; @alone: by one entry. */
+int editor_claim(struct editor *ed, u64 host, bool alone);
 /* Commit what the open transaction holds. */
 int editor_commit(struct editor *ed);
 /* Everything is durable. */

@@ -590,15 +590,18 @@ int refcounts_lower(struct refcounts *rc, u64 cluster, u64 count, struct meta_wa
 	return 0;
 }
 
-int refcounts_claim(struct refcounts *rc, u64 host, struct meta_wait *wait)
+int refcounts_claim(struct refcounts *rc, u64 host, bool alone, struct meta_wait *wait)
 {
 	struct meta_block *block;
-	u64 i;
+	u64 i, count;
 	int ret = count_block(rc, host >> rc->img->cluster_bits, wait, &block, &i);
 
-	if (!ret && !count_get(block->data, i, rc->img->refcount_order))
+	if (ret)
+		return ret == -ENOENT ? -EUCLEAN : ret;
+	count = count_get(block->data, i, rc->img->refcount_order);
+	if (!count || (alone && count != 1))
 		count_put(rc, block, i, 1);
-	return ret == -ENOENT ? -EUCLEAN : ret;
+	return 0;
 }
 
 /* ---- open and close ----------------------------------------------------------------- */
