@@ -41,19 +41,21 @@ int lvm_list_part(const struct lvm_lv *lvs, u32 nr, const char *vg, struct lvm_l
 int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc_err *err);
 
 /*
- * lvm_create - @bytes are rounded up to whole extents; @tag may be NULL
+ * lvm_create - @bytes are rounded up to whole extents; @tags: comma-separated, or NULL
  *
  * The LV is active afterwards; auto-activation is off, and nothing of it was
  * wiped: it holds what lay there before (rule B6).
  * lvm_extend - make it at least @bytes long; 0 when it is already.
+ * lvm_rename - also while it is open: whoever has it open keeps it, uuid and tags stay.
  * lvm_change_tags - @add, @remove: comma-separated or NULL; one change of the
  * VG's metadata, therefore all or nothing. Both are one run of lvm each.
  * lvm_activate - also one that is not activated unless it is named (--setactivationskip).
  * lvm_activate_shared - to be read only: with lvmlockd other hosts may have it active,
  * too. -EBUSY: one has it for itself.
  */
-int lvm_create(const char *vg, const char *name, u64 bytes, const char *tag, struct qc_err *err);
+int lvm_create(const char *vg, const char *name, u64 bytes, const char *tags, struct qc_err *err);
 int lvm_remove(const char *vg, const char *name, struct qc_err *err);
+int lvm_rename(const char *vg, const char *name, const char *to, struct qc_err *err);
 int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err);
 int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err);
 int lvm_activate_shared(const char *vg, const char *name, struct qc_err *err);

@@ -190,7 +190,10 @@ static void test_arguments(void)
 	/* our own devices are never looked at: the pattern comes with every command */
 	use_false_lvm("case \"$2 $3\" in '--config devices/filter=[\"r|^/dev/ublkb|\",'*) ;; "
 		      "*) exit 9;; esac; c=$1; shift 3; echo \"$c $*\" >> $(dirname $0)/seen");
-	CU_ASSERT(lvm_create("vg", "a-b", 1000000, "t=1", &err) == 0);
+	CU_ASSERT(lvm_create("vg", "a-b", 1000000, "t=1,t2", &err) == 0);
+	CU_ASSERT(lvm_rename("vg", "a-b", "c", &err) == 0);
+	CU_ASSERT(lvm_rename("vg", "a-b", "-c", &err) == -EINVAL);
+	err.code = 0;
 	CU_ASSERT(lvm_remove("vg", "a-b", &err) == 0);
 	CU_ASSERT(lvm_activate("vg", "a-b", false, &err) == 0);
 	CU_ASSERT(lvm_change_tags("vg", "a", "n1,n2", "old", &err) == 0);
@@ -202,7 +205,9 @@ static void test_arguments(void)
 	close(fd);
 	CU_ASSERT(!strcmp(seen,
 		"lvcreate --yes --autobackup n --activate y --setautoactivation n "
-		"--wipesignatures n --zero n --size 1000448b --name a-b vg --addtag t=1\n"
+		"--wipesignatures n --zero n --size 1000448b --name a-b --addtag t=1 "
+		"--addtag t2 vg\n"
+		"lvrename --yes --autobackup n vg a-b c\n"
 		"lvremove --yes --autobackup n vg/a-b\n"
 		"lvchange --yes --autobackup n --ignoreactivationskip --activate n vg/a-b\n"
 		"lvchange --yes --autobackup n --deltag old --addtag n1 --addtag n2 vg/a\n"));
@@ -364,6 +369,9 @@ static void test_real(void)
 	CU_ASSERT(lvm_create(VG, "a-b", 4096, NULL, &err) == -EIO);
 	has_words(&err, -EIO, "already exists");
 	err.code = 0;
+	CU_ASSERT(lvm_rename(VG, "a-b", "c", &err) == 0);
+	CU_ASSERT(find_lv("c", &lv, &err) == 0 && !strcmp(lv.tags, "t1,t2=/x:y"));
+	CU_ASSERT(lvm_rename(VG, "c", "a-b", &err) == 0);
 	CU_ASSERT(lvm_remove(VG, "a-b", &err) == 0);
 	CU_ASSERT(lvm_remove(VG, "a-b", &err) == -EIO);
 	has_words(&err, -EIO, VG "/a-b: lvremove failed");

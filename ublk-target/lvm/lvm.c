@@ -125,32 +125,23 @@ static void size_arg(u64 bytes, char *text, size_t len)
 	snprintf(text, len, "%llub", (unsigned long long)ALIGN_UP(bytes, SECTOR_SIZE));
 }
 
-int lvm_create(const char *vg, const char *name, u64 bytes, const char *tag, struct qc_err *err)
-{
-	char size[32];
-	const char *args[] = {
-		"lvcreate", "--yes", NO_BACKUP, "--activate", "y", "--setautoactivation", "n",
-		"--wipesignatures", "n", "--zero", "n", "--size", size, "--name", name, vg,
-		tag ? "--addtag" : NULL, tag, NULL,
-	};
-	struct lv_name lv;
-	int ret;
-
-	ret = make_name(vg, name, &lv, err);
-	if (!ret && tag)
-		ret = check_tag(lv.text, tag, err);
-	if (ret)
-		return ret;
-	size_arg(bytes, size, sizeof(size));
-	return change(&lv, args, err);
-}
-
 int lvm_remove(const char *vg, const char *name, struct qc_err *err)
 {
 	struct lv_name lv;
 	const char *args[] = { "lvremove", "--yes", NO_BACKUP, lv.text, NULL };
 	int ret = make_name(vg, name, &lv, err);
 
+	return ret ? ret : change(&lv, args, err);
+}
+
+int lvm_rename(const char *vg, const char *name, const char *to, struct qc_err *err)
+{
+	struct lv_name lv;
+	const char *args[] = { "lvrename", "--yes", NO_BACKUP, vg, name, to, NULL };
+	int ret = make_name(vg, name, &lv, err);
+
+	if (!ret)
+		ret = check_name("LV", to, err);
 	return ret ? ret : change(&lv, args, err);
 }
 
@@ -272,5 +263,47 @@ int lvm_change_tags(const char *vg, const char *name, const char *add, const cha
 	free(adds);
 	free(removes);
 	free(args);
+	return ret;
+}
+
+/* ---- creating ----------------------------------------------------------- */
+
+/* @copy: of the tags, which is cut up */
+static int create_tagged(const struct lv_name *lv, const char *const *fixed, u32 nr, char *copy,
+			 const char *vg, struct qc_err *err)
+{
+	const char **args = calloc(nr + 2 * count_tags(copy) + 2, sizeof(*args));
+	int ret;
+
+	if (!args)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", lv->text);
+	memcpy(args, fixed, nr * sizeof(*args));
+	ret = add_tag_args(lv->text, "--addtag", copy, args, &nr, err);
+	args[nr] = vg;
+	if (!ret)
+		ret = change(lv, args, err);
+	free(args);
+	return ret;
+}
+
+int lvm_create(const char *vg, const char *name, u64 bytes, const char *tags, struct qc_err *err)
+{
+	char size[32], *copy;
+	const char *const fixed[] = {
+		"lvcreate", "--yes", NO_BACKUP, "--activate", "y", "--setautoactivation", "n",
+		"--wipesignatures", "n", "--zero", "n", "--size", size, "--name", name,
+	};
+	struct lv_name lv;
+	int ret;
+
+	ret = make_name(vg, name, &lv, err);
+	if (ret)
+		return ret;
+	size_arg(bytes, size, sizeof(size));
+	copy = strdup(tags ? tags : "");
+	if (!copy)
+		return qc_err_set(err, -ENOMEM, "%s: out of memory", lv.text);
+	ret = create_tagged(&lv, fixed, ARRAY_SIZE(fixed), copy, vg, err);
+	free(copy);
 	return ret;
 }
