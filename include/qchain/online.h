@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
 /*
  * Changes of a chain that is being served. Room target/: chain-switch.c, -revert.c, -resize.c,
- * -merge.c, -commit.c.
+ * -rename.c, -merge.c, -commit.c.
  */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
@@ -163,5 +163,12 @@ int chain_show(struct target *ti, const char *node, struct target **result, stru
  * it; -EOPNOTSUPP: a raw image. Control thread.
  */
 int chain_set_write_threshold(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
+
+/*
+ * chain_rename_layer - the image of the layer called @node is called @path from now on
+ * Nothing is opened: its descriptor stays. Nodes, status and messages have the new name,
+ * and the node name is the old one. -ENOENT: there is no such layer. Control thread.
+ */
+int chain_rename_layer(struct target *ti, const char *node, const char *path, struct qc_err *err);
 
 #endif

@@ -144,6 +144,9 @@ int qmp_transaction(struct qmp_call *call, struct qc_err *err);
 extern const struct qmp_param qmp_qchain_hold_params[];
 int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err);
 int qmp_qchain_release(struct qmp_call *call, struct qc_err *err);
+/* Ours: whoever has renamed an image tells it (chain_rename_layer()). */
+extern const struct qmp_param qmp_qchain_rename_layer_params[];
+int qmp_qchain_rename_layer(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-merge.c -------------------------------------------------------------------- */
 

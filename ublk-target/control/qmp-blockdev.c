@@ -69,6 +69,12 @@ const struct qmp_param qmp_transaction_params[] = {
 	{ NULL },
 };
 
+const struct qmp_param qmp_qchain_rename_layer_params[] = {
+	{ "node-name", json_type_string, true },
+	{ "filename", json_type_string, true },
+	{ NULL },
+};
+
 const struct qmp_param qmp_qchain_hold_params[] = {
 	{ "milliseconds", json_type_int, true },
 	{ NULL },
@@ -368,6 +374,18 @@ int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err)
 int qmp_qchain_release(struct qmp_call *call, struct qc_err *err)
 {
 	return chain_release(call->daemon->target, err);
+}
+
+/* ---- an image that was renamed ----------------------------------------------------------- */
+
+int qmp_qchain_rename_layer(struct qmp_call *call, struct qc_err *err)
+{
+	const char *file = text_of(call->arguments, "filename");
+
+	if (*file != '/')
+		return qc_err_set(err, -EINVAL, "Parameter 'filename' expects an absolute path");
+	return chain_rename_layer(call->daemon->target, text_of(call->arguments, "node-name"), file,
+				  err);
 }
 
 void qmp_blockdevs_free(struct daemon *daemon)

@@ -4,6 +4,7 @@
 #include "target-private.h"
 
 #include <qchain/online.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -51,6 +52,20 @@ static json_object *image_json(const struct chain_layer *l)
 	return o;
 }
 
+/* What its descriptor is open on, whatever that is called now: as stat() has it. */
+static json_object *ident_json(const struct io_dev *dev)
+{
+	struct stat st = { 0 };
+	char text[48];
+
+	if (fstat(dev->fd, &st) == 0 && S_ISBLK(st.st_mode))
+		snprintf(text, sizeof(text), "%llu", (unsigned long long)st.st_rdev);
+	else
+		snprintf(text, sizeof(text), "%llu:%llu", (unsigned long long)st.st_dev,
+			 (unsigned long long)st.st_ino);
+	return str(text);
+}
+
 static const char *layer_state(const struct chain_target *ct, const struct image *img, u32 depth)
 {
 	const struct layer_table *t = ct->map.table;
@@ -79,6 +94,7 @@ static json_object *node_json(const struct chain_target *ct, u32 depth)
 	json_object_object_add(o, "image", image_json(l));
 	json_object_object_add(o, "write_threshold", num(chain_write_threshold(ct, l->node_name)));
 	json_object_object_add(o, "state", str(layer_state(ct, l->img, depth)));
+	json_object_object_add(o, "qchain-ident", ident_json(l->img->dev));
 	return o;
 }
 
