@@ -42,11 +42,8 @@ static int activate_one(struct lvm_lv *lv, json_object *activated, struct qc_err
 	return 0;
 }
 
-/*
- * The backing name of the image on @path, malloc'ed; NULL: none, or the image is
- * nothing that we can read. Then qchaind will say why.
- */
-static char *backing_name(const char *path)
+/* What cannot be read qchaind will say why. */
+char *header_backing_name(const char *path)
 {
 	struct io_dev *dev;
 	struct image *img;
@@ -73,7 +70,7 @@ static int activate_below(struct group *group, struct lvm_lv *lv, json_object *a
 		if (ret)
 			break;
 		snprintf(path, sizeof(path), "/dev/%s/%s", lv->vg, lv->name);
-		name = backing_name(path);
+		name = header_backing_name(path);
 		lv = name ? lv_of_backing(group->lvs, group->nr, group->name, name) : NULL;
 		free(name);
 	}

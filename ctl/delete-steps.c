@@ -4,6 +4,7 @@
 
 #include "image/merge-run.h"
 #include "merge.h"
+#include "proxmox.h"
 
 #include <errno.h>
 #include <qchain/crash-point.h>
@@ -26,6 +27,11 @@
  *
  * What is on the disk after a kill says how far it had come: headers who stands on
  * what, the record whether a commit has begun (struct record_snapshot, from).
+ *
+ * Of Proxmox VE (proxmox.h) the image of a commit gets the name of the one that has gone
+ * down into it, so that the header above keeps its words, and does not say that the commit
+ * is done: one that was interrupted after that is done again. The image of a stream has left
+ * the chain, and with it the list of snapshots; it still has the name of one.
  */
 
 static struct family_member *member_of(const struct deletion *d, u32 member)
@@ -60,6 +66,8 @@ static int look_at_commit(struct deletion *d, const struct record_snapshot *s,
 				  d->images.place.dir);
 	d->above = from;
 	d->merged = nr == 2 && family_overlays(family, from, &other) == 0;
+	if (d->images.record->volume[0] && device_images_depth(&d->images, d->member) >= 0)
+		d->merged = device_images_depth(&d->images, from) < 0;
 	if (nr == 1 || d->merged)
 		return 0;
 	return qc_err_set(err, -EBUSY, "%s: is the backing of %s and of others, expected of that "
@@ -112,12 +120,34 @@ static int look_at_overlays(struct deletion *d, struct qc_err *err)
 	return 0;
 }
 
+/* Of Proxmox VE: out of the chain, by a stream say, but the LV is there. */
+static bool find_left(struct deletion *d)
+{
+	const struct device_record *record = d->images.record;
+	const struct lvm_lv *lv;
+	char name[RECORD_IMAGE_BYTES];
+	u32 other;
+
+	if (!record->volume[0])
+		return false;
+	proxmox_snapshot_lv(record->volume, d->snap, name);
+	lv = record_place_lv(&d->images.place, name);
+	d->member = lv && record_is_foreign(lv) ? family_find(&d->images.family, lv->uuid) :
+						  FAMILY_NONE;
+	d->above = FAMILY_NONE;
+	return d->member != FAMILY_NONE &&
+	       !family_overlays(&d->images.family, d->member, &other) &&
+	       device_images_depth(&d->images, d->member) < 0;
+}
+
 static int look(struct deletion *d, struct qc_err *err)
 {
 	const struct record_snapshot *s = snapshot_of(d);
 	int ret;
 
 	d->merged = false;
+	if (!s && find_left(d))
+		return 0;
 	if (!s)
 		return qc_err_set(err, -ENOENT, "%s: has no snapshot %s; see qchainctl tree %s",
 				  d->images.name, d->snap, d->images.name);
@@ -134,6 +164,10 @@ int delete_open(struct deletion *d, struct qc_err *err)
 {
 	int ret = device_images_open(&d->images, err);
 
+	if (!ret && d->keep && d->images.record->volume[0])
+		ret = qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, where another image "
+				 "gets the name of what goes; expected no --keep",
+				 d->images.record->volume);
 	return ret ? ret : look(d, err);
 }
 
@@ -289,6 +323,16 @@ static int merge_online(struct deletion *d, bool begins, struct qc_err *err)
 	return merge_end(job, true, &d->moved, err);
 }
 
+/* What a commit's base will be called; NULL: it keeps its name. */
+static const char *later_name(const struct deletion *d)
+{
+	const char *path = path_of(d, d->above);
+
+	if (!d->images.record->volume[0])
+		return NULL;
+	return strrchr(path, '/') + 1;
+}
+
 /* The image that stands on the one that goes down: its header is to change. */
 static int merge_offline(struct deletion *d, struct qc_err *err)
 {
@@ -305,6 +349,7 @@ static int merge_offline(struct deletion *d, struct qc_err *err)
 	} else {
 		merge.base = path_of(d, d->member);
 		merge.layer = path_of(d, d->above);
+		merge.header_name = later_name(d);
 		if (family_overlays(family, d->above, &top))
 			merge.image = path_of(d, top);
 		ret = offline_commit(&merge, &result, err);
@@ -355,6 +400,8 @@ static int look_again(struct deletion *d, bool tip, bool newest, struct qc_err *
 		return ret;
 	tip &= !newest;
 	if (d->way == DIRECTION_STREAM ? d->above == FAMILY_NONE : d->merged || tip)
+		return 0;
+	if (d->way == DIRECTION_COMMIT && d->images.record->volume[0] && !d->images.online)
 		return 0;
 	return qc_err_set(err, -EBUSY, "%s: the chain has changed meanwhile, snapshot %s is still "
 			  "in use; see qchainctl tree %s, and delete it again", d->images.name,
@@ -417,12 +464,18 @@ int delete_finish(struct deletion *d, struct qc_err *err)
 	crash_point("delete.unfinished");
 	ret = d->pivoted ? 0 : write_record(d, err);
 	crash_point("delete.finished");
+	if (!ret)
+		ret = device_images_rename(&d->images, err);
 	if (ret)
 		return ret;
 	d->retire.speed = d->speed;
 	if (!d->keep)
 		ret = retire_dead(&d->images.place, d->images.record, &d->retire, err);
-	else if (d->way == DIRECTION_COMMIT || d->wipe)
+	if (!ret)
+		ret = device_images_release(&d->images, err);
+	if (ret)
+		return ret;
+	if (d->keep && (d->way == DIRECTION_COMMIT || d->wipe))
 		ret = retire_header(d->gone, d->wipe, &d->retire, err);
 	return ret;
 }

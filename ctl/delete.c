@@ -55,14 +55,21 @@ static void print_plan(const struct deletion *d)
 	fflush(stdout);
 }
 
+/* Of Proxmox VE, what has taken the data takes the name, too. */
+static bool renames(const struct deletion *d)
+{
+	return d->way == DIRECTION_COMMIT && d->images.record && d->images.record->volume[0];
+}
+
 static void print_deleted(const struct deletion *d)
 {
 	char size[32];
 
 	printf("%s: snapshot %s is deleted, %s moved", d->images.name, d->snap,
 	       d->moved ? print_size(d->moved, size) : "nothing had to be");
-	printf("; %s %s\n", d->gone, d->keep ? d->way == DIRECTION_COMMIT ?
-	       "is kept, without its header" : "is kept" : "is removed");
+	printf("; %s %s\n", d->gone, !d->keep ? renames(d) ?
+	       "is removed, the snapshot's LV has its name now" : "is removed" :
+	       d->way == DIRECTION_COMMIT ? "is kept, without its header" : "is kept");
 	if (d->retire.wiped)
 		printf("%s of it zeroed\n", print_size(d->retire.wiped, size));
 }
@@ -169,9 +176,11 @@ const struct verb verb_delete = {
 		"that nobody serves. The newest snapshot of a device in use that goes by commit\n"
 		"becomes the active layer; its own image is removed (no --keep, --wipe).\n"
 		"A commit that has begun cannot be undone: SNAP is no restore point any\n"
-		"more. Interrupted at any time, the same command goes on.\n",
+		"more. Interrupted at any time, the same command goes on. A volume of Proxmox VE\n"
+		"keeps its naming; when it is not served, NAME is its own name, with its VG.\n",
 	.examples =
 		"  qchainctl delete vm7 before-upgrade\n"
+		"  qchainctl delete vm-103-disk-0.qcow2 monday pve\n"
 		"  qchainctl delete vm7 monday --wipe --speed 200M\n"
 		"  qchainctl delete web nightly /srv/web --stream\n",
 	.run = delete_run,

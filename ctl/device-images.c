@@ -6,7 +6,9 @@
 
 #include "follow.h"
 #include "job-record.h"
+#include "manager.h"
 #include "overlay.h"
+#include "proxmox.h"
 #include "revert-record.h"
 
 #include <errno.h>
@@ -16,34 +18,29 @@
 
 #define SEAL_TRIES 600
 #define SEAL_PAUSE_US 50000
+#define IN_USE_TRIES 40
 
 /* ---- its record ------------------------------------------------------------------- */
 
 static int no_record(const struct device_images *d, struct qc_err *err)
 {
-	const struct lvm_lv *lv;
+	const struct lvm_lv *lv = record_place_lv(&d->place, d->image);
 
-	for (u32 i = 0; i < d->place.nr_lvs && d->online; i++) {
-		lv = &d->place.lvs[i];
-		if (strcmp(served_top(&d->served) + strlen(d->place.dir) + 1, lv->name) ||
-		    !record_is_foreign(lv))
-			continue;
-		return qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, whose names "
-				  "say what its snapshots are; take the device down (qchainctl "
-				  "down %s) and let Proxmox VE do it (qm delsnapshot, qm "
-				  "rollback)", lv->vg, lv->name, d->name);
-	}
+	if (lv && record_is_foreign(lv))
+		return qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, and is no qcow2 "
+				  "volume: those have no snapshots there", lv->vg, lv->name);
 	return qc_err_set(err, -ENOENT, "%s: has no record in %s, and so no snapshots", d->name,
 			  d->place.dir);
 }
 
 static int find_place(struct device_images *d, struct qc_err *err)
 {
-	char image[RECORD_IMAGE_BYTES];
 	int ret;
 
+	/* not served: a volume of Proxmox VE is called by its own name */
+	snprintf(d->image, sizeof(d->image), "%s", d->name);
 	if (d->online) {
-		ret = record_place_of(served_top(&d->served), &d->place, image, err);
+		ret = record_place_of(served_top(&d->served), &d->place, d->image, err);
 		if (ret == -EOPNOTSUPP)
 			qc_err_set(err, ret, "%s: a block device that is no LV, which has no "
 				   "snapshots", served_top(&d->served));
@@ -54,20 +51,47 @@ static int find_place(struct device_images *d, struct qc_err *err)
 	ret = record_place_search(d->name, &d->place, err);
 	if (ret == -ENOENT)
 		qc_err_set(err, ret, "%s: is not served, and no VG has a record of it; images that "
-			   "are files: say their directory as well", d->name);
+			   "are files: say their directory as well; a volume of Proxmox VE: its VG",
+			   d->name);
 	return ret;
 }
 
 static int find_record(struct device_images *d, struct qc_err *err)
 {
+	const struct lvm_lv *lv;
 	int ret;
 
 	record_place_exit(&d->place);
 	ret = find_place(d, err);
+	if (!ret)
+		ret = proxmox_find_record(&d->place, d->name, d->image, &d->record, err);
 	if (ret)
 		return ret;
-	d->record = record_place_find(&d->place, d->name);
+	lv = d->record ? record_place_lv(&d->place, d->record->top) : NULL;
+	if (lv)
+		return manager_check(lv, err);
 	return d->record ? 0 : no_record(d, err);
+}
+
+/*
+ * A volume that is not served by this name may be by another one, or by QEMU. udev looks at
+ * what was just closed, which does not last.
+ */
+static int check_unused(struct device_images *d, struct qc_err *err)
+{
+	const struct lvm_lv *lv = NULL;
+	int ret = 0;
+
+	for (int i = 0; i < IN_USE_TRIES && !ret; i++) {
+		if (i)
+			usleep(SEAL_PAUSE_US);
+		ret = i ? find_record(d, err) : 0;
+		lv = ret ? NULL : record_place_lv(&d->place, d->record->top);
+		if (!ret && (!lv || !lv->open))
+			return 0;
+	}
+	return ret ? ret : qc_err_set(err, -EBUSY, "%s/%s: is in use, by a device of another name "
+				      "or a VM; first end that", lv->vg, lv->name);
 }
 
 /* ---- its daemon --------------------------------------------------------------------- */
@@ -178,8 +202,13 @@ static void forget(struct device_images *d)
 static int clean(struct device_images *d, struct qc_err *err)
 {
 	bool left = d->record->nr_dead;
-	int ret = overlay_clean(&d->place, d->record, err);
+	int ret;
 
+	if (d->online)
+		overlay_withdraw_unfinished(d->served.client, &d->place, d->record);
+	ret = overlay_clean(&d->place, d->record, err);
+	if (!ret && left)
+		ret = device_images_release(d, err);
 	return ret || !left ? ret : find_record(d, err);
 }
 
@@ -195,16 +224,40 @@ static int settle(struct device_images *d, struct qc_err *err)
 	return ret ? ret : find_record(d, err);
 }
 
+/* Names that an interrupted verb has left; the place is read again then. */
+static int settle_names(struct device_images *d, struct qc_err *err)
+{
+	int ret;
+
+	if (!d->record->volume[0] || !d->record->sequence)
+		return 0;
+	ret = device_images_rename(d, err);
+	return ret || d->online ? ret : find_record(d, err);
+}
+
+/* Everything up to its record, after which images are called as they should be. */
+static int look_at_record(struct device_images *d, struct qc_err *err)
+{
+	int ret = d->online ? proxmox_settle_served(&d->served, &d->dir, err) : 0;
+
+	if (!ret && d->online)
+		ret = job_settle_all(&d->dir, &d->served, err);
+	if (!ret)
+		ret = find_record(d, err);
+	if (!ret && !d->online && !d->looked && d->record->volume[0])
+		ret = check_unused(d, err);
+	d->looked = true;
+	if (!ret)
+		ret = settle(d, err);
+	return ret ? ret : settle_names(d, err);
+}
+
 int device_images_look(struct device_images *d, struct qc_err *err)
 {
 	int ret;
 
 	forget(d);
-	ret = d->online ? job_settle_all(&d->dir, &d->served, err) : 0;
-	if (!ret)
-		ret = find_record(d, err);
-	if (!ret)
-		ret = settle(d, err);
+	ret = look_at_record(d, err);
 	if (!ret && d->online)
 		ret = look_at_daemon(d, err);
 	if (!ret && !d->online) {
@@ -273,14 +326,41 @@ int device_images_close(struct device_images *d, struct qc_err *err)
 	return ret;
 }
 
+/* The run record of what is served has the same. */
+static int note(struct device_images *d, struct qc_err *err)
+{
+	if (!d->online)
+		return 0;
+	record_note(&d->place, d->record, served_top(&d->served), d->served.record);
+	return rundir_save(&d->dir, d->served.record, err);
+}
+
 int device_images_save(struct device_images *d, struct qc_err *err)
 {
 	int ret = record_place_save(&d->place, d->record, err);
 
-	if (ret || !d->online)
-		return ret;
-	record_note(&d->place, d->record, served_top(&d->served), d->served.record);
-	return rundir_save(&d->dir, d->served.record, err);
+	return ret ? ret : note(d, err);
+}
+
+int device_images_rename(struct device_images *d, struct qc_err *err)
+{
+	int ret;
+
+	if (!d->record->volume[0])
+		return 0;
+	if (d->online) {
+		ret = proxmox_settle_served(&d->served, &d->dir, err);
+		return ret ? ret : find_record(d, err);
+	}
+	proxmox_list_names(&d->place, d->record, d->activated);
+	return proxmox_rename(&d->place, d->record, err);
+}
+
+int device_images_release(struct device_images *d, struct qc_err *err)
+{
+	int ret = d->record->volume[0] ? proxmox_release(&d->place, d->record, err) : 0;
+
+	return ret || !d->record->volume[0] ? ret : note(d, err);
 }
 
 void device_images_made(struct device_images *d, const char *name)

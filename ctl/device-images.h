@@ -12,6 +12,7 @@
  * @nodes: online: its layers as query-named-block-nodes has them
  * @record: its own, in @place
  * @activated: LVs that were made active for the work
+ * @image: of its top, or what it is called by; @looked: not for the first time
  */
 struct device_images {
 	const char *name;
@@ -24,6 +25,8 @@ struct device_images {
 	struct device_record *record;
 	struct family family;
 	json_object *activated;
+	char image[RECORD_IMAGE_BYTES];
+	bool looked;
 };
 
 /* NAME SNAP [VG|DIR] of the command line, after its options; returns the exit status. */
@@ -33,7 +36,8 @@ int device_images_arguments(struct device_images *d, const struct verb *verb, in
 /*
  * device_images_open - lock the chain, and look at everything
  * What interrupted verbs have left is removed, which is told. Refused: while a job
- * works on it, while the record and the daemon do not agree, and devices of Proxmox VE.
+ * works on it, and while the record and the daemon do not agree. A volume of Proxmox VE that
+ * is not served is called by its own name.
  *
  * device_images_look - again: what was read is forgotten. The lock is held.
  * device_images_close - LVs that were activated are not any more; the lock goes
@@ -50,6 +54,15 @@ int device_images_check_exposed(const struct device_images *d, u32 member, struc
 
 /* Write the record, and what the run record shows of it. */
 int device_images_save(struct device_images *d, struct qc_err *err);
+
+/*
+ * Of Proxmox VE, else nothing (proxmox.h):
+ * device_images_rename - LVs are called as the record says; @place and @record are as they
+ * are then, paths of @family and @nodes are not
+ * device_images_release - the record goes, if the names say it all
+ */
+int device_images_rename(struct device_images *d, struct qc_err *err);
+int device_images_release(struct device_images *d, struct qc_err *err);
 
 /* The LV @name was made: whoever ends the work, or takes the device down, deactivates it. */
 void device_images_made(struct device_images *d, const char *name);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl down: end a chain that nobody uses, and leave nothing behind. */
+#include "proxmox.h"
 #include "revert-record.h"
 #include "tab.h"
 
@@ -159,6 +160,8 @@ static int down_chain(const char *name, bool force, struct down_result *result,
 	if (ret == 0) {
 		result->before = served.state;
 		ret = settle(&served, &dir, err);
+		if (ret == 0)
+			ret = proxmox_settle_served(&served, &dir, err);
 		if (ret == 0)
 			ret = stop_chain(&served, force, &result->recovered, err);
 		if (ret == 0)

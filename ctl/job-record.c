@@ -2,6 +2,8 @@
 /* Writes merges into the device record, and takes them out again. */
 #include "job-record.h"
 
+#include "proxmox.h"
+
 #include <errno.h>
 #include <qchain/crash-point.h>
 #include <stdlib.h>
@@ -60,9 +62,9 @@ int job_record_open(struct job_record *r, const char *device, const char *active
 	if (ret && ret != -EOPNOTSUPP)
 		return ret;
 	r->has_place = !ret;
-	r->record = r->has_place ? record_place_find(&r->place, device) : NULL;
-	if (r->record)
-		return 0;
+	ret = r->has_place ? proxmox_find_record(&r->place, device, image, &r->record, err) : 0;
+	if (ret || r->record)
+		return ret;
 	r->record = &r->own;
 	snprintf(r->own.name, sizeof(r->own.name), "%s", device);
 	snprintf(r->own.top, sizeof(r->own.top), "%s", r->has_place ? image : active);
@@ -87,12 +89,13 @@ void job_record_close(struct job_record *r)
 
 /* ---- writing ------------------------------------------------------------------------------ */
 
-/* A record that is there only for its jobs goes with the last one. */
+/* One of a raw volume of Proxmox VE, there only for its jobs, goes with the last of them. */
 static bool is_needless(const struct job_record *r)
 {
 	const struct lvm_lv *lv = record_place_lv(&r->place, r->record->top);
 
-	return lv && record_is_foreign(lv) && !r->record->nr_jobs && !r->record->nr_snapshots;
+	return lv && record_is_foreign(lv) && !r->record->volume[0] && !r->record->nr_jobs &&
+	       !r->record->nr_snapshots;
 }
 
 static int save(struct job_record *r, struct qc_err *err)
@@ -254,8 +257,11 @@ int job_record_end(struct job_record *r, const char *id, bool moved, struct qc_e
 
 	if (!job)
 		return 0;
-	if (moved && !is_deletion(r->record, job))
+	if (moved && !is_deletion(r->record, job)) {
 		move_snapshot(r->record, job);
+		if (r->record->volume[0] && proxmox_bury_merged(&r->place, r->record, job))
+			return out_of_memory(r, err);
+	}
 	device_record_drop_job(r->record, id);
 	crash_point("merge.unsettled");
 	ret = save(r, err);
@@ -276,9 +282,9 @@ static int find_active(struct job_record *r, struct qc_err *err)
 int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err)
 {
 	const struct record_job *job = device_record_job(r->record, id);
-	int ret = is_deletion(r->record, job) ?
-			  device_record_bury(r->record, job->top, false) :
-			  device_record_lay_aside(r->record, job->top);
+	int ret = r->record->volume[0] ? proxmox_bury_merged(&r->place, r->record, job) :
+		  is_deletion(r->record, job) ? device_record_bury(r->record, job->top, false) :
+						device_record_lay_aside(r->record, job->top);
 
 	if (ret)
 		return out_of_memory(r, err);

@@ -61,6 +61,7 @@ void job_record_close(struct job_record *r);
  *	top of a commit, holds is held by its base from now on, in the same write
  * job_record_pivot - the same for a commit of the top: its base is the top from now on, in
  *	the same write; the old one is laid aside, and wiped by retire_dead()
+ * Of Proxmox VE the images that have gone down are dead, too, and are removed by that.
  * job_record_fail - it has ended with @error, which is kept until somebody dismisses it
  */
 int job_record_plan(struct job_record *r, const struct recorded_merge *merge, struct qc_err *err);

@@ -3,6 +3,7 @@
 #include "job-record.h"
 
 #include "merge.h"
+#include "proxmox.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -141,5 +142,7 @@ void job_recover(const struct rundir *dir, const char *name)
 	}
 	if (served.state == SERVED_LIVE && !is_read_only(&served))
 		recover_all(dir, &served);
+	if (served.state == SERVED_LIVE && proxmox_settle_served(&served, dir, &err))
+		print_error(&err);
 	served_exit(&served);
 }

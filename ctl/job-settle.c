@@ -3,6 +3,7 @@
 #include "job-record.h"
 
 #include "follow.h"
+#include "proxmox.h"
 #include "retire.h"
 
 #include <errno.h>
@@ -38,13 +39,13 @@ static int is_active(const struct served *served, const char *path, bool *result
 	return 0;
 }
 
-/* What cannot be wiped now is by the next `up`. */
-static void wipe_old_top(struct job_record *r)
+/* What cannot be wiped, or removed, now is by the next `up`. */
+static void retire(struct job_record *r)
 {
-	struct retire retire = { .nr = 0 };
+	struct retire done = { .nr = 0 };
 	struct qc_err err = { 0 };
 
-	if (r->has_place && retire_dead(&r->place, r->record, &retire, &err))
+	if (r->has_place && retire_dead(&r->place, r->record, &done, &err))
 		print_error(&err);
 }
 
@@ -57,8 +58,6 @@ static int settle_pivot(struct job_record *r, const struct served *served, json_
 
 	if (!ret && pivoted)
 		ret = job_record_pivot(r, json_text(job, "id"), err);
-	if (!ret && pivoted)
-		wipe_old_top(r);
 	return ret;
 }
 
@@ -80,8 +79,10 @@ static int settle(const struct rundir *dir, struct served *served, json_object *
 		ret = settle_pivot(&r, served, job, err);
 	else if (!ret)
 		ret = job_record_end(&r, id, job_noted_is_commit(job), err);
+	if (!ret && !error)
+		retire(&r);
 	job_record_close(&r);
-	return ret;
+	return ret ? ret : proxmox_settle_served(served, dir, err);
 }
 
 int job_settle(const char *name, const char *id, json_object *row, struct qc_err *err)

@@ -2,6 +2,7 @@
 /* qchainctl job: list, wait for and steer the jobs of a served chain. */
 #include "follow.h"
 #include "job-record.h"
+#include "proxmox.h"
 
 #include <errno.h>
 #include <qchain/parse.h>
@@ -247,6 +248,8 @@ static int write_cancelled(struct job_call *call, const struct rundir *dir, stru
 		ret = commit ? job_record_fail(&r, call->id, "cancelled", err) :
 			       job_record_end(&r, call->id, false, err);
 	job_record_close(&r);
+	if (!ret)
+		ret = proxmox_settle_served(&call->served, dir, err);
 	if (!ret && commit)
 		fprintf(stderr, "qchainctl: %s: a commit that has begun is not undone: its base "
 			"and the layers below its top are no restore points any more. It can be "
@@ -289,7 +292,7 @@ static int forget(struct job_call *call, const struct rundir *dir, struct qc_err
 	if (!ret)
 		ret = job_record_end(&r, call->id, false, err);
 	job_record_close(&r);
-	return ret;
+	return ret ? ret : proxmox_settle_served(&call->served, dir, err);
 }
 
 /* What has ended well must be written down as that before it is forgotten. */

@@ -8,6 +8,8 @@
 #include "image/restore-points.h"
 #include "image/standing.h"
 #include "job-record.h"
+#include "manager.h"
+#include "proxmox.h"
 #include "served-resize.h"
 
 #include <errno.h>
@@ -133,6 +135,19 @@ static int choose_id(struct served_job *s, const char *kind, struct qc_err *err)
 	}
 }
 
+/*
+ * The base of a commit in a volume of Proxmox VE gets the name of top, which the header above
+ * has already (proxmox.h).
+ */
+static char *header_name(const struct served_job *s, u32 above, struct qc_err *err)
+{
+	const char *base = node_text(s, s->base, "file");
+
+	if (above < s->top && proxmox_owns(node_text(s, 0, "file")))
+		base = node_text(s, s->top, "file");
+	return backing_header_name(node_text(s, above, "file"), base, err);
+}
+
 /* @above: the layer whose header will name the base, for good */
 static int add_base(const struct served_job *s, u32 above, json_object *arguments,
 		    struct qc_err *err)
@@ -141,8 +156,7 @@ static int add_base(const struct served_job *s, u32 above, json_object *argument
 
 	if (s->base == s->nr_nodes)
 		return 0;
-	name = backing_header_name(node_text(s, above, "file"), node_text(s, s->base, "file"),
-				   err);
+	name = header_name(s, above, err);
 	if (!name)
 		return err->code;
 	json_add_string(arguments, "base-node", node_text(s, s->base, "node-name"));
@@ -493,6 +507,8 @@ static int start_merge(struct served_job *s, const struct merge_kind *kind, stru
 	if (!ret)
 		ret = job_settle_all(&dir, &s->served, err);
 	if (!ret)
+		ret = manager_check_path(served_top(&s->served), err);
+	if (!ret)
 		ret = kind->prepare(s, err);
 	if (!ret)
 		ret = check_exposed(s, kind, err);
@@ -534,9 +550,21 @@ static void tell_streamed(const struct served_job *s, u32 layers)
 	print_left(s, s->top + 1, s->base);
 }
 
+/* Snapshots of Proxmox VE are what its chain leads to: they would be none, and left over. */
+static int prepare_stream(struct served_job *s, struct qc_err *err)
+{
+	int ret = find_base(s, err);
+
+	if (ret || streamed_layers(s) == 0 || !proxmox_owns(node_text(s, 0, "file")))
+		return ret;
+	return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, where what is streamed up "
+			  "is no snapshot any more, but stays; qchainctl delete %s SNAP --stream "
+			  "does the same and removes it", node_text(s, 0, "file"), s->o->name);
+}
+
 int merge_stream_served(const struct served_merge *merge)
 {
-	static const struct merge_kind kind = { "stream", "into", streamed_layers, find_base,
+	static const struct merge_kind kind = { "stream", "into", streamed_layers, prepare_stream,
 						tell_streamed };
 
 	return merge_served(merge, &kind);
@@ -571,9 +599,13 @@ static int check_new_top(const struct served_job *s, const struct record_place *
 	char name[RECORD_IMAGE_BYTES];
 	int ret;
 
-	if (lv && record_is_foreign(lv))
-		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, which knows its "
-				  "current volume by name; that cannot be another one", top);
+	if (lv && record_is_foreign(lv) && !proxmox_is_volume(lv))
+		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, and is no qcow2 "
+				  "volume: that cannot be another one", top);
+	if (lv && record_is_foreign(lv) && s->base > 1)
+		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE: its data goes into "
+				  "%s only, the next layer; first qchainctl delete the snapshots "
+				  "between", top, node_text(s, 1, "file"));
 	ret = record_place_image(place, base, name, err);
 	if (!ret && name[0] == '/')
 		ret = qc_err_set(err, -EXDEV, "%s: is not beside %s, must be to become the "
@@ -622,6 +654,19 @@ static int check_standing(const struct served_job *s, struct qc_err *err)
 	return ret;
 }
 
+/* Those of Proxmox VE are in no record: their names say it, and so does the run record. */
+static int check_named(const struct served_job *s, char **files, u32 nr, struct qc_err *err)
+{
+	const char *snap = NULL;
+
+	for (u32 i = 0; i < nr && !snap; i++)
+		snap = served_snapshot(&s->served, files[i]);
+	if (!snap || !proxmox_owns(node_text(s, 0, "file")))
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: snapshot %s would be lost; qchainctl delete takes away "
+			  "one and keeps the others, or say --drop-snapshots", s->o->name, snap);
+}
+
 /* Snapshots that these layers hold are lost: that has to be meant (rule D2). */
 static int check_snapshots(struct served_job *s, struct qc_err *err)
 {
@@ -634,7 +679,10 @@ static int check_snapshots(struct served_job *s, struct qc_err *err)
 	files = lost_layers(s, &nr);
 	if (!files)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", s->o->name);
-	ret = restore_points_check(files, nr, "stream keeps it, or say --drop-snapshots", err);
+	ret = check_named(s, files, nr, err);
+	if (!ret)
+		ret = restore_points_check(files, nr, "stream keeps it, or say --drop-snapshots",
+					   err);
 	free(files);
 	return ret;
 }

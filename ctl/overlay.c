@@ -3,6 +3,7 @@
 #include "overlay.h"
 
 #include "image/offline.h"
+#include "proxmox.h"
 #include "retire.h"
 
 #include <errno.h>
@@ -51,9 +52,25 @@ static bool is_taken(const struct record_place *place, const char *name, const c
 	return lstat(path, &st) == 0 || (place->vg[0] && record_place_lv(place, name));
 }
 
-static int choose_name(struct overlay *o, const struct record_place *place, struct qc_err *err)
+/* What is to be renamed to a name of Proxmox VE has one of ours until then. */
+static int choose_interim_name(struct overlay *o, const struct record_place *place,
+			       const struct device_record *record)
+{
+	char name[RECORD_IMAGE_BYTES];
+
+	proxmox_interim_lv(record->volume, name);
+	snprintf(o->name, sizeof(o->name), "%.127s", name);
+	snprintf(o->path, sizeof(o->path), "%s/%s", place->dir, o->name);
+	return 0;
+}
+
+static int choose_name(struct overlay *o, const struct record_place *place,
+		       const struct device_record *record, struct qc_err *err)
 {
 	char stem[100];
+
+	if (record->volume[0])
+		return choose_interim_name(o, place, record);
 
 	stem_of(o->top, stem, sizeof(stem));
 	for (u32 i = 1; i < MAX_NAMES; i++) {
@@ -71,14 +88,16 @@ static int choose_name(struct overlay *o, const struct record_place *place, stru
 static int read_again(const struct overlay *o, struct record_place *place,
 		      struct device_record **record, struct qc_err *err)
 {
-	char image[RECORD_IMAGE_BYTES];
+	char image[RECORD_IMAGE_BYTES], top[RECORD_IMAGE_BYTES];
 	int ret;
 
+	memcpy(top, (*record)->top, sizeof(top));
 	record_place_exit(place);
 	ret = record_place_of(o->top, place, image, err);
+	if (!ret)
+		ret = proxmox_find_record(place, o->device, top, record, err);
 	if (ret)
 		return ret;
-	*record = record_place_find(place, o->device);
 	return *record ? 0 : qc_err_set(err, -ENOENT, "%s: the record of device %s has gone",
 					place->dir, o->device);
 }
@@ -86,12 +105,16 @@ static int read_again(const struct overlay *o, struct record_place *place,
 static int make_lv(struct overlay *o, const struct image_create_options *options,
 		   struct record_place *place, struct device_record **record, struct qc_err *err)
 {
-	char tag[QC_MAX_CHAIN_NAME + 16];
+	char tags[QC_MAX_CHAIN_NAME + 16 + 2 * RECORD_IMAGE_BYTES], theirs[2 * RECORD_IMAGE_BYTES];
 	int ret;
 
-	snprintf(tag, sizeof(tag), "qchain.new=%s", o->device);
+	snprintf(tags, sizeof(tags), "qchain.new=%s", o->device);
+	if ((*record)->volume[0]) {
+		proxmox_tags((*record)->volume, theirs, sizeof(theirs));
+		snprintf(tags, sizeof(tags), "qchain.new=%s,%s", o->device, theirs);
+	}
 	ret = lvm_create(place->vg, o->name, o->lv_bytes ? o->lv_bytes :
-			 image_thick_bytes(options), tag, err);
+			 image_thick_bytes(options), tags, err);
 	o->made = ret == 0;
 	if (!ret)
 		ret = read_again(o, place, record, err);
@@ -140,7 +163,7 @@ int overlay_make(struct overlay *o, struct record_place *place, struct device_re
 {
 	struct image_create_options options;
 	char *backing;
-	int ret = choose_name(o, place, err);
+	int ret = choose_name(o, place, *record, err);
 
 	if (ret)
 		return ret;
@@ -148,9 +171,11 @@ int overlay_make(struct overlay *o, struct record_place *place, struct device_re
 	options.virtual_size = o->virtual_size;
 	options.cluster_bits = OVERLAY_CLUSTER_BITS;
 	options.extl2 = true;
-	backing = backing_header_name(o->path, o->top, err);
+	backing = o->header_name ? strdup(o->header_name) :
+				   backing_header_name(o->path, o->top, err);
 	if (!backing)
-		return -EINVAL;
+		return err->code ? err->code : qc_err_set(err, -ENOMEM, "%s: out of memory",
+							  o->top);
 	options.backing_name = backing;
 	options.backing_format = o->format;
 	ret = place->vg[0] ? make_lv(o, &options, place, record, err) :
@@ -194,6 +219,26 @@ static bool is_marked(const struct lvm_lv *lv, const char *device)
 	return at && (at == lv->tags || at[-1] == ',') && (!at[len] || at[len] == ',');
 }
 
+static void withdraw_name(struct client *client, const char *name)
+{
+	struct overlay overlay = { .made = true };
+	char node[QC_MAX_NODE_NAME + 1];
+
+	snprintf(overlay.name, sizeof(overlay.name), "%.127s", name);
+	overlay_node_name(&overlay, node);
+	overlay_withdraw(client, node);
+}
+
+void overlay_withdraw_unfinished(struct client *client, const struct record_place *place,
+				 const struct device_record *record)
+{
+	for (u32 i = 0; i < place->nr_lvs; i++)
+		if (is_marked(&place->lvs[i], record->name))
+			withdraw_name(client, place->lvs[i].name);
+	if (record->pending[0])
+		withdraw_name(client, record->pending);
+}
+
 static int clean_group(const struct record_place *place, const struct device_record *record,
 		       struct qc_err *err)
 {
@@ -212,9 +257,9 @@ static int clean_group(const struct record_place *place, const struct device_rec
 	return ret;
 }
 
+/* What the name leads to does not matter: it may be what that will be called. */
 bool overlay_is_unused(const char *path)
 {
-	struct image_ident below;
 	struct io_dev *dev;
 	struct image *img;
 	struct stat st;
@@ -222,13 +267,12 @@ bool overlay_is_unused(const char *path)
 
 	if (stat(path, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
 		return false;
-	if (overlay_backing(path, &below) <= 0)
-		return S_ISREG(st.st_mode) && st.st_size <= (off_t)(2 * MiB);
 	if (io_dev_open(path, IO_DEV_NOLOCK, &dev, NULL))
 		return false;
 	if (image_open(dev, IMAGE_QCOW2, 0, &img, NULL))
-		return false;
-	empty = l1_next(&img->l1, 0, img->l1_size) == img->l1_size;
+		return S_ISREG(st.st_mode) && st.st_size <= (off_t)(2 * MiB);
+	empty = img->backing_name ? l1_next(&img->l1, 0, img->l1_size) == img->l1_size :
+				    S_ISREG(st.st_mode) && st.st_size <= (off_t)(2 * MiB);
 	image_close(img);
 	return empty;
 }

@@ -7,6 +7,7 @@
 
 /*
  * struct overlay - an image that is to stand on the top of a device
+ * @header_name: of the image below, as it will be called; NULL: as it is called now
  * @lv_bytes: size of the LV; 0: so that it can never run full (rule A4)
  * @made: it is there, and goes again with overlay_remove()
  */
@@ -14,6 +15,7 @@ struct overlay {
 	const char *device;
 	const char *top; /* path of the image below */
 	const char *format; /* of that, "qcow2" or "raw" */
+	const char *header_name;
 	u64 virtual_size;
 	u64 lv_bytes;
 	bool made;
@@ -55,5 +57,8 @@ int overlay_bring_in(struct client *client, const struct overlay *overlay, char 
 		     struct qc_err *err);
 /* Take back what was brought in and not used; fine when there is nothing. */
 void overlay_withdraw(struct client *client, const char *node);
+/* The same for all that a verb which was killed has left, before overlay_clean(). */
+void overlay_withdraw_unfinished(struct client *client, const struct record_place *place,
+				 const struct device_record *record);
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Which image `up` may serve as the top of a device (rule D1). */
 #include "overlay.h"
+#include "proxmox.h"
 #include "revert-record.h"
 
 #include <errno.h>
@@ -28,28 +29,32 @@ static int no_record(const char *name, const char *where, struct qc_err *err)
 			  "its TOP, or the directory, too: qchainctl up %s TOP", name);
 }
 
+static int read_again(struct record_top *top, struct qc_err *err)
+{
+	char where[4096];
+
+	snprintf(where, sizeof(where), "%s", top->place.vg[0] ? top->place.vg : top->place.dir);
+	record_place_exit(&top->place);
+	return record_place_open(where, &top->place, err);
+}
+
 /* A revert that was killed: which is the top? The place is read again then. */
 static int settle(struct record_top *top, const char *name, struct qc_err *err)
 {
 	struct device_record *record = record_place_find(&top->place, name);
-	char where[4096];
 	int ret;
 
 	if (!record || !record->revert.overlay[0])
 		return 0;
 	ret = revert_settle(&top->place, record, NULL, err);
-	if (ret)
-		return ret;
-	snprintf(where, sizeof(where), "%s", top->place.vg[0] ? top->place.vg : top->place.dir);
-	record_place_exit(&top->place);
-	return record_place_open(where, &top->place, err);
+	return ret ? ret : read_again(top, err);
 }
 
 /* No TOP was given: the record says it. */
 static int top_from_record(struct record_top *top, const char *name, const char *where,
 			   struct qc_err *err)
 {
-	const struct device_record *record;
+	struct device_record *record;
 	int ret = *where ? record_place_open(where, &top->place, err) :
 			   record_place_search(name, &top->place, err);
 
@@ -63,16 +68,35 @@ static int top_from_record(struct record_top *top, const char *name, const char 
 	if (!record)
 		return no_record(name, where, err);
 	snprintf(top->image, sizeof(top->image), "%s", record->top);
-	return record_place_path(&top->place, record->top, top->path, sizeof(top->path), err);
+	ret = proxmox_rename(&top->place, record, err);
+	return ret ? ret : record_place_path(&top->place, top->image, top->path, sizeof(top->path),
+					     err);
+}
+
+/* An interrupted revert, and then names: what @top->path leads to may be another LV now. */
+static int settle_path(struct record_top *top, const char *name, struct qc_err *err)
+{
+	struct device_record *record;
+	int ret = settle(top, name, err);
+
+	record = ret ? NULL : record_place_find(&top->place, name);
+	if (!record || !record->volume[0])
+		return ret;
+	snprintf(top->image, sizeof(top->image), "%s", record->top);
+	ret = proxmox_rename(&top->place, record, err);
+	return ret ? ret : record_place_path(&top->place, top->image, top->path, sizeof(top->path),
+					     err);
 }
 
 static int top_from_path(struct record_top *top, const char *name, struct qc_err *err)
 {
-	int ret = record_place_of(top->path, &top->place, top->image, err);
+	int ret = proxmox_settle_path(top->path, name, err);
 
+	if (!ret)
+		ret = record_place_of(top->path, &top->place, top->image, err);
 	top->has_place = ret == 0;
 	if (!ret)
-		ret = settle(top, name, err);
+		ret = settle_path(top, name, err);
 	return ret == -EOPNOTSUPP ? 0 : ret;
 }
 

@@ -22,6 +22,7 @@
 #define TAG_NEW "qchain.new="
 #define TAG_DEAD "qchain.dead="
 #define TAG_REVERT "qchain.revert="
+#define TAG_VOLUME "qchain.volume="
 
 /* ---- tags ------------------------------------------------------------------------ */
 
@@ -134,6 +135,9 @@ static int parse_record(const struct lvm_lv *lv, struct device_record *record)
 			ret = parse_dead(tag + strlen(TAG_DEAD), record);
 		else if (!strncmp(tag, TAG_REVERT, strlen(TAG_REVERT)))
 			parse_revert(tag + strlen(TAG_REVERT), &record->revert);
+		else if (!strncmp(tag, TAG_VOLUME, strlen(TAG_VOLUME)))
+			snprintf(record->volume, sizeof(record->volume), "%.127s",
+				 tag + strlen(TAG_VOLUME));
 		else
 			ret = record_tag_take_job(tag, record);
 	}
@@ -343,6 +347,24 @@ const struct lvm_lv *record_place_lv(const struct record_place *place, const cha
 	return NULL;
 }
 
+const struct lvm_lv *record_lv_of(const char *path, struct record_place **place)
+{
+	char image[RECORD_IMAGE_BYTES];
+	struct qc_err ignored = { 0 };
+
+	*place = calloc(1, sizeof(**place));
+	if (!*place || record_place_of(path, *place, image, &ignored))
+		return NULL;
+	return record_place_lv(*place, image);
+}
+
+void record_place_free(struct record_place *place_owned)
+{
+	if (place_owned)
+		record_place_exit(place_owned);
+	free(place_owned);
+}
+
 int record_place_path(const struct record_place *place, const char *image, char *path,
 		      size_t bytes, struct qc_err *err)
 {
@@ -371,9 +393,14 @@ static const struct lvm_lv *lv_of_path(const struct record_place *place, const c
 	char lv_path[512], vg[128], lv[128];
 	struct stat st;
 
-	if (stat(path, &st) || !S_ISBLK(st.st_mode) ||
-	    !image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)) ||
-	    !lv_path_split(lv_path, vg, lv) || strcmp(vg, place->vg))
+	if (stat(path, &st))
+		return NULL;
+	if (S_ISBLK(st.st_mode)) {
+		if (!image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)))
+			return NULL;
+		path = lv_path;
+	}
+	if (!lv_path_split(path, vg, lv) || strcmp(vg, place->vg))
 		return NULL;
 	return record_place_lv(place, lv);
 }
@@ -440,7 +467,7 @@ static bool has_tag(const char *tags, const char *tag)
 static bool is_ours(const char *tag)
 {
 	static const char *const ours[] = { TAG_DEVICE, TAG_SNAPSHOT, TAG_DEAD, TAG_REVERT,
-					    RECORD_TAG_JOB, RECORD_TAG_JOB_ERROR };
+					    TAG_VOLUME, RECORD_TAG_JOB, RECORD_TAG_JOB_ERROR };
 	bool found = false;
 
 	for (u32 i = 0; i < ARRAY_SIZE(ours); i++)
@@ -463,6 +490,34 @@ static int list_jobs(struct tag_list *list, const struct device_record *record)
 	return ret;
 }
 
+static int list_snapshots(struct tag_list *list, const struct device_record *record)
+{
+	char tag[512];
+	int ret = 0;
+
+	for (u32 i = 0; i < record->nr_snapshots && !ret; i++) {
+		const struct record_snapshot *s = &record->snapshots[i];
+
+		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%u:%s:%.40s%s%.40s", s->number, s->name,
+			 s->image, s->from[0] ? ":" : "", s->from);
+		ret = list_add(list, tag);
+	}
+	return ret;
+}
+
+static int list_dead(struct tag_list *list, const struct device_record *record)
+{
+	char tag[512];
+	int ret = 0;
+
+	for (u32 i = 0; i < record->nr_dead && !ret; i++) {
+		snprintf(tag, sizeof(tag), TAG_DEAD "%.40s%s", record->dead[i].image,
+			 record->dead[i].wipe ? ":wipe" : record->dead[i].keep ? ":keep" : "");
+		ret = list_add(list, tag);
+	}
+	return ret;
+}
+
 /* All tags of @record. */
 static int list_record(struct tag_list *list, const struct device_record *record)
 {
@@ -472,18 +527,14 @@ static int list_record(struct tag_list *list, const struct device_record *record
 	snprintf(tag, sizeof(tag), TAG_DEVICE "%s:%llu:%s", record->name,
 		 (unsigned long long)record->sequence, record->top);
 	ret = list_add(list, tag);
-	for (u32 i = 0; i < record->nr_snapshots && !ret; i++) {
-		const struct record_snapshot *s = &record->snapshots[i];
-
-		snprintf(tag, sizeof(tag), TAG_SNAPSHOT "%u:%s:%.40s%s%.40s", s->number, s->name,
-			 s->image, s->from[0] ? ":" : "", s->from);
+	if (!ret && record->volume[0]) {
+		snprintf(tag, sizeof(tag), TAG_VOLUME "%s", record->volume);
 		ret = list_add(list, tag);
 	}
-	for (u32 i = 0; i < record->nr_dead && !ret; i++) {
-		snprintf(tag, sizeof(tag), TAG_DEAD "%.40s%s", record->dead[i].image,
-			 record->dead[i].wipe ? ":wipe" : record->dead[i].keep ? ":keep" : "");
-		ret = list_add(list, tag);
-	}
+	if (!ret)
+		ret = list_snapshots(list, record);
+	if (!ret)
+		ret = list_dead(list, record);
 	if (!ret && record->revert.overlay[0]) {
 		snprintf(tag, sizeof(tag), TAG_REVERT "%.40s:%s:%d:%s", record->revert.overlay,
 			 record->revert.snapshot, record->revert.wipe, record->revert.keep);
@@ -686,6 +737,10 @@ void record_note(const struct record_place *place, const struct device_record *r
 	json_object_object_add(state, "snapshots", list);
 	if (record || place->dir[0]) /* else the run record's own is all that there is */
 		json_object_object_add(state, "jobs", note_jobs(place, record));
+	json_object_object_del(state, "volume");
+	snprintf(path, sizeof(path), "/dev/%s/%s", place->vg, record ? record->volume : "");
+	if (record && record->volume[0] && record->sequence) /* was written: LVs may be renamed */
+		json_object_object_add(state, "volume", json_object_new_string(path));
 	json_object_object_del(state, "reverting");
 	if (record && record->revert.overlay[0] &&
 	    !record_place_path(place, record->revert.overlay, path, sizeof(path), NULL))

@@ -58,6 +58,13 @@ int record_place_image(const struct record_place *place, const char *path, char 
 const struct lvm_lv *record_place_lv(const struct record_place *place, const char *name);
 
 /*
+ * record_lv_of - the LV that @path is, as it is in its VG; NULL: none, or not known
+ * *@place: malloc'ed, also then; record_place_free(), where NULL is fine
+ */
+const struct lvm_lv *record_lv_of(const char *path, struct record_place **place);
+void record_place_free(struct record_place *place_owned);
+
+/*
  * record_place_save - write @record, durably, as one change; its sequence goes up
  * An LV that it calls pending is marked as not ready before that.
  * The LV that is its top must have been there when the place was read. A record
@@ -75,12 +82,13 @@ int record_place_remove(const struct record_place *place, const char *name, stru
 
 /*
  * Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record,
- * and, while it is being reverted, that of what may be the top.
+ * and, while it is being reverted, that of what may be the top; and that LVs of Proxmox VE
+ * may have other names than the record says, which proxmox_settle_served() ends.
  */
 void record_note(const struct record_place *place, const struct device_record *record,
 		 const char *top, json_object *state);
 
-/* Has Proxmox VE made this LV? Its names say what is top, so it has no record. */
+/* Has Proxmox VE made this LV? Its names say what is top: proxmox.h. */
 bool record_is_foreign(const struct lvm_lv *lv);
 
 /* ---- choosing a top (record-top.c) ------------------------------------------------- */

@@ -123,6 +123,9 @@ int revert_open(struct revert *r, struct qc_err *err)
 	u32 target;
 	int ret = device_images_open(&r->images, err);
 
+	if (!ret && r->keep && r->images.record->volume[0])
+		ret = qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, whose chains have "
+				 "no branches; expected no --keep", r->images.record->volume);
 	if (!ret)
 		ret = find_target(r, &target, err);
 	if (!ret)
@@ -289,7 +292,15 @@ int revert_switch(struct revert *r, struct qc_err *err)
 
 int revert_finish(struct revert *r, struct qc_err *err)
 {
-	return retire_dead(&r->images.place, r->images.record, &r->retire, err);
+	struct device_images *d = &r->images;
+	int ret = device_images_rename(d, err);
+
+	if (!ret)
+		ret = record_place_path(&d->place, r->overlay.image, r->overlay.path,
+					sizeof(r->overlay.path), err);
+	if (!ret)
+		ret = retire_dead(&d->place, d->record, &r->retire, err);
+	return ret ? ret : device_images_release(d, err);
 }
 
 /* ---- after a failure --------------------------------------------------------------------- */
@@ -309,6 +320,8 @@ static int take_back(struct revert *r, struct qc_err *err)
 	}
 	if (!ret)
 		ret = record_place_save(&d->place, d->record, err);
+	if (!ret)
+		ret = device_images_release(d, err);
 	return ret ? ret : overlay_remove(&r->overlay, &d->place, d->record, err);
 }
 

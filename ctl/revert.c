@@ -155,7 +155,8 @@ const struct verb verb_revert = {
 		"\n"
 		"NAME is served or not; VG or DIR says where its images are, when they are files\n"
 		"that nobody serves. SNAP itself stays, and can be reverted to again: writes go\n"
-		"to a new overlay on it. Images on which others stand are never dropped.\n",
+		"to a new overlay on it. Images on which others stand are never dropped. A volume\n"
+		"of Proxmox VE keeps its naming; not served, NAME is its own name, with its VG.\n",
 	.examples =
 		"  qchainctl revert vm7 before-upgrade\n"
 		"  qchainctl revert vm7 monday --keep failed-upgrade\n"

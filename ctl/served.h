@@ -202,6 +202,9 @@ int spawn_version(char *text, struct qc_err *err);
 
 /* ---- logical volumes (activate.c) ------------------------------------------------------------ */
 
+/* What the header of the image at @path names, malloc'ed; NULL: nothing, or it cannot be read. */
+char *header_backing_name(const char *path);
+
 /*
  * activate_chain - make the LVs of the chain under @top active
  * @activated: a list; "VG/LV" of each one that was not active is added

@@ -3,6 +3,8 @@
 #include "snapshot.h"
 
 #include "job-record.h"
+#include "manager.h"
+#include "proxmox.h"
 #include "revert-record.h"
 
 #include <errno.h>
@@ -52,33 +54,35 @@ static int ask_layers(struct snapshot *s, struct qc_err *err)
 	return ret;
 }
 
-static int check_foreign(const struct snapshot *s, struct qc_err *err)
+static int no_record(const struct snapshot *s, struct qc_err *err)
 {
 	const struct lvm_lv *lv = record_place_lv(&s->place, s->old_image);
 
-	if (!lv || !record_is_foreign(lv))
-		return 0;
-	return qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, whose snapshots rename "
-			  "the current volume; that cannot be done yet while it is served: take "
-			  "the device down and let Proxmox VE do it", lv->vg, lv->name);
+	if (lv && record_is_foreign(lv))
+		return qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, and is no qcow2 "
+				  "volume: those have no snapshots there", lv->vg, lv->name);
+	return qc_err_set(err, -ENOENT, "%s: has no record in %s; take it down and up again with "
+			  "qchainctl", s->name, s->place.dir);
 }
 
 static int find_record(struct snapshot *s, struct qc_err *err)
 {
+	const struct lvm_lv *lv;
 	int ret = record_place_of(s->old_top, &s->place, s->old_image, err);
 
 	if (ret == -EOPNOTSUPP)
 		return qc_err_set(err, ret, "%s: a block device that is no LV; there is no place "
 				  "beside it for an overlay", s->old_top);
+	lv = ret ? NULL : record_place_lv(&s->place, s->old_image);
+	if (lv)
+		ret = manager_check(lv, err);
 	if (!ret)
-		ret = check_foreign(s, err);
+		ret = proxmox_find_record(&s->place, s->name, s->old_image, &s->record, err);
 	if (ret)
 		return ret;
-	s->record = record_place_find(&s->place, s->name);
 	if (s->record)
 		return revert_settle_served(&s->served, &s->dir, &s->place, s->record, err);
-	return qc_err_set(err, -ENOENT, "%s: has no record in %s; take it down and up again with "
-			  "qchainctl", s->name, s->place.dir);
+	return no_record(s, err);
 }
 
 /* "VG/LV" of the overlay first in the list of what is to be deactivated, or not in it. */
@@ -112,6 +116,30 @@ static int save_state(struct snapshot *s, struct qc_err *err)
 	return rundir_save(&s->dir, s->served.record, err);
 }
 
+/*
+ * Of Proxmox VE: the daemon takes an overlay only if its header names the layer below. What
+ * that will be called counts from before the switch; a kill in between is settled by
+ * proxmox_settle_served().
+ */
+static int tell_name(const struct snapshot *s, const char *path, struct qc_err *err)
+{
+	json_object *arguments;
+
+	if (!s->header_name[0])
+		return 0;
+	arguments = one_argument("node-name", json_object_new_string(s->old_node));
+	json_object_object_add(arguments, "filename", json_object_new_string(path));
+	return client_command(s->served.client, "qchain-rename-layer", arguments, false, NULL, err);
+}
+
+static int tell_later_name(const struct snapshot *s, struct qc_err *err)
+{
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%.3800s/%s", s->place.dir, s->header_name);
+	return tell_name(s, path, err);
+}
+
 /* Record, run record and images as they were; the overlay is no layer of the daemon. */
 static int take_back(struct snapshot *s, struct qc_err *err)
 {
@@ -119,11 +147,14 @@ static int take_back(struct snapshot *s, struct qc_err *err)
 	int ret = 0;
 
 	overlay_withdraw(s->served.client, s->node);
+	tell_name(s, s->old_top, NULL);
 	if (s->overlay.image[0] && !strcmp(record->top, s->overlay.image)) {
 		snprintf(record->pending, sizeof(record->pending), "%s", s->overlay.image);
 		snprintf(record->top, sizeof(record->top), "%s", s->old_image);
 		device_record_drop(record, s->old_image);
 		ret = record_place_save(&s->place, record, err);
+		if (!ret)
+			ret = proxmox_release(&s->place, record, err);
 		if (!ret)
 			ret = save_state(s, err);
 	}
@@ -163,22 +194,6 @@ static int settle_recorded(struct snapshot *s, struct qc_err *err)
 	return ret;
 }
 
-static void withdraw_unfinished(struct snapshot *s)
-{
-	char name[sizeof(s->overlay.name)] = "";
-
-	for (u32 i = 0; i < s->place.nr_lvs; i++)
-		if (strstr(s->place.lvs[i].tags, "qchain.new="))
-			snprintf(name, sizeof(name), "%s", s->place.lvs[i].name);
-	if (s->record->pending[0])
-		snprintf(name, sizeof(name), "%.127s", s->record->pending);
-	snprintf(s->overlay.name, sizeof(s->overlay.name), "%s", name);
-	if (name[0])
-		overlay_node_name(&s->overlay, s->node);
-	overlay_withdraw(s->served.client, s->node);
-	s->overlay.name[0] = s->node[0] = 0;
-}
-
 /* What a killed qchainctl has left. */
 static int settle(struct snapshot *s, struct qc_err *err)
 {
@@ -192,8 +207,44 @@ static int settle(struct snapshot *s, struct qc_err *err)
 		}
 		return ret;
 	}
-	withdraw_unfinished(s);
+	overlay_withdraw_unfinished(s->served.client, &s->place, s->record);
 	return overlay_clean(&s->place, s->record, err);
+}
+
+/*
+ * What is left of it would be done below the overlay, whose header would name the base as it
+ * is called now: of Proxmox VE it gets the name of what goes down.
+ */
+static int check_active_commit(const struct snapshot *s, struct qc_err *err)
+{
+	const struct record_job *job = NULL;
+
+	for (u32 i = 0; i < s->record->nr_jobs; i++)
+		if (!strcmp(s->record->jobs[i].kind, "commit") &&
+		    !strcmp(s->record->jobs[i].top, s->record->top))
+			job = &s->record->jobs[i];
+	if (!job)
+		return 0;
+	return qc_err_set(err, -EBUSY, "%s: its active layer is being committed, and %s belongs to "
+			  "Proxmox VE; first qchainctl job wait %s %s", s->name, s->record->volume,
+			  s->name, job->id);
+}
+
+static int check_name(struct snapshot *s, struct qc_err *err)
+{
+	int ret;
+
+	if (device_record_by_name(s->record, s->snap))
+		return qc_err_set(err, -EEXIST, "%s: has a snapshot %s already; see qchainctl tree "
+				  "%s", s->name, s->snap, s->name);
+	if (!s->record->volume[0])
+		return 0;
+	ret = check_active_commit(s, err);
+	if (ret)
+		return ret;
+	proxmox_snapshot_lv(s->record->volume, s->snap, s->header_name);
+	s->overlay.header_name = s->header_name;
+	return proxmox_check_snapshot(&s->place, s->record->volume, s->snap, err);
 }
 
 int snapshot_open(struct snapshot *s, struct qc_err *err)
@@ -209,17 +260,16 @@ int snapshot_open(struct snapshot *s, struct qc_err *err)
 	if (!s->served.record)
 		return qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
 				  "record; take it down, and up with qchainctl", s->name);
-	ret = job_settle_all(&s->dir, &s->served, err); /* a pivot: then the top is another one */
+	ret = proxmox_settle_served(&s->served, &s->dir, err);
+	if (!ret) /* a pivot: then the top is another one */
+		ret = job_settle_all(&s->dir, &s->served, err);
 	if (!ret)
 		ret = ask_layers(s, err);
 	if (!ret)
 		ret = find_record(s, err);
 	if (!ret)
 		ret = settle(s, err);
-	if (!ret && device_record_by_name(s->record, s->snap))
-		ret = qc_err_set(err, -EEXIST, "%s: has a snapshot %s already; see qchainctl tree "
-				 "%s", s->name, s->snap, s->name);
-	return ret;
+	return ret ? ret : check_name(s, err);
 }
 
 /* ---- the steps --------------------------------------------------------------------------- */
@@ -251,7 +301,7 @@ int snapshot_record(struct snapshot *s, struct qc_err *err)
 	if (!ret)
 		ret = save_state(s, err);
 	crash_point("snapshot.noted");
-	return ret;
+	return ret ? ret : tell_later_name(s, err);
 }
 
 static u64 now_ns(void)
@@ -306,6 +356,23 @@ int snapshot_publish(struct snapshot *s, u64 deadline_ns, struct qc_err *err)
 		qc_err_prefix(err, "%s: it is not known whether snapshot %s was taken (qchainctl "
 			      "tree, up or another snapshot will find out)", s->name, s->snap);
 	return ret;
+}
+
+int snapshot_settle(struct snapshot *s, struct qc_err *err)
+{
+	int ret;
+
+	if (!s->header_name[0])
+		return 0;
+	ret = proxmox_settle_served(&s->served, &s->dir, err);
+	if (ret)
+		return qc_err_prefix(err, "%s: snapshot %s was taken, but not all LVs have the "
+				     "names that Proxmox VE expects yet (the next verb goes on "
+				     "with it)",
+				     s->name, s->snap);
+	snprintf(s->overlay.path, sizeof(s->overlay.path), "%s", served_top(&s->served));
+	snprintf(s->old_top, sizeof(s->old_top), "%.4000s/%.90s", s->place.dir, s->header_name);
+	return 0;
 }
 
 int snapshot_undo(struct snapshot *s, struct qc_err *err)

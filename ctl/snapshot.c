@@ -123,7 +123,7 @@ static int take(struct group *g, struct qc_err *err)
 		ret = switch_group(g, err);
 	if (ret)
 		undo(g);
-	return ret;
+	return ret ? ret : for_all(g, snapshot_settle, err);
 }
 
 /* ---- the verb -------------------------------------------------------------------------- */
@@ -249,7 +249,8 @@ const struct verb verb_snapshot = {
 		"\n"
 		"A new LV of the same VG, or a new file beside the top, takes all writes from now\n"
 		"on. It keeps its name for ever; qchainctl tree shows which layer holds what.\n"
-		"Merges that run go on below it.\n",
+		"Merges that run go on below it. Of a volume of Proxmox VE it gets the volume's\n"
+		"name, as Proxmox VE has it.\n",
 	.examples =
 		"  qchainctl snapshot vm7 before-upgrade\n"
 		"  qchainctl snapshot vm7 monday --size 20G --freeze --json\n"

@@ -12,10 +12,12 @@
  *	snapshot_hold      groups: the daemon starts no write any more
  *	snapshot_publish   the daemon switches
  *	snapshot_release   writes start again
+ *	snapshot_settle    of Proxmox VE: LVs get their names (proxmox.h)
  *	snapshot_undo      after a failure of one of these: nothing is left
  *
  * @snap: name of the snapshot; @lv_bytes: as struct overlay
  * @old_top, @old_image, @old_node: the layer that is to be sealed
+ * @header_name: of Proxmox VE: what that layer will be called; "": it keeps its name
  * @unknown: it cannot be told whether the daemon has switched
  */
 struct snapshot {
@@ -34,6 +36,7 @@ struct snapshot {
 	char old_top[4096];
 	char old_image[RECORD_IMAGE_BYTES];
 	char old_node[64];
+	char header_name[RECORD_IMAGE_BYTES];
 	u64 publish_ns; /* that the switch took, as qchainctl saw it */
 };
 
@@ -48,6 +51,7 @@ int snapshot_record(struct snapshot *s, struct qc_err *err);
 int snapshot_hold(struct snapshot *s, u64 *deadline_ns, struct qc_err *err);
 int snapshot_publish(struct snapshot *s, u64 deadline_ns, struct qc_err *err);
 void snapshot_release(struct snapshot *s);
+int snapshot_settle(struct snapshot *s, struct qc_err *err);
 /* Does nothing when it was published or that cannot be told. */
 int snapshot_undo(struct snapshot *s, struct qc_err *err);
 void snapshot_close(struct snapshot *s);

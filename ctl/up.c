@@ -3,6 +3,7 @@
 #include "guard.h"
 #include "job-record.h"
 #include "merging.h"
+#include "proxmox.h"
 #include "revert-record.h"
 #include "tab.h"
 
@@ -491,6 +492,24 @@ static bool is_read_only(json_object *record)
 	return false;
 }
 
+/*
+ * Of Proxmox VE: the run record has the snapshots that names tell of. A record that an
+ * interrupted verb had left is not needed any more.
+ */
+static int note_volume(struct record_top *top, const char *name, json_object *state,
+		       struct qc_err *err)
+{
+	struct device_record *record = NULL;
+	int ret = proxmox_find_record(&top->place, name, top->image, &record, err);
+
+	if (ret || !record || !record->volume[0])
+		return ret;
+	ret = proxmox_release(&top->place, record, err);
+	if (!ret)
+		record_note(&top->place, record, top->path, state);
+	return ret;
+}
+
 /* Its LVs made active, and what stands on it, or is to be known of it (rule D1). */
 static int prepare_top(const struct up_options *up, struct record_top *top, json_object *record,
 		       struct qc_err *err)
@@ -506,6 +525,8 @@ static int prepare_top(const struct up_options *up, struct record_top *top, json
 	}
 	if (ret == 0 && !is_read_only(record))
 		ret = record_top_claim(top, up->name, up->assume_unshared, err);
+	if (ret == 0 && top->has_place)
+		ret = note_volume(top, up->name, record, err);
 	return ret ? qc_err_prefix(err, "%s", up->name) : 0;
 }
 
@@ -585,7 +606,8 @@ static void restart_top(struct record_top *top, const char *name, const char *be
 	snprintf(top->path, sizeof(top->path), "%s", before);
 	if (!read_only && record_place_of(before, &place, image, NULL) == 0)
 		record = record_place_find(&place, name);
-	if (record && revert_settle(&place, record, NULL, &err))
+	if (record && (revert_settle(&place, record, NULL, &err) ||
+		       proxmox_rename(&place, record, &err)))
 		print_error(&err);
 	if (record)
 		record_place_path(&place, record->top, top->path, sizeof(top->path), NULL);
@@ -630,6 +652,9 @@ static int up_again(const struct up_options *up, struct rundir *dir, struct serv
 		return qc_err_set(err, -ENOENT, "%s: its daemon has ended and was not started by "
 				  "qchainctl; remove %s and start it as before", dead->name,
 				  dir->path);
+	ret = proxmox_settle_served(dead, dir, err);
+	if (ret)
+		return ret;
 	if (dead->state == SERVED_RECOVERABLE)
 		return start_recovery(up, dir, dead->record, result, err);
 	forget_device(dead->record);

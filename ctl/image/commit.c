@@ -2,6 +2,7 @@
 /* qchainctl commit: merge overlays down into a backing layer, served (../merge.c) or not. */
 #include "../job-record.h"
 #include "../merge.h"
+#include "../proxmox.h"
 #include "committed.h"
 #include "merge-cost.h"
 #include "merge-run.h"
@@ -54,6 +55,7 @@ struct commit {
 	char *top_path;
 	char *base_path;
 	char *changed_path; /* whose header will name the base */
+	const char *wanted_name; /* for the base; NULL: as it is called now */
 	char *header_name; /* NULL: it does so already */
 	enum image_format base_format;
 	u64 top_bytes;
@@ -104,8 +106,11 @@ static int take_paths(struct commit *c, const struct chain *chain, struct qc_err
 		return qc_err_set(err, -ENOMEM, "out of memory");
 	if (c->top == 0 && c->base == 1)
 		return 0;
-	c->header_name = backing_header_name(c->changed_path, c->base_path, err);
-	return c->header_name ? 0 : err->code;
+	c->header_name = c->wanted_name ? strdup(c->wanted_name) :
+			 backing_header_name(c->changed_path, c->base_path, err);
+	if (c->header_name)
+		return 0;
+	return err->code ? err->code : qc_err_set(err, -ENOMEM, "out of memory");
 }
 
 static int take_spoilt(struct commit *c, const struct chain *chain, struct qc_err *err)
@@ -249,7 +254,10 @@ static void choose_job(struct commit *c)
 static int record_open(struct commit *c, const char *top, struct qc_err *err)
 {
 	char device[QC_MAX_CHAIN_NAME + 1];
-	int ret = c->settled ? 0 : find_device(top, device, sizeof(device), err);
+	int ret = c->settled ? 0 : proxmox_refuse_merge(top, err);
+
+	if (!ret && !c->settled)
+		ret = find_device(top, device, sizeof(device), err);
 
 	if (ret || c->settled || !device[0])
 		return ret;
@@ -406,8 +414,9 @@ static int commit_image(const char *name, struct commit *c, struct merge *merge,
 int offline_commit(const struct offline_merge *m, struct merge *result, struct qc_err *err)
 {
 	struct commit c = { .offline.format = IMAGE_QCOW2, .top_name = m->layer,
-			    .base_name = m->base, .assume_unshared = m->assume_unshared,
-			    .settled = true, .speed = m->speed };
+			    .base_name = m->base, .wanted_name = m->header_name,
+			    .assume_unshared = m->assume_unshared, .settled = true,
+			    .speed = m->speed };
 	int ret;
 
 	*result = (struct merge){ .speed = m->speed };

@@ -41,6 +41,7 @@ int merge_run(struct merge *merge, struct qc_err *err);
  * @layer: commit: the last layer that goes down; stream: the one that receives;
  *	NULL: the active one
  * @base: commit: what receives; NULL: the next one
+ * @header_name: commit: how the header above names what receives; NULL: as it is called now
  * @nr_layers: stream: so many come up
  * @assume_unshared: commit: the caller has looked who else stands on them
  *
@@ -50,6 +51,7 @@ struct offline_merge {
 	const char *image;
 	const char *layer;
 	const char *base;
+	const char *header_name;
 	u32 nr_layers;
 	u64 speed;
 	bool assume_unshared;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl stream: merge backing layers up into an overlay, served (../merge.c) or not. */
 #include "../merge.h"
+#include "../proxmox.h"
 #include "merge-cost.h"
 #include "merge-run.h"
 
@@ -273,6 +274,8 @@ static int stream_object(const struct verb *verb, const char *name, struct strea
 		return stream_served(name, s);
 	if (s->detach)
 		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
+	if (proxmox_refuse_merge(object.path, &err))
+		return print_error(&err);
 	return stream_and_report(name, s);
 }
 

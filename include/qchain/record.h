@@ -21,6 +21,8 @@
  *	                 qchain.job=ID:KIND:PHASE:TOP:BASE  one for each merge that was begun
  *	                 qchain.job-error=ID:TEXT           of one that failed
  *	                 qchain.revert=UUID:SNAP:WIPE:KEEP  while it is being reverted
+ *	                 qchain.volume=NAME                 of Proxmox VE: what its LVs are to
+ *	                                     be called by; such a record goes when they are
  *	             and qchain.new=NAME on an overlay that is not ready yet
  *	a directory  the file NAME.qchain, JSON with the same content; images by
  *	             their file names, so that the directory can be moved or copied
@@ -110,6 +112,8 @@ struct record_revert {
  * @snapshots: in the order in which they were taken; malloc'ed
  * @jobs: in the order in which they were begun; malloc'ed
  * @pending: files: an overlay that is being made, no layer yet; "" none
+ * @volume: of Proxmox VE: the name that the top is to have, and its snapshots after it; "": LVs
+ *	keep their names
  * @dead: removed by whoever comes next, if not by who has put them there; malloc'ed
  */
 struct device_record {
@@ -117,6 +121,7 @@ struct device_record {
 	u64 sequence;
 	char top[RECORD_IMAGE_BYTES];
 	char pending[RECORD_IMAGE_BYTES];
+	char volume[RECORD_IMAGE_BYTES];
 	u32 nr_snapshots;
 	struct record_snapshot *snapshots;
 	u32 nr_dead;
