@@ -206,6 +206,8 @@ native_verbs() {
 	run alive 200 tests/control/alive.py --build "$build" --kills "$death_count" --seed $seed
 	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
 	run revert 200 env TMPDIR=/dev/shm tests/control/revert.py --build "$build"
+	run proxmox 300 env TMPDIR=/dev/shm tests/control/proxmox.py --build "$build" --kills 1 --seed $seed \
+		snapshot delete revert snapshot_killed commit_killed
 	run resizes 400 tests/online/resizes.py --count $((kill_count / 4)) --seed $seed \
 		--build "$build"
 	run resizes-kill 400 tests/online/resizes.py --kill --count $((kill_count / 4)) \
@@ -222,6 +224,8 @@ native_long() {
 		--build "$build"
 	alone verbs-kill 900 tests/online/verbs.py --kill --count $((verb_count / 2)) \
 		--seed $((seed + 100000)) --jobs "$jobs" --build "$build"
+	[ "$mode" != check-full ] || run proxmox-kill 900 env TMPDIR=/dev/shm tests/control/proxmox.py \
+		--build "$build" --kills 15 --seed $((seed + 1))
 	alone diff-selftest 400 tests/diff/selftest.py
 	for cache in 48M 4K; do
 		alone diff-1000-layers-$cache 400 tests/diff/diff.py --deep 1000 --count "$deep_count" \

@@ -100,7 +100,7 @@ pve_create pve vm-103-disk-0.qcow2 32768
 pve_snapshot pve vm-103-disk-0.qcow2 test
 must_fail qchainctl up vm pve/snap_vm-103-disk-0_test.qcow2
 chain_up vm pve/vm-103-disk-0.qcow2
-must_fail qchainctl snapshot vm one 2> err
+must_fail qchainctl snapshot vm 1st 2> err
 grep -q "Proxmox VE" err || fail "$(cat err)"
 chain_down vm
 [[ $(lvs --noheadings -o lv_tags pve/vm-103-disk-0.qcow2) != *qchain* ]] || fail "tags were added"
