@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """qchainctl space: what layers hold, what only they hold, what a delete gives back."""
 
+import os
 import sys
 
 from falselvm import FalseVg
@@ -68,6 +69,17 @@ def test_preallocated(place):
     _, layers = layers_of(vg, "vm-1-disk-0")
     expect_space(layers["vm-1-disk-0.qcow2"], 1, 1)
     expect_space(layers["snap_vm-1-disk-0_a.qcow2"], 4, 1, "commit")
+
+
+def test_broken(place):
+    """What an image holds can be told although what it stands on is not there."""
+    vg = FalseVg(place)
+    vg.add("gone")
+    write(place, vg.add("top", "gone"), (0, 2))
+    vg.rows = [row for row in vg.rows if row["lv_name"] != "gone"]
+    os.unlink(vg.path("gone"))
+    _, layers = layers_of(vg, "top")
+    expect_space(layers["top"], 2, 2)
 
 
 def test_unknown(place):

@@ -215,6 +215,12 @@ static int name_layer(const struct chain *chain, int ret, struct qc_err *err)
 	return ret;
 }
 
+/* What the last one that is wanted stands on need not even be there. */
+static bool is_enough(const struct chain_builder *b)
+{
+	return b->options->nr_layers && b->chain->nr_layers >= b->options->nr_layers;
+}
+
 static int add_layers(struct chain_builder *b, const char *top, struct qc_err *err)
 {
 	enum image_format format = b->options->top_format;
@@ -224,12 +230,11 @@ static int add_layers(struct chain_builder *b, const char *top, struct qc_err *e
 
 	if (!path)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", top);
-	while (!ret && path && (!b->options->nr_layers ||
-				chain->nr_layers < b->options->nr_layers)) {
+	while (!ret && path) {
 		ret = add_layer(b, path, format, err);
 		free(path);
 		path = NULL;
-		if (!ret)
+		if (!ret && !is_enough(b))
 			ret = backing_resolve(chain->layers[chain->nr_layers - 1].img, &b->policy,
 					      &path, &format, err);
 	}
