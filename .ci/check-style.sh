@@ -41,6 +41,12 @@ for f in $(find include -name '*.h'); do
 	head -1 "$f" | grep -q 'OR MIT' || bad "$f:1: the headers in include/ are GPL-2.0-or-later OR MIT"
 done
 
+# What begins with #! is started by its name.
+check
+for f in $(grep -rlE '^#!' --include='*.py' --include='*.sh' tests .ci); do
+	[ -x "$f" ] || ! head -1 "$f" | grep -q '^#!' || bad "$f: begins with #! and is not executable"
+done
+
 check
 while read -r line; do bad "$line"; done < <(mandoc -T lint -W warning docs/man/*.[58])
 

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's image locks, seen from outside: who killed a server waits here for its last I/O.
 

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a device and its snapshots may hold: every write of every client, sector by sector."""
 
