@@ -23,7 +23,7 @@ Q := @
 say = @printf '  %-7s %s\n'
 endif
 
-PKGS := liburing liburcu json-c zlib libzstd devmapper
+PKGS := liburing liburcu json-c zlib libzstd devmapper libseccomp
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lurcu-common
 

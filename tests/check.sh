@@ -30,6 +30,8 @@ jobs=${JOBS:-$(nproc)}
 # A runner's limit is for a hang, not for a slow machine.
 slack=1
 mkdir -p "$logs"
+# A system call that the daemon's filter refuses ends it: found here, not in production.
+export QCHAIN_SECCOMP=kill
 # The jobs of a make above are not ours to use.
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
@@ -214,6 +216,7 @@ native_verbs() {
 		--seed $((seed + 100000)) --build "$build"
 	run active 120 tests/control/active.py --build "$build"
 	run jobs 200 tests/control/jobs.py --build "$build"
+	run units 60 tests/control/units.py
 	run tab 120 tests/control/tab.py --build "$build"
 	run fill 200 tests/control/fill.py --build "$build"
 }
@@ -236,6 +239,7 @@ native_long() {
 }
 
 sanitizers() {
+	local -x QCHAIN_SECCOMP=off # their own calls are others
 	alone build-asan 600 make -j"$jobs" O="$build/asan" CC=clang SAN=address,undefined all units
 	alone build-tsan 600 make -j"$jobs" O="$build/tsan" CC=clang SAN=thread \
 		"$build"/tsan/{qchaind,tests/{loop,grace,map}-test}

@@ -35,6 +35,7 @@ struct arguments {
 	char *qmp; /* malloc'ed, NULL: no QMP */
 	char *intent_log; /* malloc'ed, NULL: none */
 	u32 watchdog_ms; /* 0: none */
+	enum confinement confinement;
 	bool own_folder; /* @qmp is in the folder of @name */
 	int nr_words;
 	char *words[MAX_WORDS];
@@ -163,6 +164,12 @@ static int set_watchdog(struct arguments *args, const struct argument *arg, cons
 	return ret;
 }
 
+static int set_seccomp(struct arguments *args, const struct argument *arg, const char *value,
+		       struct qc_err *err)
+{
+	return confinement_parse(value, &args->confinement, err);
+}
+
 static int set_export(struct arguments *args, const struct argument *arg, const char *value,
 		      struct qc_err *err)
 {
@@ -194,6 +201,7 @@ static const struct argument arguments[] = {
 	{ "warm", required_argument, set_checked },
 	{ "intent-log", required_argument, set_intent_log },
 	{ "watchdog", required_argument, set_watchdog },
+	{ "seccomp", required_argument, set_seccomp },
 	{ "help", no_argument, NULL },
 	{ "version", no_argument, NULL },
 };
@@ -223,6 +231,7 @@ static void print_help(void)
 	       "  --qmp PATH           control socket (with --name: qmp.sock in its folder)\n"
 	       "  --watchdog SECONDS   tell of a thread that does not go on for so long (10);\n"
 	       "                       0: never\n"
+	       "  --seccomp on|off     refuse system calls that serving does not need (on)\n"
 	       "  --wait               wait while a dead process's I/O holds an image\n"
 	       "  --daemonize          go to the background once the exports are usable\n\n"
 	       "Examples:\n"
@@ -603,6 +612,14 @@ static void stop_watchdog(struct daemon *daemon)
 	loop_beat_leave(daemon->loop);
 }
 
+static void confine(const struct arguments *args)
+{
+	struct qc_err err = { 0 };
+
+	if (process_confine(args->confinement, &err))
+		log_warn("%s", err.msg);
+}
+
 static void serve(struct daemon *daemon, const struct arguments *args)
 {
 	struct signals signals = { .daemon = daemon };
@@ -613,6 +630,7 @@ static void serve(struct daemon *daemon, const struct arguments *args)
 	loop_call(daemon->loop, signals_start, &signals);
 	process_release_mounts();
 	start_watchdog(daemon, args);
+	confine(args);
 	process_ready();
 	loop_run(daemon->loop);
 	stop_watchdog(daemon);
@@ -673,7 +691,9 @@ int main(int argc, char **argv)
 
 	/* One heap: that of a thread grows by a system call for every page. */
 	mallopt(M_ARENA_MAX, 1);
-	ret = arguments_parse(&args, argc, argv, &err);
+	ret = confinement_default(&args.confinement, &err);
+	if (!ret)
+		ret = arguments_parse(&args, argc, argv, &err);
 	if (ret > 0)
 		status = fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 	else if (ret < 0)

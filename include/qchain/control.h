@@ -121,6 +121,26 @@ void process_ready(void);
 /* The one line of a start that failed: to the waiting parent or standard error. */
 void process_failed(const struct qc_err *err);
 
+/* ---- system calls (seccomp.c) ------------------------------------------------- */
+
+/* What happens to a system call that serving does not need. */
+enum confinement {
+	CONFINE_OFF, /* it is made */
+	CONFINE_ON, /* it fails with EPERM */
+	CONFINE_KILL, /* the process ends with SIGSYS: for tests, which must find it */
+};
+
+/*
+ * process_confine - only what serving needs, in all threads, from now on and for good
+ * After process_protect() (no_new_privs), when all has been started. 0 or -errno: then
+ * nothing is filtered.
+ */
+int process_confine(enum confinement how, struct qc_err *err);
+/* "off", "on" or "kill". */
+int confinement_parse(const char *text, enum confinement *result, struct qc_err *err);
+/* On, unless the environment (QCHAIN_SECCOMP) says something else. */
+int confinement_default(enum confinement *result, struct qc_err *err);
+
 /* ---- what is served (daemon.c) ------------------------------------------------- */
 
 enum export_kind { EXPORT_NBD, EXPORT_UBLK };

@@ -35,7 +35,7 @@ def build_bringup(build, directory):
     program = os.path.join(directory, "nbd-bringup")
     if not os.path.exists(library):
         return None
-    packages = ("liburing", "liburcu", "json-c", "zlib", "libzstd", "devmapper")
+    packages = ("liburing", "liburcu", "json-c", "zlib", "libzstd", "devmapper", "libseccomp")
     libs = subprocess.run(["pkg-config", "--libs", *packages], stdout=subprocess.PIPE, text=True,
                           check=True).stdout
     subprocess.run([os.environ.get("CC", "cc"), *shlex.split(os.environ.get("CFLAGS", "-O2 -g")),

@@ -203,6 +203,7 @@ main() {
 	trap power_off EXIT
 	export PATH=$QCHAIN_BUILD:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 	export HOME=/root LC_ALL=C TERM=${QCHAIN_VM_TERM:-dumb} TMPDIR=$work/tmp
+	export QCHAIN_SECCOMP=kill # a call that the filter refuses ends the daemon
 	export QCHAIN_SRC QCHAIN_BUILD QCHAIN_KERNEL QCHAIN_RW QCHAIN_VM_RUN QCHAIN_KILLS QCHAIN_FULL
 	start_system || { echo "guest: cannot start the system"; return; }
 	report "BOOT $(uname -r)"
