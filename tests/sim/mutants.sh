@@ -11,7 +11,7 @@ shift
 limit=${MUTANT_SECONDS:-60}
 mapfile -t names < <(sed -n 's/^\tMUTANT_\([A-Z0-9_]*\),.*/\1/p' include/qchain/mutant.h)
 # Where the hunt begins for those that few seeds show.
-declare -A first=([CLOSE_BEFORE_GRACE]=86 [BASE_REUSED_EARLY]=26 [NAME_WITH_FIELDS]=2)
+declare -A first=([CLOSE_BEFORE_GRACE]=86 [BASE_REUSED_EARLY]=26 [NAME_WITH_FIELDS]=9)
 # No seed of a minute shows it for sure: hunted in whole runs only.
 rare=FILL_BEFORE_GRACE
 caught=0

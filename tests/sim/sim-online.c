@@ -31,6 +31,7 @@ static struct {
 	struct job *job;
 	struct job *second; /* a stream beside it; NULL: none */
 	bool cancels; /* before its end, perhaps */
+	u32 beside; /* so much may begin beside it */
 	enum merge_kind kind;
 	char merged_top[SIM_NAME]; /* commit: what base will show */
 	char base[SIM_NAME];
@@ -415,10 +416,10 @@ static void beside_begin(void)
 {
 	u32 nr = chain_of()->chain->nr_layers;
 
-	if (!plan.nr_online || rnd(1000) >= plan.online_permille ||
+	if (!online.beside || rnd(1000) >= plan.online_permille ||
 	    (online.job->state != JOB_RUNNING && online.job->state != JOB_READY))
 		return;
-	plan.nr_online--;
+	online.beside--;
 	if (nr < 7 && online.snapshot == SNAPSHOT_IDLE && chance(60))
 		snapshot_format();
 	else if (nr > 2 && !online.second)
@@ -443,6 +444,7 @@ static void merge_begin(void)
 	bool commits;
 
 	online.cancels = chance(15);
+	online.beside = chance(35) ? 1 + rnd(2) : 0; /* most are alone */
 	commits = nr > 1 && chance(80);
 	if (plan.merges != MERGES_ANY)
 		commits = nr > 1 && plan.merges != MERGES_STREAM;

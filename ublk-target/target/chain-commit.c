@@ -173,7 +173,8 @@ static void find_layer(struct loop *loop, void *arg)
 	const struct layer_table *t = call->m->ct->map.table;
 	u32 depth, base = base_depth(call->m);
 
-	if (chain_is_sealing(call->m->ct))
+	call->m->too_early = chain_is_sealing(call->m->ct);
+	if (call->m->too_early)
 		call->ret = -EBUSY;
 	for (depth = 1; depth <= base; depth++) {
 		const struct writer *w = t->by_id[t->order[depth]]->writer;

@@ -421,14 +421,14 @@ static void begin_late(struct chain_work *work)
 		commit_begin(m, &m->err);
 }
 
-/* -EBUSY: the base of another merge is being sealed at this moment: it is tried again. */
+/* The base of another merge may have been in the middle of that: it is tried again. */
 static void late_begun(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
 
 	turn_end(m->ct);
 	m->late = m->err.code ? LATE_FAILED : LATE_NO;
-	if (m->err.code != -EBUSY || !chain_is_sealing(m->ct))
+	if (!m->too_early)
 		return;
 	m->err = (struct qc_err){ 0 };
 	m->late = LATE_WAITS;

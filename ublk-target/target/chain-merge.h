@@ -31,6 +31,7 @@ struct merge {
 	char *format;
 	struct io_dev *above_dev; /* of that, open for writing; NULL: not for us */
 	enum merge_late late; /* begins anew below an overlay */
+	bool too_early; /* ... and something was being sealed: once more */
 	bool held; /* its job rests for a snapshot */
 	/* of what receives, unless it is the active layer */
 	struct writer *base; /* NULL: that one */
