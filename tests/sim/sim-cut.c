@@ -222,6 +222,7 @@ static void reopen(void)
 		dies_after = 1 + rnd(30);
 	sim_device_up(&device, sim_top, logged ? SIM_UP_TAKEOVER : SIM_UP_FRESH);
 	dies_after = 0;
+	online_after_cut();
 }
 
 /* Never returns: whoever it interrupts has lost his memory. */
@@ -332,7 +333,6 @@ static void begin_life(void)
 		sim_device_down(&one);
 		view->instant = 0;
 	}
-	online_after_cut();
 	cds_list_for_each_entry(d, &sim_disks, node)
 		sim_disk_settle(d);
 	model_begin();

@@ -97,6 +97,15 @@ static int overlay_format(const char *name, struct sim_disk *d,
 	return ret;
 }
 
+/* The overlay that was made last is no layer: it goes, and does not hinder what comes (D3). */
+static void remove_overlay(void)
+{
+	char name[SIM_NAME];
+
+	snprintf(name, sizeof(name), "o%u", online.made);
+	sim_disk_find(name)->formatted = false;
+}
+
 static void snapshot_format(void)
 {
 	struct image_create_options o;
@@ -110,6 +119,8 @@ static void snapshot_format(void)
 		online.snapshot = SNAPSHOT_FORMATTED;
 	else if (!plan.faults)
 		fail("overlay: %s", err.msg);
+	else
+		remove_overlay();
 }
 
 /* The device record: one write, atomic and durable. */
@@ -155,15 +166,6 @@ void online_cut(void)
 	online.snapshot = SNAPSHOT_IDLE;
 	online.phase = ONLINE_IDLE;
 	online.second = NULL;
-}
-
-/* The overlay that was made last is no layer: it goes, and does not hinder what comes (D3). */
-static void remove_overlay(void)
-{
-	char name[SIM_NAME];
-
-	snprintf(name, sizeof(name), "o%u", online.made);
-	sim_disk_find(name)->formatted = false;
 }
 
 void online_after_cut(void)
