@@ -31,7 +31,8 @@ from qemutools import ToolError
 
 SECTOR = 512
 LONGEST = 200000
-REFUSALS = ("is shorter", "has no free room", "internal snapshots", "served read-only", "cannot be served")
+REFUSALS = ("is shorter", "what grows in use must be qcow2", "has no free room", "internal snapshots",
+            "served read-only", "cannot be served")
 
 
 class ChainCase(offline.Case):
