@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A ublk device outlives its server: kill -9 under load, a new server takes over, no user notices.
 # timeout: 420
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Corners of the ublk transport: threads, large blocks, odd memory, many tags, somebody else stopping, force under a mount.
 # timeout: 300
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup

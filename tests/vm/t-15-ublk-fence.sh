@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A write of the dead server is still in the disk below: the successor waits for it (rule A2), the newer data stays.
 # timeout: 200
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Discard and zeroing: never an older layer's data, exact edges for zeroing, clusters given back and used again, fstrim.
 # timeout: 240
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

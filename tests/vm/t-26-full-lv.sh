@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The LV runs full under fio: writes wait, reads go on, status and an event say so; lvextend, and fio ends without an error.
 # timeout: 240
+# kernel: 6.12
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl

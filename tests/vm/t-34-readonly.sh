@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # --read-only changes not a byte of any LV, also not of one that is locked by LVM; --snapshot shows an internal snapshot by name.
 # timeout: 180
-# kernel: 6.12
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
