@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Stopping a ublk device: refused while it is used, with the users' names; by force in the middle of I/O.
 # timeout: 240
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/ublk-lib.sh"
 need_build ublk-bringup

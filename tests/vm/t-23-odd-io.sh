@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Requests of odd sizes, buffered bytes, and partitions: found by the kernel with --scan, left alone without it.
 # timeout: 240
+# kernel: 7
 source "${0%/*}/lib.sh"
 source "${0%/*}/chain-lib.sh"
 need_build qchaind qchainctl
