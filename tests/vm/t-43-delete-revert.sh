@@ -93,21 +93,23 @@ qchainctl delete disk a || fail "delete a"
 holds old
 chain_down disk
 
-step "deleted, not served: both ways, LVs not active"
-chain_up disk
-put 7
-snap e 8
-snap f 9
-save_device "$dev" now
-chain_down disk
-qchainctl delete disk f --commit || fail "delete f"
-qchainctl delete disk e --stream || fail "delete e"
-inactive delete
-chain_up disk
-shows now
-holds old
+if [[ -n $QCHAIN_FULL ]]; then # else on files, in tests/control/delete.py
+	step "deleted, not served: both ways, LVs not active"
+	chain_up disk
+	put 7
+	snap e 8
+	snap f 9
+	save_device "$dev" now
+	chain_down disk
+	qchainctl delete disk f --commit || fail "delete f"
+	qchainctl delete disk e --stream || fail "delete e"
+	inactive delete
+	chain_up disk
+	shows now
+	holds old
+	chain_down disk
+fi
 
-chain_down disk
 [[ $(lv_names | wc -w) == 2 ]] || fail "LVs are left: $(lv_names)"
 vgchange -q -ay vg > /dev/null
 for lv in $(lv_names); do clean_image "/dev/vg/$lv"; done
