@@ -67,7 +67,7 @@ same sums.before sums.after "LVs were changed by looking at a snapshot"
 step "written with snapshots in the image: they keep their content"
 qemu-img convert -f qcow2 -O raw /dev/vg/c-1 model
 chain_up disk vg/c-1
-dd if=/dev/urandom of=data bs=512 count=6001 status=none
+dd if=/dev/urandom of=data bs=512 count=1501 status=none
 dd if=data of="$dev" bs=512 seek=1000 oflag=direct conv=notrunc status=none
 dd if=data of=model bs=512 seek=1000 conv=notrunc status=none
 save_device "$dev" shown
