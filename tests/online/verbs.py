@@ -283,6 +283,8 @@ class Device(Guests):
         keep = self.new_name() if self.rng.random() < 0.4 else None
         newer = below[below.index(name) + 1:]
         self.crowd.hold()
+        for one, file in self.listed().items():  # a group's may not have been looked at, and the model begins anew
+            self.check_snapshot(one, file)
         now = self.read_device(self.size)
         self.case.possible = {keep: Snapshot(0, 0, now)} if keep else {}
         self.case.lost = [] if keep else newer
