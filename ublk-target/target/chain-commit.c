@@ -407,11 +407,10 @@ u32 commit_granule(const struct merge *m)
 					  1u << img->subcluster_bits;
 }
 
-static int begin_commit(struct target *ti, const struct chain_commit_options *options,
-			struct merge **result, struct qc_err *err)
+static int create_commit(struct target *ti, const struct chain_commit_options *options,
+			 struct merge **result, struct qc_err *err)
 {
 	struct chain_target *ct = ti->private;
-	struct merge *m = NULL;
 	u32 top, base, first;
 	int ret = find_range(ct->chain, options, &top, &base, err);
 
@@ -420,17 +419,9 @@ static int begin_commit(struct target *ti, const struct chain_commit_options *op
 				 ct->chain->layers[0].path);
 	first = max(top, 1u);
 	if (!ret)
-		ret = merge_create(ti, first, base - first, options->backing_name, &m, err);
-	if (ret)
-		return ret;
-	m->pivots = !top;
-	ret = merge_join(m, err);
+		ret = merge_create(ti, first, base - first, options->backing_name, result, err);
 	if (!ret)
-		ret = commit_begin(m, err);
-	if (ret)
-		merge_ops.clean(m);
-	else
-		*result = m;
+		(*result)->pivots = !top;
 	return ret;
 }
 
@@ -446,9 +437,7 @@ int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit
 	ret = chain_turn_take(ct, false, err);
 	if (ret)
 		return ret;
-	ret = begin_commit(ti, options, &m, err);
-	if (!ret && !m->nr) /* nothing between: nothing to be looked for */
-		m->source.size_bytes = 0;
+	ret = create_commit(ti, options, &m, err);
 	if (!ret)
 		ret = merge_make_job(m, jobs, "commit", job_options, result, err);
 	chain_turn_give(ct);

@@ -654,8 +654,16 @@ int merge_make_job(struct merge *m_owned, struct jobs *jobs, const char *type,
 {
 	struct job_options job = *options;
 	struct transfer_options transfer;
-	int ret;
+	int ret = merge_join(m_owned, err);
 
+	if (!ret && merge_receiver(m_owned) != m_owned->ct->chain->layers)
+		ret = commit_begin(m_owned, err);
+	if (ret) {
+		merge_clean(m_owned);
+		return ret;
+	}
+	if (!m_owned->up && !m_owned->nr) /* nothing between: nothing to be looked for */
+		m_owned->source.size_bytes = 0;
 	merge_transfer(m_owned, &transfer);
 	job.loop = m_owned->ct->loop;
 	ret = transfer_create(jobs, type, &job, &transfer, result, err);
@@ -664,28 +672,20 @@ int merge_make_job(struct merge *m_owned, struct jobs *jobs, const char *type,
 	return ret;
 }
 
-static int begin_stream(struct target *ti, const struct chain_stream_options *options,
-			struct merge **result, struct qc_err *err)
+static int create_stream(struct target *ti, const struct chain_stream_options *options,
+			 struct merge **result, struct qc_err *err)
 {
 	struct chain_target *ct = ti->private;
-	struct merge *m = NULL;
 	u32 into, base;
 	int ret = check_into(ct, options->node, &into, err);
 
 	if (!ret)
 		ret = find_base(ct->chain, options, into, &base, err);
 	if (!ret)
-		ret = merge_create(ti, into + 1, base - into - 1, options->backing_name, &m, err);
-	if (ret)
-		return ret;
-	m->up = true;
-	ret = merge_join(m, err);
-	if (!ret && into)
-		ret = commit_begin(m, err);
-	if (ret)
-		merge_clean(m);
-	else
-		*result = m;
+		ret = merge_create(ti, into + 1, base - into - 1, options->backing_name, result,
+				   err);
+	if (!ret)
+		(*result)->up = true;
 	return ret;
 }
 
@@ -701,7 +701,7 @@ int chain_stream(struct target *ti, struct jobs *jobs, const struct chain_stream
 	ret = chain_turn_take(ct, false, err);
 	if (ret)
 		return ret;
-	ret = begin_stream(ti, options, &m, err);
+	ret = create_stream(ti, options, &m, err);
 	if (!ret)
 		ret = merge_make_job(m, jobs, "stream", job_options, result, err);
 	chain_turn_give(ct);

@@ -87,7 +87,10 @@ int merge_forget(struct merge *m, u32 first, u32 nr);
 int merge_set_backing(struct merge *m, const char *name, struct qc_err *err);
 /* What its job copies from where. */
 void merge_transfer(struct merge *m, struct transfer_options *result);
-/* The job of @m, which frees it if there is none. */
+/*
+ * merge_make_job - @m joins the chain's other merges, and gets a job; it is freed if that cannot be
+ * Control thread, with the turn.
+ */
 int merge_make_job(struct merge *m_owned, struct jobs *jobs, const char *type,
 		   const struct job_options *options, struct job **result, struct qc_err *err);
 /* Whose header will name what is below the merged layers. */
