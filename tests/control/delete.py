@@ -52,6 +52,23 @@ class Guest(Writer):
         await disk.close()
 
 
+async def write_some(place, rng, model, count, zeroes):
+    """@count writes at random; @model is what the device holds then."""
+    disk = await NbdClient.connect(place.path("seven.sock"))
+    for _ in range(count):
+        length = 512 << rng.randrange(8)
+        at = rng.randrange(0, SIZE - length, 512)
+        data = rng.randbytes(length)
+        if zeroes and rng.random() < 0.2:
+            await disk.write_zeroes(at, length)
+            data = bytes(length)
+        else:
+            await disk.write(at, data)
+        model[at:at + length] = data
+    await disk.flush()
+    await disk.close()
+
+
 class Device:
     """A device with snapshots, and what each must hold."""
 
@@ -73,23 +90,8 @@ class Device:
         self.random = random.Random(7)
         self.zeroes = True
 
-    async def write_some(self, count):
-        disk = await NbdClient.connect(self.place.path("seven.sock"))
-        for _ in range(count):
-            length = 512 << self.random.randrange(8)
-            at = self.random.randrange(0, SIZE - length, 512)
-            data = self.random.randbytes(length)
-            if self.zeroes and self.random.random() < 0.2:
-                await disk.write_zeroes(at, length)
-                data = bytes(length)
-            else:
-                await disk.write(at, data)
-            self.model[at:at + length] = data
-        await disk.flush()
-        await disk.close()
-
     def write(self, count=30):
-        asyncio.run(self.write_some(count))
+        asyncio.run(write_some(self.place, self.random, self.model, count, self.zeroes))
 
     def snapshot(self, name, count=30):
         """What was written so far is @name; then @count more writes."""

@@ -10,16 +10,14 @@ import shutil
 import sys
 
 import harness
+from delete import MIB, SIZE, write_some
 from harness import Skip, expect, expect_equal
 from lifecycle import kill_daemon, nothing_left, one_line
 from snapshot import tree, wait_sealed
 
 sys.path.insert(0, os.path.join(harness.HERE, "..", "lib"))
 from fakelvm import FakeVg
-from nbdclient import NbdClient
 
-MIB = 1 << 20
-SIZE = 4 * MIB
 VOLUME = "vm-103-disk-0.qcow2"
 OVERLAY = "extended_l2=on,cluster_size=128k"
 OPTIONS = {"kills": 8, "seed": 1}
@@ -87,19 +85,8 @@ class Volume:
 
     # ---- guests
 
-    async def write_some(self, count):
-        disk = await NbdClient.connect(self.place.path("seven.sock"))
-        for _ in range(count):
-            length = 512 << self.random.randrange(8)
-            at = self.random.randrange(0, SIZE - length, 512)
-            data = self.random.randbytes(length)
-            await disk.write(at, data)
-            self.model[at:at + length] = data
-        await disk.flush()
-        await disk.close()
-
     def write(self, count=20):
-        asyncio.run(self.write_some(count))
+        asyncio.run(write_some(self.place, self.random, self.model, count, False))
 
     def write_down(self):
         """While nobody serves it, as a VM does."""
