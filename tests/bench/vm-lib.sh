@@ -31,9 +31,9 @@ delayed() {
 	done
 }
 
-# make_chain NAME LAYERS: devices NAME-000 (base) to the top, every cluster allocated in one of them.
+# make_chain NAME LAYERS [ROOM_MB]: devices NAME-000 (base) to the top, every cluster allocated in one of them.
 make_chain() {
-	"${0%/*}/vm-chain.py" "$TMPDIR/$1" "$1" $((size_mb << 20)) "$2" "$disk" "$disk_used" > chain.out
+	"${0%/*}/vm-chain.py" "$TMPDIR/$1" "$1" $((size_mb << 20)) "$2" "$disk" "$disk_used" "${3:-1}" > chain.out
 	read -r top disk_used < chain.out
 }
 

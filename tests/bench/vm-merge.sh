@@ -8,7 +8,7 @@ need_cmd jq qemu-img qemu-storage-daemon
 
 step "images"
 size_mb=64
-make_chain c 2
+make_chain c 2 $((2 * size_mb)) # the base takes the overlay's clusters
 base=/dev/mapper/c-000
 dd if=$base of=base.saved bs=1M status=none
 dd if="$top" of=top.saved bs=1M status=none
