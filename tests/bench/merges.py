@@ -12,7 +12,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "control"))
 
-from harness import Failure, Qmp  # noqa: E402  (needs the path above)
+from harness import Failure, Qmp, listens  # noqa: E402  (needs the path above)
 from peers import PeerError, START_LIMIT_S, process  # noqa: E402
 
 POLL_S = 0.01
@@ -46,7 +46,7 @@ class Server:
 
     def __enter__(self):
         limit = time.monotonic() + START_LIMIT_S
-        while not os.path.exists(self.nbd):
+        while not listens(self.child, self.nbd):
             if self.child.poll() is not None or time.monotonic() > limit:
                 raise PeerError("qchaind did not start")
             time.sleep(POLL_S)

@@ -19,6 +19,7 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 WAIT_S = 60
+ACCEPTS = "00010000"  # in /proc/net/unix, the kernel's __SO_ACCEPTCON
 
 
 class Skip(Exception):
@@ -68,6 +69,28 @@ def wait_until(condition, what, seconds=WAIT_S):
         expect(time.monotonic() < end, f"waited {seconds} s in vain: {what}")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
+
+
+def open_sockets(pid):
+    """Inodes of the sockets that process @pid has; none when it is gone."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+    except OSError:
+        return set()
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+def listens(child, path):
+    """Does the process @child listen on the unix socket @path, an absolute name?
+
+    That the name exists is not enough: bind() makes it, and connections are refused until listen(). A
+    connection to try would be seen by the server, and one that was killed may listen a moment longer.
+    """
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
+        rows = [line.rstrip("\n").split(None, 7) for line in table]
+    inodes = {row[6] for row in rows if len(row) == 8 and row[3] == ACCEPTS and row[7] == path}
+    return bool(inodes and inodes & open_sockets(child.pid))
 
 
 # ---- QMP -------------------------------------------------------------------
@@ -184,8 +207,7 @@ class Place:
         return child
 
     def wait_ready(self, child, socket_path):
-        wait_until(lambda: os.path.exists(socket_path) or child.poll() is not None,
-                   f"{socket_path} appears")
+        wait_until(lambda: listens(child, socket_path) or child.poll() is not None, f"{socket_path} accepts")
         expect(child.poll() is None, f"qchaind ended at start: {self.output()}")
 
     def output(self):

@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import harness
 import nbdclient
-from harness import Failure, Qmp, Skip, expect, expect_equal, wait_until
+from harness import Failure, Qmp, Skip, expect, expect_equal, listens, wait_until
 
 GOLDEN = os.path.join(harness.HERE, "qmp-golden.json")
 MAX_MESSAGE = 1024 * 1024
@@ -118,9 +118,9 @@ def record():
          "--blockdev", "driver=qcow2,node-name=top.qcow2,file=file",
          "--nbd-server", "addr.type=unix,addr.path=nbd",
          "--export", "nbd,id=nbd0,node-name=top.qcow2,writable=on",
-         "--chardev", "socket,path=qmp,server=on,wait=off,id=c", "--monitor", "chardev=c"],
+         "--chardev", f"socket,path={place.path('qmp')},server=on,wait=off,id=c", "--monitor", "chardev=c"],
         cwd=place.folder)
-    wait_until(lambda: os.path.exists(place.path("qmp")), "qemu-storage-daemon listens")
+    wait_until(lambda: listens(child, place.path("qmp")), "qemu-storage-daemon listens")
     time.sleep(0.5)
     exchange = converse(place.path("qmp"))
     child.wait()

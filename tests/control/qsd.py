@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import tempfile
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 import harness
-from harness import Failure, Qmp, Skip, expect, expect_equal, wait_until
+from harness import Failure, Qmp, Skip, expect, expect_equal, listens, wait_until
 from nbdclient import NbdClient
 
 GOLDEN = os.path.join(harness.HERE, "qsd-golden.json")
@@ -54,28 +53,22 @@ def start_over(place, start):
     return child
 
 
-def listens(place):
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(place.path("qmp")) == 0
-
-
 def start_qsd(place):
     words = ["qemu-storage-daemon"]
     for index, name in enumerate(LAYERS):
         below = f",backing={LAYERS[index - 1]}.qcow2" if index else ""
         words += ["--blockdev", f"driver=file,node-name={name}-file,filename={name}.qcow2",
                   "--blockdev", f"driver=qcow2,node-name={name}.qcow2,file={name}-file{below}"]
-    words += ["--chardev", "socket,path=qmp,server=on,wait=off,id=c", "--monitor", "chardev=c"]
+    words += ["--chardev", f"socket,path={place.path('qmp')},server=on,wait=off,id=c", "--monitor", "chardev=c"]
     child = subprocess.Popen(words, cwd=place.folder, stdin=subprocess.DEVNULL)
     place.children.append(child)
-    # not by a connection: it takes one at a time, and the next may be shut with that
-    wait_until(lambda: os.path.exists(place.path("qmp")), "qemu-storage-daemon listens")
+    wait_until(lambda: listens(child, place.path("qmp")), "qemu-storage-daemon listens")
     return child
 
 
 def start_qchaind(place):
     child = place.start("--qmp", place.path("qmp"), place.path("top.qcow2"))
-    wait_until(lambda: listens(place) or child.poll() is not None, "qchaind listens")
+    wait_until(lambda: listens(child, place.path("qmp")) or child.poll() is not None, "qchaind listens")
     expect(child.poll() is None, f"qchaind ended at start: {place.output()}")
     return child
 
@@ -245,12 +238,22 @@ SCRIPTS = {
 # ---- running one ---------------------------------------------------------------------
 
 
+class QsdQmp(Qmp):
+    """qemu-storage-daemon greets once more who comes while it sets its monitor up."""
+
+    def reply(self):
+        while True:
+            line = super().reply()
+            if line != self.greeting:
+                return line
+
+
 class Script:
     """One script on one connection; what was answered, and what was said in between."""
 
-    def __init__(self, place):
+    def __init__(self, place, qmp):
         self.place = place
-        self.qmp = Qmp(place.path("qmp"))
+        self.qmp = qmp
         self.seen = 0  # events that a wait has looked at
         self.answers = []
         self.loop = asyncio.new_event_loop()  # of clients
@@ -307,7 +310,7 @@ def without_ours(value):
 def run_script(place, start, steps):
     child = start_over(place, start)
     try:
-        return Script(place).run(steps)
+        return Script(place, (QsdQmp if start is start_qsd else Qmp)(place.path("qmp"))).run(steps)
     finally:
         child.kill()
         child.wait()

@@ -25,7 +25,7 @@ sys.path[:0] = [HERE] + [os.path.join(HERE, "..", name) for name in ("lib", "con
 
 import offline
 from chainbuild import SkipCase
-from harness import Failure, Qmp, expect, wait_until
+from harness import Failure, Qmp, expect, listens, wait_until
 from nbdclient import FLAG_SEND_WRITE_ZEROES, NbdClient
 from qemutools import ToolError
 
@@ -56,7 +56,7 @@ class ChainCase(offline.Case):
         with open(self.place("output"), "ab") as output:
             self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output,
                                           stderr=output)
-        wait_until(lambda: os.path.exists(self.place("nbd")) or self.child.poll() is not None,
+        wait_until(lambda: listens(self.child, self.place("nbd")) or self.child.poll() is not None,
                    "the daemon serves")
         expect(self.child.poll() is None, "the daemon ended at start: " + self.last_line())
 
