@@ -136,7 +136,11 @@ class Server:
 
     def wait_until_idle(self):
         """Until all connections are gone."""
-        while self.status()["connections"]:
+        self.wait_for_connections(0)
+
+    def wait_for_connections(self, count):
+        """Until there are @count, of which those that a test has closed are none."""
+        while self.status()["connections"] != count:
             self.suite.deadline.left()
             time.sleep(0.02)
 
