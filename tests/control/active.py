@@ -82,6 +82,24 @@ def test_cancel_ready(place):
     stop(place, child, "top.qcow2", shows, ["base.qcow2"])
 
 
+def test_speed(place):
+    """It is kept where all the data is one piece, by the batch that follows the first, too."""
+    create(place, "base.qcow2")
+    create(place, "top.qcow2", "base.qcow2")
+    write(place, "top.qcow2", "write -P 2 0 8M")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    commit(qmp, speed=1024)
+    wait_until(lambda: row(qmp)["current-progress"] > 0, "something was copied")
+    copied = row(qmp)["current-progress"]
+    for _ in range(4):
+        guest(place, "write -P 3 7M 64k", "flush")
+    expect_equal((row(qmp)["current-progress"], row(qmp)["status"]), (copied, "running"), "progress")
+    qmp.command("block-job-set-speed", device="c", speed=0)
+    wait_status(qmp, "ready")
+    stop(place, child, "top.qcow2", None, ["base.qcow2"])
+
+
 def test_cancel(place):
     """In the middle: the device shows the same, goes on, and it can be begun again."""
     create(place, "base.qcow2")

@@ -330,10 +330,20 @@ static u64 batch_limit(const struct handover *h)
 	return min(h->size, h->start + BATCH_SPAN_BYTES);
 }
 
+/* A batch is copied at once: with a speed, what that allows in a tenth of a second. */
+static u64 batch_budget(const struct handover *h)
+{
+	u64 speed = h->job->speed;
+
+	return speed ? min(h->budget_bytes, max(speed / 10, (u64)BATCH_MIN_BYTES)) :
+		       h->budget_bytes;
+}
+
 /* The batch ends where @run, which has no place in it, or only a part, is cut. */
 static u64 cut_batch(const struct handover *h, const struct copy_region *run)
 {
-	u64 left = h->budget_bytes > h->found_bytes ? h->budget_bytes - h->found_bytes : 0;
+	u64 budget = batch_budget(h);
+	u64 left = budget > h->found_bytes ? budget - h->found_bytes : 0;
 	u64 end = ALIGN_UP(run->src_offset + (run->zero ? run->len : min(run->len, left)),
 			   h->align);
 
@@ -356,8 +366,9 @@ static int step_choose(struct handover *h)
 	while ((ret = next_run(h, batch_limit(h), &run)) == 1) {
 		u64 cost = run.zero ? ZERO_COST_BYTES : run.len;
 
-		if (h->found_bytes + cost >= h->budget_bytes) {
+		if (h->found_bytes + cost >= batch_budget(h)) {
 			h->end = cut_batch(h, &run);
+			h->found_bytes += min(cost, h->end - run.src_offset);
 			return STEP_NEXT;
 		}
 		h->found_bytes += cost;
