@@ -161,9 +161,9 @@ void loop_beat_all(u64 now_ns, void (*fn)(void *arg, const char *name, u64 owed_
 u64 loop_now_ns(const struct loop *loop);
 
 /*
- * loop_batch_ns - the time at which the completions that are being run were
- * taken from the engine, or a little later: one look at the clock for all of
- * them, and none when nobody asks. Loop thread only.
+ * loop_batch_ns - the time at which the completions or messages that are being
+ * run were taken from the engine or the inbox, or a little later: one look at
+ * the clock for all of them, and none when nobody asks. Loop thread only.
  */
 static inline u64 loop_batch_ns(struct loop *loop)
 {

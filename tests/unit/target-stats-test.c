@@ -163,6 +163,27 @@ static void test_one_clock_a_batch(void)
 	target_detach(&ti, mock_loop);
 }
 
+static void end_held(struct loop *loop, struct loop_msg *msg)
+{
+	target_end_io(held, 0);
+}
+
+/* An answer of the metadata thread is no part of the turn in which it was asked. */
+static void test_message(void)
+{
+	struct loop_msg msg;
+
+	make_target();
+	CU_ASSERT_EQUAL(target_attach(&ti, mock_loop), 0);
+	loop_run_once(mock_loop, false);
+	CU_ASSERT_PTR_NOT_NULL_FATAL(submit(REQ_WRITE, 0, 512));
+	io_mock_advance(mock, 700);
+	loop_send(mock_loop, &msg, end_held);
+	loop_run_once(mock_loop, false);
+	expect_count(STAT_WRITE, 1, 512, 0, 0, 700);
+	target_detach(&ti, mock_loop);
+}
+
 static const struct unit_test tests[] = {
 	{ "by kind", test_kinds },
 	{ "errors", test_errors },
@@ -170,6 +191,7 @@ static const struct unit_test tests[] = {
 	{ "loops come and go", test_detached },
 	{ "loops that are not attached", test_not_attached },
 	{ "one clock a batch", test_one_clock_a_batch },
+	{ "answer by a message", test_message },
 	{ NULL },
 };
 

@@ -229,11 +229,12 @@ int loop_run_once(struct loop *loop, bool wait)
 	int n;
 
 	current_loop = loop;
+	loop->batch_ns = 0;
 	n = loop_take_inbox(loop);
 	n += loop_run_timers(loop);
 	loop_wake_all(loop);
 	timer = first_timer(loop);
-	loop->batch_ns = 0;
+	loop->batch_ns = 0; /* it may sleep */
 	n += loop->io->ops->run(loop->io, wait && n == 0, timer ? timer->deadline_ns : 0);
 	loop_wake_all(loop);
 	current_loop = before;
