@@ -75,9 +75,11 @@ class MergeCase(Case):
         self.possible += [chain + [name] for chain in self.possible]
         super().take_snapshot(qmp)
 
-    def snapshots_beside(self, qmp):
-        """None, or some, while a job runs; True: some."""
+    def snapshots_beside(self, qmp, gone=()):
+        """None, or some, while a job runs; True: some. Then the job makes layers of @gone go that were active."""
         many = self.random.choice((0, 0, 0, 1, 2))
+        if many:
+            self.possible += [[layer for layer in chain if layer not in gone] for chain in self.possible]
         for _ in range(many):
             self.stopped.wait(self.random.random() * 0.03)
             self.take_snapshot(qmp)
@@ -255,8 +257,9 @@ class MergeCase(Case):
         name = self.start_job(qmp, "block-commit", device=old, **{"base-node": kept[-1]})
         if self.random.random() < 0.3 and self.random.random() < 0.5:
             wait_until(lambda: self.ready(qmp, name), f"{name} is ready")
-        if self.snapshots_beside(qmp):
-            return self.commit_below(qmp, name, kept, old)
+        gone = self.layers[len(kept):]
+        if self.snapshots_beside(qmp, gone):
+            return self.commit_below(qmp, name, gone, kept[-1])
         if self.kill and "QCHAIN_CRASH_POINT" in self.environment:
             self.until_dead(qmp, name)
             return LAST
@@ -279,15 +282,13 @@ class MergeCase(Case):
         self.layers = self.shown_layers(qmp)
         expect(self.layers in self.possible, f"the chain is {self.layers}")
 
-    def commit_below(self, qmp, name, kept, old):
+    def commit_below(self, qmp, name, gone, base):
         """A snapshot came: what is left is a commit of a layer below the active one."""
-        gone = self.layers[len(kept):self.layers.index(old) + 1]
-        self.possible += [[layer for layer in chain if layer not in gone] for chain in self.possible]
         if self.kill and self.random.random() < 0.5:
             return LAST
         if self.wait_job(qmp, name):
             self.drop(gone)
-            self.move_snapshots(old, kept[-1])
+            self.move_snapshots(gone[-1], base)
         else:
             self.see_layers(qmp)
         self.end_jobs(qmp)
