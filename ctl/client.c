@@ -18,6 +18,7 @@
 
 struct client {
 	char name[QC_MAX_CHAIN_NAME + 1];
+	int folder_fd; /* of the chain, whatever it is called by now */
 	int fd;
 	pid_t pid;
 	char *buf; /* received and not yet taken */
@@ -250,6 +251,7 @@ int client_connect(const char *name, struct client **result, struct qc_err *err)
 	if (!client)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", name);
 	client->fd = -1;
+	client->folder_fd = rundir_hold(name);
 	snprintf(client->name, sizeof(client->name), "%s", name);
 	ret = connect_socket(client, err);
 	if (ret == 0)
@@ -272,6 +274,8 @@ void client_close(struct client *client)
 		return;
 	if (client->fd >= 0)
 		close(client->fd);
+	if (client->folder_fd >= 0)
+		close(client->folder_fd);
 	free(client->buf);
 	free(client);
 }
@@ -279,4 +283,22 @@ void client_close(struct client *client)
 pid_t client_pid(const struct client *client)
 {
 	return client->pid;
+}
+
+const char *client_chain(struct client *client)
+{
+	rundir_held_name(client->folder_fd, client->name);
+	return client->name;
+}
+
+int client_lock_chain(struct client *client, struct rundir *result, struct qc_err *err)
+{
+	int ret;
+
+	for (;;) {
+		ret = rundir_lock(client_chain(client), false, result, err);
+		if (!strcmp(client_chain(client), result->name))
+			return ret;
+		rundir_unlock(result); /* renamed just now */
+	}
 }

@@ -2,6 +2,7 @@
 /* The steps of `qchainctl delete`. */
 #include "delete.h"
 
+#include "beside.h"
 #include "image/merge-run.h"
 #include "merge.h"
 #include "proxmox.h"
@@ -140,6 +141,23 @@ static bool find_left(struct deletion *d)
 	       device_images_depth(&d->images, d->member) < 0;
 }
 
+/* What a stream changes is in the way of both; a commit changes a header above, too. */
+static int look_at_jobs(struct deletion *d, struct qc_err *err)
+{
+	int member = device_images_depth(&d->images, d->member), above = member;
+	int ret;
+
+	d->beside.code = 0;
+	if (member < 0 || d->merged)
+		return 0;
+	if (d->above != FAMILY_NONE)
+		above = device_images_depth(&d->images, d->above);
+	ret = beside_check(&d->images, above, member, err);
+	if (!ret && above > 0)
+		beside_check(&d->images, above - 1, above - 1, &d->beside);
+	return ret;
+}
+
 static int look(struct deletion *d, struct qc_err *err)
 {
 	const struct record_snapshot *s = snapshot_of(d);
@@ -157,7 +175,9 @@ static int look(struct deletion *d, struct qc_err *err)
 				  "more (%s in %s)", d->images.name, d->snap, s->image,
 				  d->images.place.dir);
 	ret = s->from[0] ? look_at_commit(d, s, err) : look_at_overlays(d, err);
-	return ret ? ret : device_images_check_exposed(&d->images, d->member, err);
+	if (!ret)
+		ret = device_images_check_exposed(&d->images, d->member, err);
+	return ret ? ret : look_at_jobs(d, err);
 }
 
 int delete_open(struct deletion *d, struct qc_err *err)
@@ -213,6 +233,8 @@ static const char *commit_impossible(const struct deletion *d)
 
 	if (family_overlays(&d->images.family, d->above, &other) > 1)
 		return "several images stand on the one that would go";
+	if (d->beside.code)
+		return d->beside.msg;
 	return is_newest(d) ? pivot_impossible(d) : NULL;
 }
 
@@ -388,7 +410,9 @@ static int look_again(struct deletion *d, bool tip, bool newest, struct qc_err *
 	int ret = 0;
 
 	if (d->images.dir.lock_fd < 0)
-		ret = rundir_lock(d->images.name, false, &d->images.dir, err);
+		ret = client_lock_chain(d->images.served.client, &d->images.dir, err);
+	if (!ret && d->images.online)
+		d->images.name = d->images.dir.name;
 	if (!ret)
 		ret = served_anew(d, err);
 	if (!ret)

@@ -136,7 +136,7 @@ static int take_option(struct deletion *d, int c, bool *json, struct qc_err *err
 
 static int delete_run(const struct verb *verb, int argc, char **argv)
 {
-	struct deletion d = { .images.dir.lock_fd = -1 };
+	struct deletion d = { .images = { .dir.lock_fd = -1, .beside = true } };
 	struct qc_err err = { 0 };
 	bool json = false;
 	int c, status, ret = 0;
@@ -175,6 +175,7 @@ const struct verb verb_delete = {
 		"NAME is served or not; VG or DIR says where its images are, when they are files\n"
 		"that nobody serves. The newest snapshot of a device in use that goes by commit\n"
 		"becomes the active layer; its own image is removed (no --keep, --wipe).\n"
+		"Merges of other layers may run beside it: other deletions, say.\n"
 		"A commit that has begun cannot be undone: SNAP is no restore point any\n"
 		"more. Interrupted at any time, the same command goes on. A volume of Proxmox VE\n"
 		"keeps its naming; when it is not served, NAME is its own name, with its VG.\n",

@@ -36,6 +36,7 @@ struct deletion {
 	u32 member; /* of the snapshot, in @images.family */
 	u32 above; /* stands on it; FAMILY_NONE: nothing */
 	bool merged; /* by a commit before: only the record is left to be written */
+	struct qc_err beside; /* why a job does not let a commit's layers change; 0: none does */
 	bool pivoted; /* by one of the active layer: the record says so, too */
 };
 

@@ -148,12 +148,12 @@ static int look_at_daemon(struct device_images *d, struct qc_err *err)
 {
 	int ret = check_same_top(d, err);
 
-	if (!ret)
+	if (!ret && !d->beside)
 		ret = job_check_none(d->served.client, d->name, err);
 	return ret ? ret : ask_layers(d, err);
 }
 
-int device_images_depth(const struct device_images *d, u32 member)
+static int depth_of(const struct device_images *d, const struct image_ident *image)
 {
 	struct image_ident ident;
 	u32 nr = d->nodes ? json_object_array_length(d->nodes) : 0;
@@ -161,11 +161,22 @@ int device_images_depth(const struct device_images *d, u32 member)
 	for (u32 i = 0; i < nr; i++) {
 		const char *file = json_text(json_object_array_get_idx(d->nodes, i), "file");
 
-		if (file && !image_ident_of(file, &ident) &&
-		    image_ident_same(&ident, &d->family.members[member].ident))
+		if (file && !image_ident_of(file, &ident) && image_ident_same(&ident, image))
 			return i;
 	}
 	return -1;
+}
+
+int device_images_depth(const struct device_images *d, u32 member)
+{
+	return depth_of(d, &d->family.members[member].ident);
+}
+
+int device_images_depth_of(const struct device_images *d, const char *path)
+{
+	struct image_ident ident;
+
+	return image_ident_of(path, &ident) ? -1 : depth_of(d, &ident);
 }
 
 /* ---- LVs ------------------------------------------------------------------------------ */

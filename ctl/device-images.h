@@ -8,6 +8,7 @@
 /*
  * struct device_images - set @name and @where before device_images_open()
  * @where: the VG or directory where its images are; NULL: found by itself
+ * @beside: jobs may work on it; whoever changes layers asks beside_check()
  * @online: it is served, @served says how
  * @nodes: online: its layers as query-named-block-nodes has them
  * @record: its own, in @place
@@ -17,6 +18,7 @@
 struct device_images {
 	const char *name;
 	const char *where;
+	bool beside;
 	bool online;
 	struct rundir dir;
 	struct served served;
@@ -36,8 +38,8 @@ int device_images_arguments(struct device_images *d, const struct verb *verb, in
 /*
  * device_images_open - lock the chain, and look at everything
  * What interrupted verbs have left is removed, which is told. Refused: while a job
- * works on it, and while the record and the daemon do not agree. A volume of Proxmox VE that
- * is not served is called by its own name.
+ * works on it, unless @beside, and while the record and the daemon do not agree. A volume
+ * of Proxmox VE that is not served is called by its own name.
  *
  * device_images_look - again: what was read is forgotten. The lock is held.
  * device_images_close - LVs that were activated are not any more; the lock goes
@@ -46,8 +48,9 @@ int device_images_open(struct device_images *d, struct qc_err *err);
 int device_images_look(struct device_images *d, struct qc_err *err);
 int device_images_close(struct device_images *d, struct qc_err *err);
 
-/* The depth of @member in the served chain; -1: no layer of it, or not served. */
+/* The depth of @member, or the image at @path, in the served chain; -1: no layer of it. */
 int device_images_depth(const struct device_images *d, u32 member);
+int device_images_depth_of(const struct device_images *d, const char *path);
 
 /* Is a snapshot exposed whose chain has @member? Then -EBUSY. */
 int device_images_check_exposed(const struct device_images *d, u32 member, struct qc_err *err);

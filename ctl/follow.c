@@ -39,6 +39,14 @@ bool job_is_over(json_object *row)
 	return !status || !strcmp(status, "concluded") || !strcmp(status, "null");
 }
 
+int job_is_busy(json_object *row, const char *name, struct qc_err *err)
+{
+	const char *id = json_text(row, "id");
+
+	return qc_err_set(err, -EBUSY, "%s: job %s (%s) changes the chain, must have ended; "
+			  "qchainctl job wait %s %s", name, id, json_text(row, "type"), name, id);
+}
+
 int job_check_none(struct client *client, const char *name, struct qc_err *err)
 {
 	json_object *jobs, *row;
@@ -49,10 +57,7 @@ int job_check_none(struct client *client, const char *name, struct qc_err *err)
 	for (u32 i = 0; i < json_object_array_length(jobs) && !ret; i++) {
 		row = json_object_array_get_idx(jobs, i);
 		if (!job_is_over(row))
-			ret = qc_err_set(err, -EBUSY, "%s: job %s (%s) changes the chain, must "
-					 "have ended; qchainctl job wait %s %s", name,
-					 json_text(row, "id"), json_text(row, "type"), name,
-					 json_text(row, "id"));
+			ret = job_is_busy(row, name, err);
 	}
 	json_object_put(jobs);
 	return ret;

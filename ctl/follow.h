@@ -11,6 +11,8 @@ json_object *job_find_row(json_object *jobs, const char *id);
 int job_ask(struct client *client, const char *id, json_object **result, struct qc_err *err);
 /* -EBUSY: a job works on chain @name, and must have ended. */
 int job_check_none(struct client *client, const char *name, struct qc_err *err);
+/* That error, of the job of @row. */
+int job_is_busy(json_object *row, const char *name, struct qc_err *err);
 /* Concluded? A row is a job's object in query-jobs. */
 bool job_is_over(json_object *row);
 /* A command whose only argument names the job. */

@@ -20,8 +20,8 @@
 /*
  * The guard is a subreaper: qchaind, which goes to the background, becomes its child,
  * so that the guard sees how it ended, and sees it at once. It is locked in memory
- * and holds nothing: no descriptor, no lock, no mount. Killing it loses the restarts
- * and nothing else.
+ * and holds nothing: no lock, no mount, no descriptor but one of the chain's folder, which
+ * tells what that is called now. Killing it loses the restarts and nothing else.
  */
 
 #define WINDOW_S 60
@@ -31,11 +31,13 @@
 
 /*
  * struct guard - what one guard knows
+ * @folder_fd: of the chain, which may be renamed
  * @daemon: its process; 0: it was dead before that was known
  * @begin, @tries: of the minute that is counted
  */
 struct guard {
 	char name[QC_MAX_CHAIN_NAME + 1];
+	int folder_fd;
 	u32 limit;
 	pid_t daemon;
 	time_t begin;
@@ -170,6 +172,7 @@ static int try_once(struct guard *guard, const char *death, struct qc_err *err)
 	reap();
 	do {
 		err->code = 0;
+		rundir_held_name(guard->folder_fd, guard->name);
 		ret = up_after_death(guard->name, death, &guard->daemon, err);
 		if (ret == -EBUSY)
 			pause_ms(BUSY_PAUSE_MS);
@@ -208,6 +211,7 @@ static void watch(struct guard *guard)
 	do {
 		if (!wait_death(guard, death, sizeof(death)))
 			return;
+		rundir_held_name(guard->folder_fd, guard->name);
 		tell(LOG_WARNING, guard->name, death);
 	} while (bring_back(guard, death));
 }
@@ -268,6 +272,7 @@ static void guard_run(json_object *record, bool wait, bool recover, int answer_f
 		_exit(CTL_FAILED);
 	if (leave(guard.name))
 		_exit(CTL_FAILED);
+	guard.folder_fd = rundir_hold(guard.name);
 	process_protect_guard();
 	openlog("qchain", LOG_PID, LOG_DAEMON);
 	watch(&guard);

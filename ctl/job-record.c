@@ -47,6 +47,15 @@ static int take_noted(struct job_record *r)
 	return ret;
 }
 
+/* Half renamed: the record has the new name already, the folder of what is served not yet. */
+static struct device_record *find_renamed(const struct record_place *place, const char *image)
+{
+	for (u32 i = 0; i < place->nr_records; i++)
+		if (!strcmp(place->records[i].top, image))
+			return &place->records[i];
+	return NULL;
+}
+
 int job_record_open(struct job_record *r, const char *device, const char *active,
 		    const struct rundir *dir, json_object *state, struct qc_err *err)
 {
@@ -63,6 +72,8 @@ int job_record_open(struct job_record *r, const char *device, const char *active
 		return ret;
 	r->has_place = !ret;
 	ret = r->has_place ? proxmox_find_record(&r->place, device, image, &r->record, err) : 0;
+	if (!ret && r->has_place && !r->record)
+		r->record = find_renamed(&r->place, image);
 	if (ret || r->record)
 		return ret;
 	r->record = &r->own;

@@ -86,11 +86,11 @@ const char *job_noted_text(json_object *job, char *text, size_t bytes);
 /* ---- the end of a job (job-settle.c) --------------------------------------------------- */
 
 /*
- * job_settle - write down how job @id of chain @name ended, where it is recorded
+ * job_settle - write down how job @id of the chain behind @client ended, where it is recorded
  * @row: its last row in query-jobs. Ended well: job_record_end(). Failed:
  * job_record_fail(). Cancelled: left as it is, so that the next `up` goes on with it.
  */
-int job_settle(const char *name, const char *id, json_object *row, struct qc_err *err);
+int job_settle(struct client *client, const char *id, json_object *row, struct qc_err *err);
 /* job_settle() of all jobs of @served that have ended; @dir is locked. */
 int job_settle_all(const struct rundir *dir, struct served *served, struct qc_err *err);
 /*

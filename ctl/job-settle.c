@@ -85,14 +85,14 @@ static int settle(const struct rundir *dir, struct served *served, json_object *
 	return ret ? ret : proxmox_settle_served(served, dir, err);
 }
 
-int job_settle(const char *name, const char *id, json_object *row, struct qc_err *err)
+int job_settle(struct client *client, const char *id, json_object *row, struct qc_err *err)
 {
 	struct rundir dir = { .lock_fd = -1 };
 	struct served served = { .dev_id = -1 };
-	int ret = rundir_lock(name, false, &dir, err);
+	int ret = client_lock_chain(client, &dir, err);
 
 	if (!ret)
-		ret = served_find(name, &served, err);
+		ret = served_find(dir.name, &served, err);
 	if (!ret)
 		ret = settle(&dir, &served, row, err);
 	served_exit(&served);
@@ -133,7 +133,7 @@ static void watch(const char *name, const char *id, bool dismiss)
 	close_range(STDERR_FILENO + 1, ~0u, 0);
 	if (chdir("/") == 0 && client_connect(name, &client, &err) == 0) {
 		job_follow(client, id, true, &row, &err);
-		if (row && job_is_over(row) && !job_settle(name, id, row, &err) && dismiss &&
+		if (row && job_is_over(row) && !job_settle(client, id, row, &err) && dismiss &&
 		    !json_text(row, "error"))
 			job_simple_command(client, "job-dismiss", "id", id, &err);
 	}

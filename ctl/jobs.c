@@ -148,7 +148,7 @@ static int settle(struct job_call *call, json_object *row, int ret, struct qc_er
 	int settled = 0;
 
 	if (row && job_is_over(row) && call->served.record)
-		settled = job_settle(call->served.name, call->id, row, ret ? &second : err);
+		settled = job_settle(call->served.client, call->id, row, ret ? &second : err);
 	return ret ? ret : settled;
 }
 

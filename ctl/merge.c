@@ -338,7 +338,7 @@ static int wait_for_job(struct served_job *s, struct qc_err *err)
 	int ret = job_follow(s->served.client, s->job, true, &s->row, err);
 
 	if (s->row && job_is_over(s->row) &&
-	    job_settle(s->o->name, s->job, s->row, ret ? &second : err) && !ret)
+	    job_settle(s->served.client, s->job, s->row, ret ? &second : err) && !ret)
 		ret = err->code;
 	if (!ret)
 		ret = look_at_top(s, err);

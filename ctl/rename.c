@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl rename: a device gets another name, served or not. */
-#include "follow.h"
 #include "image/offline.h"
 #include "record.h"
 
@@ -16,7 +15,8 @@
  *
  * The folder goes last: as long as it has the old name the same command, given again,
  * goes on where it was interrupted. The daemon is not told: it knows no name but that
- * of the NBD export, which stays until the next start.
+ * of the NBD export, which stays until the next start. Its jobs go on; who waits for one
+ * finds the chain by its folder, and a record by its top (job-record.c).
  */
 
 struct renaming {
@@ -49,8 +49,6 @@ static int look_at_folder(struct renaming *r, struct qc_err *err)
 	if (!ret && !r->served.record)
 		ret = qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
 				 "name; take it down, and up with qchainctl", r->name);
-	if (!ret && r->served.client)
-		ret = job_check_none(r->served.client, r->name, err);
 	return ret;
 }
 

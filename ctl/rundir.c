@@ -173,6 +173,36 @@ int rundir_rename(struct rundir *dir, const char *name, struct qc_err *err)
 	return 0;
 }
 
+/* ---- whatever it is called ----------------------------------------------------------- */
+
+int rundir_hold(const char *name)
+{
+	char path[256];
+
+	if (chain_run_path(name, NULL, path, sizeof(path), NULL))
+		return -1;
+	return open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+int rundir_held_name(int fd, char *name)
+{
+	char link[64], path[512];
+	struct stat held, now;
+	const char *last;
+	ssize_t n;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	n = fd < 0 ? -1 : readlink(link, path, sizeof(path) - 1);
+	path[max(n, (ssize_t)0)] = '\0';
+	last = strrchr(path, '/');
+	if (!last || chain_name_check(last + 1, NULL))
+		return -ENOENT;
+	if (fstat(fd, &held) || stat(path, &now) || held.st_ino != now.st_ino)
+		return -ENOENT;
+	snprintf(name, QC_MAX_CHAIN_NAME + 1, "%s", last + 1);
+	return 0;
+}
+
 /* ---- record ----------------------------------------------------------------------- */
 
 int rundir_load(const char *name, json_object **result, struct qc_err *err)

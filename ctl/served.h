@@ -54,6 +54,15 @@ int rundir_rename(struct rundir *dir, const char *name, struct qc_err *err);
 /* Remove the folder and all in it; the lock is given up. */
 int rundir_remove(struct rundir *dir, struct qc_err *err);
 
+/*
+ * For those who outlive a rename:
+ * rundir_hold - a descriptor of the folder of chain @name; -1: not there
+ * rundir_held_name - what that is called now, @name has room for QC_MAX_CHAIN_NAME and
+ * one; -ENOENT: it is gone
+ */
+int rundir_hold(const char *name);
+int rundir_held_name(int fd, char *name);
+
 /* The record of chain @name, which says that name; *@result NULL when it has none. */
 int rundir_load(const char *name, json_object **result, struct qc_err *err);
 /* Replace the record as a whole. */
@@ -99,6 +108,10 @@ int client_connect(const char *name, struct client **result, struct qc_err *err)
 void client_close(struct client *client);
 /* The daemon's process, as the kernel knows it. */
 pid_t client_pid(const struct client *client);
+/* What its chain is called now: it may have been renamed since. */
+const char *client_chain(struct client *client);
+/* rundir_lock() of that chain */
+int client_lock_chain(struct client *client, struct rundir *result, struct qc_err *err);
 
 /*
  * client_command - one command and its answer

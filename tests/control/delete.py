@@ -331,6 +331,92 @@ def test_keep_and_wipe(place):
     device.judge("kept and wiped")
 
 
+def slowly(place, *words):
+    """A merge that does not end before hurry(); returns its job."""
+    return place.ctl(*words, "--speed", "1k", "--detach").stdout.strip()
+
+
+def hurry(place, job):
+    place.ctl("job", "set-speed", "seven", job, "0")
+    place.ctl("job", "wait", "seven", job)
+
+
+def test_beside(place):
+    """A merge of other layers goes on; one that shares a layer is refused, or the other way is taken."""
+    device = Device(place)
+    device.make("a")
+    device.write(200)
+    device.snapshot("b", 2)
+    for snap in ("c", "d", "e"):
+        device.snapshot(snap)
+    wait_sealed(place)
+    guest = Guest(place, 5, model=device.model)
+    job = slowly(place, "stream", "seven", "--into", "e", "--base", "c")
+    expect_equal(delete(place, "a", "--stream")["way"], "stream", "far below it")
+    for snap in ("c", "d", "e"):
+        text = fails(place, "delete", "seven", snap)
+        expect(f"job {job} (stream) works on it" in text and f"qchainctl job wait seven {job}" in text, text)
+    text = fails(place, "delete", "seven", "b", "--commit")
+    expect("--commit: not possible now" in text and f"job {job} (stream) works on it" in text, text)
+    answer = delete(place, "b")
+    expect(answer["commit-bytes"] < answer["stream-bytes"], answer)
+    expect_equal(answer["way"], "stream", "the header of what a commit would end with is the job's")
+    hurry(place, job)
+    guest.end()
+    del device.snapshots["a"], device.snapshots["b"]
+    device.down()
+    expect_equal(device.judge("beside"), ["top.5.qcow2", "top.4.qcow2", "top.2.qcow2", "base.qcow2"], "chain")
+    nothing_left(place)
+
+
+def start_delete(place, *words):
+    return subprocess.Popen([place.program("qchainctl"), "delete", "seven", *words], env=place.environment,
+                            cwd=place.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_at_once(place):
+    """Each of them moves data while the other does; in which order they end does not matter."""
+    device = Device(place)
+    device.make("a", "b", "c", "d", "e")
+    guest = Guest(place, 6, model=device.model)
+    both = [start_delete(place, "a", "--stream", "--speed", "256k"), start_delete(place, "d", "--commit", "--speed", "256k")]
+    wait_until(lambda: len(place.ctl_json("job", "list", "seven")) == 2 or any(one.poll() is not None for one in both),
+               "two jobs")
+    expect_equal([(one.wait(harness.WAIT_S), one.stderr.read()) for one in both], [(0, "")] * 2, "exit statuses")
+    guest.end()
+    del device.snapshots["a"], device.snapshots["d"]
+    device.down()
+    expect_equal(len(device.judge("two at once")), 5, "layers")
+    nothing_left(place)
+
+
+def killed_beside(place, point, snap, way, dies):
+    """@point of a deletion while another merge goes on, which ends, with or without its daemon, before that is said again."""
+    device = Device(place)
+    device.make("a", "b", "c", "d", "e")
+    job = slowly(place, "stream", "seven", "--into", "b")
+    kill_at(place, point, snap, way)
+    if dies:
+        kill_daemon(place)
+        place.ctl("up", "seven")
+    else:
+        hurry(place, job)
+    harness.wait_until(lambda: all(row.get("status", "null") in ("concluded", "null") for row in
+                                   place.ctl_json("job", "list", "seven")), "no job works")
+    go_on(place, device, snap, [])
+    device.write(5)
+    device.down()
+    device.judge(f"killed at {point} of {snap} beside a job, daemon {'dies' if dies else 'lives'}")
+    nothing_left(place)
+
+
+def test_killed_beside(place):
+    for point, snap, way, dies in (("recorded", "d", "--commit", False), ("started", "d", "--commit", True),
+                                   ("merged", "d", "--commit", False), ("started", "c", "--stream", True),
+                                   ("unfinished", "c", "--stream", False), ("finished", "c", "--stream", False)):
+        killed_beside(place, point, snap, way, dies)
+
+
 def kill_at(place, point, *words):
     name = point if "." in point else f"delete.{point}"
     done = place.run(place.program("qchainctl"), "delete", "seven", *words, status=None,

@@ -4,10 +4,12 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 
 import harness
-from harness import Qmp, expect, expect_equal, wait_until
+from harness import expect, expect_equal, wait_until
 from lifecycle import guest_io, kill_daemon, nothing_left, states, up
 from snapshot import check_all, fails, wait_sealed
 
@@ -81,7 +83,7 @@ def test_dead(place):
 
 
 def test_refused(place):
-    """Names that are taken, served or not; an exposed snapshot; a job; a chain that nobody knows."""
+    """Names that are taken, served or not; an exposed snapshot; a chain that nobody knows."""
     start(place)
     fails(place, "rename", "seven", "a b", status=2)
     fails(place, "rename", "nobody", "eight")
@@ -94,15 +96,79 @@ def test_refused(place):
     place.ctl("expose", "seven", "one", "--nbd", "one.sock")
     expect("its snapshot one is exposed" in fails(place, "rename", "seven", "eight"), "exposed")
     place.ctl("unexpose", "seven", "one")
-    qmp = Qmp(place.path("run/seven/qmp.sock"))
-    started = qmp.command("block-stream", **{"job-id": "slow", "device": "top.1.qcow2", "speed": 1 << 20})
-    expect_equal(started, {"return": {}}, "stream")
-    expect("job slow (stream)" in fails(place, "rename", "seven", "eight"), "a job")
-    qmp.command("job-cancel", id="slow")
-    wait_until(lambda: not qmp.command("query-jobs")["return"], "the job is gone")
     expect_equal(records(place), ["nine.qchain", "seven.qchain"], "records")
     os.unlink(place.path("nine.qchain"))
     place.ctl("rename", "seven", "eight")
+    judge(place)
+
+
+def slowly(place, *words):
+    """A merge that does not end before it is told to; the snapshot of another layer stays."""
+    return subprocess.Popen([place.program("qchainctl"), *words, "--speed", "1k"], env=place.environment, cwd=place.folder,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def recorded_jobs(place, name):
+    return [job["id"] for job in record(place, name).get("jobs", [])] if name + ".qchain" in records(place) else []
+
+
+def hurry(place, name, job):
+    place.ctl("job", "set-speed", name, job, "0")
+
+
+def test_beside_jobs(place):
+    """A verb that waits for its merge, and one that nobody waits for, end under the new name."""
+    start(place)
+    commit = ["commit", "seven", "--top", "one", "--base", "base.qcow2"]
+    waits = slowly(place, *commit)
+    wait_until(lambda: recorded_jobs(place, "seven"), "the job has begun")
+    place.ctl("rename", "seven", "eight")
+    expect_equal(recorded_jobs(place, "eight"), ["commit0"], "jobs of the record")
+    hurry(place, "eight", "commit0")
+    out, err = waits.communicate(timeout=harness.WAIT_S)
+    expect_equal((waits.returncode, err), (0, ""), out)
+    expect_equal(recorded_jobs(place, "eight"), [], "jobs of the record")
+    guest_io(place, "seven.sock", "write -P 3 8M 4M")
+    place.ctl("snapshot", "eight", "late")
+    wait_sealed(place, "eight")
+    waits = slowly(place, "delete", "eight", "late", "--stream")
+    wait_until(lambda: recorded_jobs(place, "eight"), "the deletion has begun")
+    place.ctl("rename", "eight", "nine")
+    hurry(place, "nine", recorded_jobs(place, "nine")[0])
+    out, err = waits.communicate(timeout=harness.WAIT_S)
+    expect_equal((waits.returncode, err), (0, ""), out)
+    place.ctl("snapshot", "nine", "last")
+    expect_equal(slowly(place, "stream", "nine", "--detach").wait(harness.WAIT_S), 0, "stream")
+    place.ctl("rename", "nine", "eight")
+    place.ctl("job", "set-speed", "eight", "stream0", "0")
+    wait_until(lambda: not recorded_jobs(place, "eight"), "who watches has written down the end")
+    place.ctl("down", "eight")
+    expect_equal([snap["name"] for snap in record(place, "eight")["snapshots"]], ["one", "last"], "snapshots")
+    check_all(place)
+
+
+def test_killed_beside_job(place):
+    """The record has its new name, the folder not yet: a merge that ends then is in the one record that there is."""
+    start(place)
+    expect_equal(slowly(place, "stream", "seven", "--detach").wait(harness.WAIT_S), 0, "stream")
+    done = place.run(place.program("qchainctl"), "rename", "seven", "eight", status=None,
+                     environment=dict(place.environment, QCHAIN_CRASH_POINT="rename.recorded"))
+    expect_equal(done.returncode, -9, "exit status")
+    place.ctl("job", "set-speed", "seven", "stream0", "0")
+    wait_until(lambda: not recorded_jobs(place, "eight"), "its end is in the record")
+    expect_equal(records(place), ["eight.qchain"], "records")
+    place.ctl("rename", "seven", "eight")
+    judge(place)
+
+
+def test_guarded(place):
+    """Who starts a daemon again finds it under the new name."""
+    place.environment["QCHAIN_RESTARTS"] = "5"
+    start(place)
+    place.ctl("rename", "seven", "eight")
+    pid = place.ctl_json("status", "eight")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: states(place) == {"eight": "serving"} and place.daemon_pids() not in ([], [pid]), "it is brought back")
     judge(place)
 
 
