@@ -198,14 +198,30 @@ static u64 node_size(const struct served_job *s, u32 depth)
 	return json_number(image, "virtual-size", 0);
 }
 
+/* What a volume gets is full of old data: what stands on a raw one says zero there first. */
+static int cover_raw(const struct served_job *s, u64 bytes, struct qc_err *err)
+{
+	json_object *arguments = json_object_new_object();
+
+	json_add_string(arguments, "node-name", node_text(s, s->base, "node-name"));
+	json_add_u64(arguments, "size", bytes);
+	return client_command(s->served.client, "qchain-cover", arguments, true, NULL, err);
+}
+
 /* A base that is shorter than top gets longer (rule D4), a thick volume with it. */
 static int grow_volume(const struct served_job *s, struct qc_err *err)
 {
 	u64 bytes = node_size(s, s->top);
+	bool raw = !strcmp(node_text(s, s->base, "drv"), "raw");
+	int ret = 0;
 
-	if (node_size(s, s->base) >= bytes || strcmp(node_text(s, s->base, "drv"), "qcow2"))
+	if (node_size(s, s->base) >= bytes)
 		return 0;
-	return resize_extend_served(node_text(s, s->base, "file"), bytes, err);
+	if (raw)
+		ret = cover_raw(s, bytes, err);
+	crash_point("merge.covered");
+	return ret ? ret : resize_extend_served(node_text(s, s->base, "file"),
+						raw ? IMAGE_RAW : IMAGE_QCOW2, bytes, err);
 }
 
 /*
@@ -223,13 +239,13 @@ static int make_room(const struct served_job *s, bool commit, struct qc_err *err
 		upper.nr_layers = s->base - s->top;
 		lower = (struct merge_part){ node_text(s, s->base, "file"), 1 };
 	}
-	if (!s->o->offline || !lower.nr_layers)
-		return 0;
+	ret = commit ? grow_volume(s, err) : 0;
+	if (ret || !s->o->offline || !lower.nr_layers)
+		return ret;
 	ret = merge_cost(&upper, &lower, s->o->offline, &cost, err);
 	if (ret || !commit)
 		return ret ? ret : merge_make_room(upper.path, &cost.stream, err);
-	ret = grow_volume(s, err);
-	return ret ? ret : merge_make_room(lower.path, &cost.commit, err);
+	return merge_make_room(lower.path, &cost.commit, err);
 }
 
 /*

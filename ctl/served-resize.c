@@ -57,9 +57,9 @@ static int set_size(struct resize *r, u64 bytes, struct qc_err *err)
 	return client_command(r->served.client, "block_resize", arguments, true, NULL, err);
 }
 
-int resize_extend_served(const char *path, u64 to, struct qc_err *err)
+int resize_extend_served(const char *path, enum image_format format, u64 to, struct qc_err *err)
 {
-	const struct offline_options look = { .format = IMAGE_QCOW2, .force_share = true };
+	const struct offline_options look = { .format = format, .force_share = true };
 	struct image *img;
 	int ret = offline_open_image(path, &look, false, 0, &img, err);
 
@@ -93,7 +93,7 @@ static int resize(struct resize *r, const char *size, struct qc_err *err)
 		ret = set_size(r, r->from, err); /* may it? */
 	if (ret || r->to == r->from)
 		return ret;
-	ret = resize_extend_served(r->file, r->to, err);
+	ret = resize_extend_served(r->file, IMAGE_QCOW2, r->to, err);
 	if (ret)
 		return ret;
 	crash_point("resize.extended");

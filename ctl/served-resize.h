@@ -22,7 +22,7 @@ int resize_parse(const char *name, const char *text, u64 from, u64 *result, stru
 int resize_extend_lv(const char *path, const struct image *img, u64 from, u64 to,
 		     struct qc_err *err);
 
-/* The same for the qcow2 image at @path, which a daemon has open, and which is shorter. */
-int resize_extend_served(const char *path, u64 to, struct qc_err *err);
+/* The same for the image at @path, which a daemon has open, and which is shorter. */
+int resize_extend_served(const char *path, enum image_format format, u64 to, struct qc_err *err);
 
 #endif

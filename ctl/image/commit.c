@@ -4,6 +4,7 @@
 #include "../merge.h"
 #include "../proxmox.h"
 #include "committed.h"
+#include "cover.h"
 #include "merge-cost.h"
 #include "merge-run.h"
 #include "restore-points.h"
@@ -19,7 +20,8 @@
 /*
  * In this order, each step durable before the next:
  *
- *   1. the base is grown to the length of what it will hold
+ *   1. the base is grown to the length of what it will hold; of a raw one what it gets
+ *      is hidden by the layer above it before: cover.c
  *   2. what the layers top .. above the base map is written into the base
  *   3. what stands on them names the base as its backing: the layer above top, or
  *      top itself when it is the active layer
@@ -55,6 +57,7 @@ struct commit {
 	char *top_path;
 	char *base_path;
 	char *changed_path; /* whose header will name the base */
+	char *cover_path; /* what stands on a raw base that is shorter; NULL: it is not */
 	const char *wanted_name; /* for the base; NULL: as it is called now */
 	char *header_name; /* NULL: it does so already */
 	enum image_format base_format;
@@ -102,6 +105,8 @@ static int take_paths(struct commit *c, const struct chain *chain, struct qc_err
 	c->top_path = strdup(layers[c->top].img->dev->path);
 	c->base_path = strdup(layers[c->base].img->dev->path);
 	c->changed_path = strdup(layers[c->top ? c->top - 1 : 0].img->dev->path);
+	if (c->base_format == IMAGE_RAW && c->base_bytes < c->top_bytes)
+		c->cover_path = strdup(layers[c->base - 1].img->dev->path);
 	if (!c->top_path || !c->base_path || !c->changed_path)
 		return qc_err_set(err, -ENOMEM, "out of memory");
 	if (c->top == 0 && c->base == 1)
@@ -384,6 +389,7 @@ static void commit_exit(struct commit *c)
 	free(c->top_path);
 	free(c->base_path);
 	free(c->changed_path);
+	free(c->cover_path);
 	free(c->header_name);
 }
 
@@ -398,6 +404,8 @@ static int commit_image(const char *name, struct commit *c, struct merge *merge,
 		ret = name_image(name, &object, err);
 	if (!ret)
 		ret = record_open(c, object.path, err);
+	if (!ret && c->cover_path && !c->copied)
+		ret = cover_from(c->cover_path, &c->offline, c->base_bytes, c->top_bytes, err);
 	if (!ret)
 		ret = merge_hold(c->changed_path, &changed, err);
 	if (ret)

@@ -7,11 +7,14 @@
 #include "restore-points.h"
 
 #include <errno.h>
+#include <linux/fs.h>
+#include <qchain/crash-point.h>
 #include <qchain/edit.h>
 #include <qchain/lvm.h>
 #include <qchain/parse.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -76,6 +79,24 @@ int resize_extend_lv(const char *path, const struct image *img, u64 from, u64 to
 
 /* ---- raw ------------------------------------------------------------------------- */
 
+/* A volume gets room that is full of old data. */
+static int zero_new_end(const struct resize *r, struct io_dev *dev, struct qc_err *err)
+{
+	s64 size = dev->ops->refresh_size(dev);
+	u64 range[2] = { r->from, size - r->from };
+
+	if (size < (s64)r->to)
+		return qc_err_set(err, -ENOSPC, "%s: a block device of %lld bytes, must have %llu; "
+				  "make it larger", r->path, (long long)size,
+				  (unsigned long long)r->to);
+	crash_point("resize.extended");
+	if (ioctl(dev->fd, BLKZEROOUT, range))
+		return qc_err_set(err, -errno, "%s: zeroing of %llu bytes at %llu failed (%m)",
+				  r->path, (unsigned long long)range[1],
+				  (unsigned long long)range[0]);
+	return 0;
+}
+
 static int resize_raw(const struct resize *r, struct qc_err *err)
 {
 	struct image img = { .format = IMAGE_RAW };
@@ -91,6 +112,8 @@ static int resize_raw(const struct resize *r, struct qc_err *err)
 				 "the device, reduce the volume instead", r->path);
 	else if (img.dev->blockdev)
 		ret = resize_extend_lv(r->path, &img, r->from, r->to, err);
+	if (!ret && img.dev->blockdev && !r->shrink)
+		ret = zero_new_end(r, img.dev, err);
 	if (!ret)
 		ret = io_dev_flush(img.dev);
 	io_dev_close(img.dev);

@@ -60,6 +60,16 @@ int chain_release(struct target *ti, struct qc_err *err);
 int chain_resize(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
 
 /*
+ * chain_cover - a raw layer below the active one may get longer, up to @bytes: the layer that
+ * stands on it says zero from its end on, so that what a volume gets there is never seen
+ * @node: node name of the raw layer, which another one than the active layer stands on
+ *
+ * Durable when it returns 0; may be done again. -EBUSY: a job works on one of the two.
+ * Control thread, which waits; guests go on.
+ */
+int chain_cover(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
+
+/*
  * chain_revert - make an overlay of a lower layer the active one, at one instant
  * @node: node name of the layer that @overlay stands on, below the active one
  * @overlay, @path, @node_name: as of chain_snapshot()

@@ -432,18 +432,97 @@ def test_commit_shorter(place):
             place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(name))
 
 
-def test_commit_shorter_raw(place):
-    """A raw one is not grown while it is served; nothing has begun."""
+def make_raw_chain(place, options):
+    """A raw base that ends inside a granule, and longer overlays; what mid and the top show."""
+    start_over(place)
     with open(place.path("base.raw"), "wb") as base:
-        base.truncate(2 * MIB)
-    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", place.path("mid.qcow2"), "4M")
-    create(place, "top.qcow2", "mid.qcow2")
+        base.truncate(2 * MIB + 512)
+    place.run("qemu-io", "-f", "raw", "-c", "write -P 1 1M 1049088", place.path("base.raw"))
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "-o", options,
+              place.path("low.qcow2"), "4M")
+    create(place, "mid.qcow2", "low.qcow2", "5M", options)
+    create(place, "top.qcow2", "mid.qcow2", "6M", options)
+    write(place, "low.qcow2", "write -P 2 3M 1k")
+    write(place, "mid.qcow2", "write -P 3 5119k 1k")
+    return content(place, "mid.qcow2"), content(place)
+
+
+def old_data(place, size):
+    """What a volume has that is made longer."""
+    with open(place.path("base.raw"), "r+b") as base:
+        end = base.seek(0, os.SEEK_END)
+        base.write(b"\xee" * (size - end))
+
+
+def judge_raw(place, middle, shows, what):
+    with open(place.path("base.raw"), "rb") as base:
+        expect(base.read() == middle, f"{what}: the base is not what the merged layers showed")
+    expect(content(place) == shows, f"{what}: the device shows something else than before")
+    place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path("top.qcow2"))
+
+
+RAW_OPTIONS = ("cluster_size=64k", "cluster_size=64k,extended_l2=on", "compat=0.10")
+
+
+def test_commit_shorter_raw(place):
+    """A raw base gets longer; a device that dies in between, and a volume full of old data, are never seen (D4)."""
+    for options in RAW_OPTIONS:
+        for point in (None, "commit.covered", "commit.lengthened"):
+            middle, shows = make_raw_chain(place, options)
+            if point:
+                place.environment["QCHAIN_CRASH_POINT"] = point
+                child = place.start_chain()
+                Qmp(place.path("qmp")).send('{"execute": "block-commit", "arguments": {"job-id": "j", "device": '
+                                            '"top.qcow2", "top-node": "mid.qcow2", "base-node": "base.raw"}}')
+                expect_equal(child.wait(harness.WAIT_S), -9, point)
+                del place.environment["QCHAIN_CRASH_POINT"]
+            if point == "commit.covered":
+                old_data(place, 5 * MIB)
+            expect(content(place) == shows, f"{point}: the device shows something else than before")
+            child = place.start_chain()
+            qmp = Qmp(place.path("qmp"))
+            place.run("qemu-io", "-f", "raw", "-c", "read 0 6M", f"nbd+unix:///?socket={place.path('nbd')}")
+            expect_equal(commit(qmp, "mid.qcow2", "base.raw"), {"return": {}}, "answer")
+            wait_until(lambda: row(qmp) is None, "the job is gone")
+            place.run("qemu-io", "-f", "raw", "-c", "read -P 0 2097664 512", f"nbd+unix:///?socket={place.path('nbd')}")
+            qmp.close()
+            child.terminate()
+            expect_equal(child.wait(harness.WAIT_S), 0, "exit status")
+            judge_raw(place, middle, shows, f"{options}, {point}")
+
+
+def test_commit_shorter_raw_refused(place):
+    """One that the active layer stands on is not grown while it is served, and what is not raw says itself what it is."""
+    make_raw_chain(place, RAW_OPTIONS[0])
+    place.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "raw", place.path("top.qcow2"))
     place.start_chain()
     qmp = Qmp(place.path("qmp"))
-    answer = commit(qmp, "mid.qcow2", "base.raw")
-    expect("raw, what grows in use must be qcow2" in answer.get("error", {}).get("desc", ""), f"{answer}")
-    expect_equal([node["state"] for node in qmp.command("query-named-block-nodes")["return"]],
-                 ["active", "sealed", "sealed"], "states")
+    for answer in (commit(qmp, "top.qcow2", "base.raw"),
+                   qmp.command("qchain-cover", **{"node-name": "base.raw", "size": 5 * MIB})):
+        expect("raw, what grows in use must be qcow2" in answer.get("error", {}).get("desc", ""), f"{answer}")
+    answer = qmp.command("qchain-cover", **{"node-name": "top.qcow2", "size": 5 * MIB})
+    expect("is not raw" in answer.get("error", {}).get("desc", ""), f"{answer}")
+    expect_equal([node["state"] for node in qmp.command("query-named-block-nodes")["return"]], ["active", "sealed"], "states")
+
+
+def test_commit_shorter_raw_offline(place):
+    """The same with nobody serving it, of a middle layer and of the active one."""
+    for options in RAW_OPTIONS:
+        for point in (None, "commit.covered"):
+            for top in ("mid.qcow2", "low.qcow2"):
+                middle, shows = make_raw_chain(place, options)
+                if top == "low.qcow2":
+                    middle = content(place, "low.qcow2")
+                words = [place.program("qchainctl"), "commit", "./top.qcow2", "--top", top, "--base", "base.raw"]
+                if point:
+                    place.run(*words, status=-9, environment=dict(place.environment, QCHAIN_CRASH_POINT=point))
+                    old_data(place, len(middle))
+                    expect(content(place) == shows, f"{point}: the device shows something else than before")
+                place.run(*words)
+                judge_raw(place, middle, shows, f"{options}, {top}, {point}")
+        middle, shows = make_raw_chain(place, options)
+        place.ctl("commit", "./top.qcow2", "--base", "base.raw")
+        judge_raw(place, shows, shows, f"{options}, all")
 
 
 def test_commit_raw(place):

@@ -145,6 +145,8 @@ extern const struct qmp_param qmp_qchain_hold_params[];
 int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err);
 int qmp_qchain_release(struct qmp_call *call, struct qc_err *err);
 /* Ours: whoever has renamed an image tells it (chain_rename_layer()). */
+extern const struct qmp_param qmp_qchain_cover_params[];
+int qmp_qchain_cover(struct qmp_call *call, struct qc_err *err);
 extern const struct qmp_param qmp_qchain_rename_layer_params[];
 int qmp_qchain_rename_layer(struct qmp_call *call, struct qc_err *err);
 

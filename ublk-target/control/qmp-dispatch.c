@@ -62,6 +62,7 @@ static const struct qmp_command commands[] = {
 	{ "transaction", qmp_transaction_params, qmp_transaction },
 	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
 	{ "qchain-release", NULL, qmp_qchain_release },
+	{ "qchain-cover", qmp_qchain_cover_params, qmp_qchain_cover },
 	{ "qchain-rename-layer", qmp_qchain_rename_layer_params, qmp_qchain_rename_layer },
 	{ "qchain-revert", qmp_qchain_revert_params, qmp_qchain_revert },
 	{ "block-commit", qmp_block_commit_params, qmp_block_commit },

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* QMP block_resize: the chain, and the devices that show it, get longer. */
+/* QMP block_resize, qchain-cover: the chain and its devices, or a raw layer, get longer. */
 #include "control-private.h"
 
 #include <errno.h>
@@ -45,4 +45,22 @@ int qmp_block_resize(struct qmp_call *call, struct qc_err *err)
 		return qc_err_set(err, -ENOENT, "Cannot find device='%.80s' nor node-name='%.80s'",
 				  device ? device : "", name ? name : "");
 	return resize(call, node, json_object_get_int64(size), err);
+}
+
+/* Before a raw layer's volume is made larger, which a commit into it asks for. */
+const struct qmp_param qmp_qchain_cover_params[] = {
+	{ "node-name", json_type_string, true },
+	{ "size", json_type_int, true },
+	{ NULL },
+};
+
+int qmp_qchain_cover(struct qmp_call *call, struct qc_err *err)
+{
+	json_object *size;
+
+	json_object_object_get_ex(call->arguments, "size", &size);
+	if (json_object_get_int64(size) < 0)
+		return qc_err_set(err, -EINVAL, "Parameter 'size' expects a >0 size");
+	return chain_cover(call->daemon->target, text_of(call, "node-name"),
+			   json_object_get_int64(size), err);
 }

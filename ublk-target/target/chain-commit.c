@@ -267,6 +267,7 @@ static int check_base(const struct merge *m, struct qc_err *err)
 	const struct image *img = base->img;
 
 	if (!m->up && img->virtual_size < top->img->virtual_size &&
+	    img->format != IMAGE_RAW &&
 	    writer_check_grow(img, base->path, top->img->virtual_size, err))
 		return err->code;
 	if (img->data_dev)
@@ -346,6 +347,17 @@ static int grow_base(struct merge *m, struct qc_err *err)
 			   chain->layers[below].img->virtual_size : 0, err);
 }
 
+/* What stands on a raw base that is shorter hides what that gets. */
+static int cover_base(struct merge *m, struct qc_err *err)
+{
+	const struct image *img = merge_receiver(m)->img;
+	u64 size = size_in_the_end(m);
+
+	if (img->format != IMAGE_RAW || size <= img->virtual_size)
+		return 0;
+	return merge_cover(m, base_depth(m), size, err);
+}
+
 int commit_begin(struct merge *m, struct qc_err *err)
 {
 	struct commit_call call = { .m = m };
@@ -353,6 +365,8 @@ int commit_begin(struct merge *m, struct qc_err *err)
 
 	if (!ret && m->pivots)
 		ret = check_pivot(m, err);
+	if (!ret)
+		ret = cover_base(m, err);
 	if (ret)
 		return ret;
 	m->target.size_bytes = ALIGN_DOWN(size_in_the_end(m), m->target.limits.logical_block);

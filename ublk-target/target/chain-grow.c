@@ -7,6 +7,7 @@
 #include <qchain/edit.h>
 #include <semaphore.h>
 #include <string.h>
+#include <unistd.h>
 
 /*
  *   table    the L1 table gets room for the new size; durable
@@ -30,6 +31,7 @@ struct growth {
 	u64 to;
 	u64 zero_until;
 	u64 pos; /* zeroes are there up to here */
+	bool cover; /* only where nothing is mapped; then it is done */
 	struct l1_growth l1;
 	struct request zero;
 	struct meta_wait wait;
@@ -56,6 +58,13 @@ static void forget_windows(struct chain_target *ct, u64 from, u64 to)
 	chain_retire(ct);
 }
 
+static void end_size(struct growth *g)
+{
+	forget_windows(g->w->ct, g->w->img->virtual_size, g->to);
+	g->w->img->virtual_size = g->to;
+	chain_layers_changed(g->w->ct);
+}
+
 /* ---- the header ---------------------------------------------------------------------- */
 
 static void size_durable(struct meta_flush *flush, int error)
@@ -64,9 +73,7 @@ static void size_durable(struct meta_flush *flush, int error)
 
 	if (!error) {
 		crash_point("resize.sized");
-		forget_windows(g->w->ct, g->w->img->virtual_size, g->to);
-		g->w->img->virtual_size = g->to;
-		chain_layers_changed(g->w->ct);
+		end_size(g);
 	}
 	growth_end(g, error);
 }
@@ -99,6 +106,10 @@ static void zeroes_durable(struct meta_flush *flush, int error)
 
 	if (error) {
 		growth_end(g, error);
+		return;
+	}
+	if (g->cover) {
+		growth_end(g, 0);
 		return;
 	}
 	crash_point("resize.zeroed");
@@ -136,7 +147,10 @@ static void zero_next(struct growth *g)
 		.ops = &zero_ops, .loop = ct->loop, .target = ct->ti, .op = REQ_WRITE_ZEROES,
 		.offset = g->pos, .len = min(g->zero_until - g->pos, (u64)QC_MAX_DISCARD_BYTES),
 	};
-	chain_write_into(g->w, &g->zero); /* waits for no space */
+	if (g->cover)
+		chain_fill_into(g->w, &g->zero);
+	else
+		chain_write_into(g->w, &g->zero); /* waits for no space */
 }
 
 /* ---- the L1 table ------------------------------------------------------------------------ */
@@ -175,14 +189,45 @@ static void growth_run(struct loop *loop, void *arg)
 
 int writer_check_grow(const struct image *img, const char *path, u64 bytes, struct qc_err *err)
 {
-	if (img->format == IMAGE_RAW)
-		return qc_err_set(err, -EOPNOTSUPP, "%s: raw, what grows in use must be qcow2; "
-				  "take the device down and use qchainctl resize", path);
 	if (img->nr_snapshots && img->version < 3)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: version 2 image with internal snapshots, "
 				  "its size cannot change; remove them, or convert it to version 3",
 				  path);
 	return image_check_growth(img, bytes, err);
+}
+
+static void grow(struct growth *g, void (*run)(struct loop *loop, void *arg))
+{
+	sem_init(&g->done, 0, 0);
+	loop_call(g->w->ct->loop, run, g);
+	while (sem_wait(&g->done) < 0)
+		;
+	sem_destroy(&g->done);
+}
+
+static void raw_longer(struct loop *loop, void *arg)
+{
+	struct growth *g = arg;
+
+	end_size(g);
+	growth_end(g, 0);
+}
+
+static int grow_raw(struct growth *g, struct qc_err *err)
+{
+	struct io_dev *dev = g->w->img->dev;
+	s64 size;
+
+	if (!dev->blockdev && (ftruncate(dev->fd, g->to) || io_dev_flush(dev)))
+		return qc_err_set(err, -errno, "%s: not resized (%m)", g->w->layer->path);
+	crash_point("commit.lengthened");
+	size = dev->ops->refresh_size(dev);
+	if (size < (s64)g->to)
+		return qc_err_set(err, -ENOSPC, "%s: has %lld bytes, must have %llu to take what "
+				  "comes down into it; make the volume larger", g->w->layer->path,
+				  (long long)size, (unsigned long long)g->to);
+	grow(g, raw_longer);
+	return 0;
 }
 
 int writer_grow(struct writer *w, u64 bytes, u64 below_bytes, struct qc_err *err)
@@ -191,13 +236,27 @@ int writer_grow(struct writer *w, u64 bytes, u64 below_bytes, struct qc_err *err
 	u64 end = max(ALIGN_UP(from, image_cluster_bytes(w->img)), below_bytes);
 	struct growth g = { .w = w, .to = bytes, .pos = from, .zero_until = min(bytes, end) };
 
-	sem_init(&g.done, 0, 0);
-	loop_call(w->ct->loop, growth_run, &g);
-	while (sem_wait(&g.done) < 0)
-		;
-	sem_destroy(&g.done);
+	if (w->img->format == IMAGE_RAW)
+		return grow_raw(&g, err);
+	grow(&g, growth_run);
 	if (g.ret)
 		return qc_err_set(err, g.ret, "%s: not resized, %s could not be written (%s)",
 				  w->layer->path, g.step, strerror(-g.ret));
+	return 0;
+}
+
+static void cover_run(struct loop *loop, void *arg)
+{
+	zero_next(arg);
+}
+
+int writer_cover(struct writer *w, u64 from, u64 to, struct qc_err *err)
+{
+	struct growth g = { .w = w, .pos = from, .zero_until = to, .cover = true };
+
+	grow(&g, cover_run);
+	if (g.ret)
+		return qc_err_set(err, g.ret, "%s: zeroes where its backing ends could not be "
+				  "written (%s)", w->layer->path, strerror(-g.ret));
 	return 0;
 }

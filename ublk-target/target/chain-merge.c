@@ -486,10 +486,8 @@ static void end_run(struct loop *loop, void *arg)
 }
 
 /* On the metadata loop or, before it has begun, on the control thread. */
-static void merge_clean(void *arg)
+void merge_free(struct merge *m)
 {
-	struct merge *m = arg;
-
 	if (loop_is_current(m->ct->loop))
 		end_run(m->ct->loop, m);
 	else
@@ -501,6 +499,11 @@ static void merge_clean(void *arg)
 	free(m->name);
 	free(m->format);
 	free(m);
+}
+
+static void merge_clean(void *arg)
+{
+	merge_free(arg);
 }
 
 const struct transfer_ops merge_ops = {
@@ -629,7 +632,7 @@ int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct 
 				     .size_bytes = ti->size_bytes, .limits = ti->limits };
 	ret = merge_set_backing(m, name, err);
 	if (ret)
-		merge_clean(m);
+		merge_free(m);
 	else
 		*result = m;
 	return ret;
@@ -659,7 +662,7 @@ int merge_make_job(struct merge *m_owned, struct jobs *jobs, const char *type,
 	if (!ret && merge_receiver(m_owned) != m_owned->ct->chain->layers)
 		ret = commit_begin(m_owned, err);
 	if (ret) {
-		merge_clean(m_owned);
+		merge_free(m_owned);
 		return ret;
 	}
 	if (!m_owned->up && !m_owned->nr) /* nothing between: nothing to be looked for */

@@ -76,6 +76,8 @@ extern const struct transfer_ops merge_active_ops; /* ... of a commit of the act
 /* Control thread, with the turn. The header of the layer above must have room for @name. */
 int merge_create(struct target *ti, u32 first, u32 nr, const char *name, struct merge **result,
 		 struct qc_err *err);
+/* Not under way any more, or never: what was begun for it is ended. Control or metadata loop. */
+void merge_free(struct merge *m);
 /*
  * merge_drop - all is durable: the header of the layer above names what is below the
  * merged layers, which are closed; then @over. Metadata loop; m->err tells why not.
@@ -144,6 +146,14 @@ u32 commit_granule(const struct merge *m);
 void commit_end(struct merge *m);
 /* What was copied is durable: the base is read through the device from now on. */
 void commit_end_view(struct merge *m);
+
+/* ---- chain-cover.c --------------------------------------------------------------- */
+
+/*
+ * What stands on the raw layer at @depth, a layer of @m, maps zeroes from that one's end
+ * up to @bytes, durably, and is sealed again. Control thread, with the turn.
+ */
+int merge_cover(struct merge *m, u32 depth, u64 bytes, struct qc_err *err);
 
 /* ---- chain-handover.c: the active layer, region by region ------------------------- */
 

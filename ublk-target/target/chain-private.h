@@ -544,9 +544,12 @@ void writer_grow_l1(struct l1_growth *growth);
  * writer_check_grow - can an image grow to @bytes while it is written? @path: for @err
  * writer_grow - make @w's image @bytes long, durably; @below_bytes: the size of the layer
  * below, 0: none. Control thread, which waits; guests go on. -ENOSPC: nothing has changed.
+ * Of a raw image a file gets longer, a block device must be so already.
+ * writer_cover - [@from, @to) of @w, where it maps nothing, is zero, durably
  */
 int writer_check_grow(const struct image *img, const char *path, u64 bytes, struct qc_err *err);
 int writer_grow(struct writer *w, u64 bytes, u64 below_bytes, struct qc_err *err);
+int writer_cover(struct writer *w, u64 from, u64 to, struct qc_err *err);
 
 /* ---- chain-publish.c: when a change is published and acknowledged ------------------------ */
 
