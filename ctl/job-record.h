@@ -91,7 +91,7 @@ const char *job_noted_text(json_object *job, char *text, size_t bytes);
  * job_record_fail(). Cancelled: left as it is, so that the next `up` goes on with it.
  */
 int job_settle(struct client *client, const char *id, json_object *row, struct qc_err *err);
-/* job_settle() of all jobs of @served that have ended; @dir is locked. */
+/* job_settle() of all jobs of @served that have ended, or have only to say so; @dir is locked. */
 int job_settle_all(const struct rundir *dir, struct served *served, struct qc_err *err);
 /*
  * job_watch - job_settle() when the job ends, in a process of its own that outlives the

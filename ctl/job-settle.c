@@ -11,7 +11,12 @@
 #include <linux/close_range.h>
 #include <qchain/overlays.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+/* What a pivot still has to do is the closing of images. */
+#define ENDING_TRIES 500
+#define ENDING_PAUSE_NS 20000000l
 
 bool job_was_cancelled(json_object *row)
 {
@@ -100,20 +105,49 @@ int job_settle(struct client *client, const char *id, json_object *row, struct q
 	return ret;
 }
 
-int job_settle_all(const struct rundir *dir, struct served *served, struct qc_err *err)
+/* A commit of the active layer whose base is that already ends in a moment. */
+static int is_ending(const struct served *served, json_object *row, bool *result,
+		     struct qc_err *err)
 {
-	json_object *rows;
-	int ret = client_command(served->client, "query-jobs", NULL, false, &rows, err);
+	json_object *job = job_noted(served->record, json_text(row, "id"));
+	const char *top = job ? json_text(job, "top") : NULL;
 
-	if (ret)
-		return ret;
+	if (!top || !job_noted_is_commit(job) || strcmp(top, served_top(served)))
+		return 0;
+	return is_active(served, json_text(job, "base"), result, err);
+}
+
+static int settle_rows(const struct rundir *dir, struct served *served, json_object *rows,
+		       bool *ending, struct qc_err *err)
+{
+	int ret = 0;
+
 	for (u32 i = 0; i < json_object_array_length(rows) && !ret; i++) {
 		json_object *row = json_object_array_get_idx(rows, i);
 
-		if (job_is_over(row))
-			ret = settle(dir, served, row, err);
+		ret = job_is_over(row) ? settle(dir, served, row, err) :
+					 is_ending(served, row, ending, err);
 	}
-	json_object_put(rows);
+	return ret;
+}
+
+int job_settle_all(const struct rundir *dir, struct served *served, struct qc_err *err)
+{
+	const struct timespec pause = { .tv_nsec = ENDING_PAUSE_NS };
+	json_object *rows;
+	bool ending = true;
+	int ret = 0;
+
+	for (u32 i = 0; i < ENDING_TRIES && ending && !ret; i++) {
+		if (i)
+			nanosleep(&pause, NULL);
+		ending = false;
+		ret = client_command(served->client, "query-jobs", NULL, false, &rows, err);
+		if (ret)
+			break;
+		ret = settle_rows(dir, served, rows, &ending, err);
+		json_object_put(rows);
+	}
 	return ret;
 }
 
