@@ -46,6 +46,7 @@ int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc
  * The LV is active afterwards; auto-activation is off, and nothing of it was
  * wiped: it holds what lay there before (rule B6).
  * lvm_extend - make it at least @bytes long; 0 when it is already.
+ * lvm_extend_known - the same for whoever has just looked: one run of lvm less.
  * lvm_rename - also while it is open: whoever has it open keeps it, uuid and tags stay.
  * lvm_change_tags - @add, @remove: comma-separated or NULL; one change of the
  * VG's metadata, therefore all or nothing. Both are one run of lvm each.
@@ -57,10 +58,22 @@ int lvm_create(const char *vg, const char *name, u64 bytes, const char *tags, st
 int lvm_remove(const char *vg, const char *name, struct qc_err *err);
 int lvm_rename(const char *vg, const char *name, const char *to, struct qc_err *err);
 int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err);
+int lvm_extend_known(const struct lvm_lv *now, u64 bytes, struct qc_err *err);
 int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err);
 int lvm_activate_shared(const char *vg, const char *name, struct qc_err *err);
 int lvm_change_tags(const char *vg, const char *name, const char *add, const char *remove,
 		    struct qc_err *err);
+
+/*
+ * LVs that grow while they are written to.
+ * lvm_thin_chunk - by how much next
+ * @least: not less; @written: what was allocated in the last @ns
+ * @extend_ns: how long the last extension took, from the wish to the space
+ * lvm_thin_watermark - once something is allocated beyond it a volume of @bytes is to grow
+ * by @chunk: half of a chunk is left then, twice what is written while that is done
+ */
+u64 lvm_thin_chunk(u64 least, u64 written, u64 ns, u64 extend_ns);
+u64 lvm_thin_watermark(u64 bytes, u64 chunk);
 
 /*
  * libdevmapper, this room only: the dm uuid of a block device given by number,

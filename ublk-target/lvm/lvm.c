@@ -145,26 +145,29 @@ int lvm_rename(const char *vg, const char *name, const char *to, struct qc_err *
 	return ret ? ret : change(&lv, args, err);
 }
 
-int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err)
+int lvm_extend_known(const struct lvm_lv *now, u64 bytes, struct qc_err *err)
 {
 	char size[32];
 	struct lv_name lv;
 	const char *args[] = { "lvextend", "--yes", NO_BACKUP, "--size", size, lv.text, NULL };
-	struct lvm_lv *now;
-	bool enough;
-	int ret;
+	int ret = make_name(now->vg, now->name, &lv, err);
 
-	ret = make_name(vg, name, &lv, err);
-	if (!ret)
-		ret = lvm_find(vg, name, &now, err);
-	if (ret)
+	if (ret || now->size_bytes >= bytes)
 		return ret;
-	enough = now->size_bytes >= bytes;
-	free(now);
-	if (enough)
-		return 0;
 	size_arg(bytes, size, sizeof(size));
 	return change(&lv, args, err);
+}
+
+int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err)
+{
+	struct lvm_lv *now;
+	int ret = lvm_find(vg, name, &now, err);
+
+	if (ret)
+		return ret;
+	ret = lvm_extend_known(now, bytes, err);
+	free(now);
+	return ret;
 }
 
 /* @how: "y", "sy" or "n" */
