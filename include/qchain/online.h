@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
 /*
  * Changes of a chain that is being served. Room target/: chain-switch.c, -revert.c, -resize.c,
- * -rename.c, -merge.c, -commit.c.
+ * -rename.c, -merge.c, -commit.c, -threshold.c.
  */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
@@ -173,6 +173,22 @@ int chain_show(struct target *ti, const char *node, struct target **result, stru
  * it; -EOPNOTSUPP: a raw image. Control thread.
  */
 int chain_set_write_threshold(struct target *ti, const char *node, u64 bytes, struct qc_err *err);
+
+/*
+ * chain_tell_growth - what whoever makes the volume of layer @node larger has to say
+ * VOLUME_GROWS: it does so when that is needed; until then writes wait when it is full,
+ * also where they are to fail. VOLUME_STUCK: it cannot, now, and @reason says why.
+ * VOLUME_FIXED: nobody does. Events and status say it. Errors and thread as above.
+ *
+ * Each call, and each of chain_set_write_threshold(), looks whether it has grown.
+ */
+enum volume_growth { VOLUME_FIXED, VOLUME_GROWS, VOLUME_STUCK, VOLUME_GROWTHS };
+
+/* As QMP calls it. */
+const char *volume_growth_name(enum volume_growth growth);
+
+int chain_tell_growth(struct target *ti, const char *node, enum volume_growth growth,
+		      const char *reason, struct qc_err *err);
 
 /*
  * chain_rename_layer - the image of the layer called @node is called @path from now on

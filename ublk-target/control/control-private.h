@@ -14,7 +14,7 @@
  * qmp-job.c       queries and verbs of jobs
  * qmp-merge.c     merges of layers: jobs that change the chain
  * qmp-resize.c    block_resize
- * qmp-threshold.c block-set-write-threshold
+ * qmp-threshold.c block-set-write-threshold, and how the volume grows
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
  * qmp-export.c    exports that come and go
@@ -126,6 +126,9 @@ int qmp_block_job_finalize(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_dismiss(struct qmp_call *call, struct qc_err *err);
 int qmp_block_job_set_speed(struct qmp_call *call, struct qc_err *err);
 int qmp_block_set_write_threshold(struct qmp_call *call, struct qc_err *err);
+/* Ours: whoever makes a volume larger says how it goes (chain_tell_growth()). */
+extern const struct qmp_param qmp_qchain_volume_growth_params[];
+int qmp_qchain_volume_growth(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-blockdev.c ----------------------------------------------------------------- */
 

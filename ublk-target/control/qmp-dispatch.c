@@ -60,6 +60,7 @@ static const struct qmp_command commands[] = {
 	{ "blockdev-del", qmp_blockdev_del_params, qmp_blockdev_del },
 	{ "blockdev-snapshot", qmp_blockdev_snapshot_params, qmp_blockdev_snapshot },
 	{ "transaction", qmp_transaction_params, qmp_transaction },
+	{ "qchain-volume-growth", qmp_qchain_volume_growth_params, qmp_qchain_volume_growth },
 	{ "qchain-hold", qmp_qchain_hold_params, qmp_qchain_hold },
 	{ "qchain-release", NULL, qmp_qchain_release },
 	{ "qchain-cover", qmp_qchain_cover_params, qmp_qchain_cover },

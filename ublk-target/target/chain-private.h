@@ -7,6 +7,7 @@
 #include <qchain/intent-log.h>
 #include <qchain/map.h>
 #include <qchain/meta.h>
+#include <qchain/online.h>
 #include <qchain/pool.h>
 #include <qchain/refcount.h>
 #include <qchain/target.h>
@@ -27,6 +28,7 @@
 #define CHAIN_LOOP_OPS (QC_MAX_REQUEST_BYTES / SECTOR_SIZE + 256u)
 
 enum chain_on_full { ON_FULL_WAIT, ON_FULL_FAIL };
+#define GROWTH_REASON_BYTES 256u
 
 enum warm_state { WARM_OFF, WARM_RUNNING, WARM_DONE, WARM_FULL, WARM_STOPPED, WARM_FAILED };
 
@@ -145,6 +147,10 @@ struct writer {
 	u64 stat_allocated;
 	u64 allocated_end; /* of all clusters that were allocated since the start */
 	u64 threshold; /* 0: nobody wants to know */
+	enum volume_growth growth;
+	char growth_reason[GROWTH_REASON_BYTES]; /* why it is stuck */
+	u64 start_ns;
+	u64 full_ns; /* since when it is full; of the last time */
 
 	struct leak_scan *scan; /* that runs; NULL: none */
 	bool unclean; /* found open, and not scanned to the end yet: keeps its mark */
@@ -581,6 +587,8 @@ void writer_release_now(struct writer *w, u64 host, u64 bytes);
 void writer_release_held(struct writer *w);
 void writer_park(struct write_op *op);
 void writer_unpark(struct writer *w);
+/* The device has grown: so do they, and it is not full any more. */
+void writer_grown(struct writer *w);
 void writer_full_timer(struct loop *loop, struct loop_timer *timer);
 
 /* ---- chain-leaks.c: the leak scan ------------------------------------------------------- */
@@ -598,7 +606,16 @@ json_object *scan_json(const struct writer *w);
 
 /* Clusters up to @end were allocated. Metadata loop. */
 void writer_allocated(struct writer *w, u64 end);
-/* Of the layer called @node; 0: none is set. Metadata loop. */
-u64 chain_write_threshold(const struct chain_target *ct, const char *node);
+/*
+ * writer_will_grow - is a full volume worth waiting for, where writes are to fail?
+ * Metadata loop, as the two below it.
+ * chain_add_volume - to the object of the layer called @node: its threshold and, if it is
+ * written to, how far it is allocated, whether it is full, how its volume grows, and a number
+ * that another writer of that name does not have
+ * writer_growth_json - {state, reason}
+ */
+bool writer_will_grow(struct writer *w);
+void chain_add_volume(const struct chain_target *ct, const char *node, json_object *object);
+json_object *writer_growth_json(const struct writer *w);
 
 #endif

@@ -127,9 +127,11 @@ static void say_full(struct writer *w, bool full)
 	if (w->full == full)
 		return;
 	w->full = full;
+	w->full_ns = full ? loop_now_ns(w->ct->loop) : 0;
 	if (full)
-		log_warn("%s: full (%llu bytes), writes that need space wait; extend the volume",
-			 top->path, (unsigned long long)top->img->dev->size_bytes);
+		log_warn("%s: full (%llu bytes), writes that need space wait%s",
+			 top->path, (unsigned long long)top->img->dev->size_bytes,
+			 w->growth == VOLUME_GROWS ? " until it has grown" : "; extend the volume");
 	else
 		log_info("%s: writes go on", top->path);
 	data = json_object_new_object();
@@ -187,6 +189,12 @@ static bool space_may_come(struct writer *w)
 	return w->scan;
 }
 
+void writer_grown(struct writer *w)
+{
+	say_full(w, false);
+	writer_unpark(w);
+}
+
 /* While operations are parked: has the device grown, was something freed? */
 void writer_full_timer(struct loop *loop, struct loop_timer *timer)
 {
@@ -200,10 +208,10 @@ void writer_full_timer(struct loop *loop, struct loop_timer *timer)
 	}
 	dev->ops->refresh_size(dev);
 	if (dev->size_bytes > before) {
-		writer_unpark(w);
+		writer_grown(w);
 	} else if (!space_may_come(w)) {
 		say_full(w, true);
-		if (w->ct->on_full == ON_FULL_FAIL || w->ct->stopping)
+		if (w->ct->stopping || (w->ct->on_full == ON_FULL_FAIL && !writer_will_grow(w)))
 			fail_parked(w);
 	}
 	loop_timer_set(loop, &w->full_timer, FULL_POLL_NS);

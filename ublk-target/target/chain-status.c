@@ -11,7 +11,7 @@
 /*
  * Keys of the result: "nodes" (query-named-block-nodes); our own: "metadata"
  * (counters), "grace", "queues" (those whose writes wait for space), "leak-scan",
- * "warming", "intent-log".
+ * "growth" (of a volume that somebody makes larger), "warming", "intent-log".
  */
 
 static json_object *str(const char *s)
@@ -92,7 +92,7 @@ static json_object *node_json(const struct chain_target *ct, u32 depth)
 	if (depth + 1 < ct->chain->nr_layers)
 		json_object_object_add(o, "backing_file", str(ct->chain->layers[depth + 1].path));
 	json_object_object_add(o, "image", image_json(l));
-	json_object_object_add(o, "write_threshold", num(chain_write_threshold(ct, l->node_name)));
+	chain_add_volume(ct, l->node_name, o);
 	json_object_object_add(o, "state", str(layer_state(ct, l->img, depth)));
 	json_object_object_add(o, "qchain-ident", ident_json(l->img->dev));
 	return o;
@@ -177,6 +177,8 @@ static void status_run(struct loop *loop, void *arg)
 	json_object_object_add(call->result, "queues", queues_json(ct));
 	if (ct->active && ct->active->meta)
 		json_object_object_add(call->result, "leak-scan", scan_json(ct->active));
+	if (ct->active && ct->active->growth != VOLUME_FIXED)
+		json_object_object_add(call->result, "growth", writer_growth_json(ct->active));
 	if (ct->log)
 		json_object_object_add(call->result, "intent-log", log_json(ct->log));
 	json_object_object_add(call->result, "warming", chain_warm_json(ct));

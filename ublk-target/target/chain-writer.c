@@ -112,6 +112,7 @@ static void pin_header(struct meta_wait *wait)
 void writer_start(struct writer *w, u16 id)
 {
 	w->id = id;
+	w->start_ns = loop_now_ns(w->ct->loop);
 	w->layer->writer = w;
 	w->logged = w->early && w->ct->log &&
 		    !intent_log_attach(w->ct->log, w->log_name, &w->log_layer);
