@@ -4,23 +4,34 @@
 
 FAKE_LVM_STATE names that file; it is made by the test (class FakeVg). Each command is one
 atomic change of it, as a commit of LVM's metadata is. No device-mapper, no root's LVM.
+
+With `devices` LVs are loop devices, which have an end as LVs do, and are full of old data where
+nobody has written; QCHAIN_SYS leads to what the kernel would say of them.
 """
 
+import fcntl
 import json
 import os
 import random
 import re
+import subprocess
 import sys
 
 EXTENT = 4 << 20
+OLD_DATA = b"QCHAIN-OLD-DATA " * 65536
 
 
 class FakeVg:
     """What a test has: a VG of its own name, gone with close()."""
 
-    def __init__(self, place):
+    def __init__(self, place, devices=False, size=1 << 40):
         self.name = f"qctest{os.getpid()}"
         self.dir = f"/dev/{self.name}"
+        self.size = size
+        self.devices = place.path("devices") if devices else None
+        if devices:
+            os.mkdir(self.devices)
+            place.environment["QCHAIN_SYS"] = self.devices
         os.mkdir(self.dir)
         os.mkdir(f"{self.dir}.off")
         self.state = place.path("lvm.json")
@@ -28,19 +39,29 @@ class FakeVg:
         os.mkdir(programs)
         os.symlink(os.path.abspath(__file__), os.path.join(programs, "lvm"))
         place.environment.update(FAKE_LVM_STATE=self.state, PATH=f"{programs}:{os.environ['PATH']}")
-        save(self.state, {"vg": self.name, "lvs": []})
+        self.forget()
+
+    def forget(self):
+        save(self.state, {"vg": self.name, "devices": self.devices, "size": self.size, "lvs": []})
 
     def lvs(self):
         return {lv["name"]: lv for lv in load(self.state)["lvs"]}
+
+    def resize(self, size):
+        """As if a PV had come, or gone."""
+        with locked(self.state):
+            save(self.state, load(self.state) | {"size": size})
 
     def path(self, name):
         return os.path.join(self.dir, name)
 
     def clear(self):
+        for lv in self.lvs().values():
+            detach(lv)
         for folder in (self.dir, f"{self.dir}.off"):
             for name in os.listdir(folder):
                 os.unlink(os.path.join(folder, name))
-        save(self.state, {"vg": self.name, "lvs": []})
+        self.forget()
 
     def close(self):
         self.clear()
@@ -57,6 +78,13 @@ def save(path, state):
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         json.dump(state, file)
     os.rename(f"{path}.new", path)
+
+
+def locked(path):
+    """A file that is locked as long as it is open; `with` closes it."""
+    file = open(f"{path}.lock", "w", encoding="utf-8")  # pylint: disable=consider-using-with
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def find(state, text):
@@ -79,7 +107,7 @@ def open_files():
         try:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 link = f"/proc/{pid}/fd/{fd}"
-                if os.readlink(link).startswith("/dev/qctest"):
+                if os.readlink(link).startswith(("/dev/qctest", "/dev/loop")):
                     there = os.stat(link)
                     found.add((there.st_dev, there.st_ino))
         except OSError:
@@ -98,11 +126,57 @@ def size_of(text):
     return -(-int(text.rstrip("b")) // EXTENT) * EXTENT
 
 
+def free_bytes(state):
+    return state["size"] - sum(lv["size"] for lv in state["lvs"])
+
+
+def check_free(state, more):
+    if more > free_bytes(state):
+        sys.exit(f"  Insufficient free space: {more // EXTENT} extents needed, but only "
+                 f"{free_bytes(state) // EXTENT} available")
+
+
+# ---- loop devices
+
+
+def fill(path, size):
+    """The file gets that long; what is new has been somebody else's."""
+    with open(path, "ab") as file:
+        while file.tell() < size:
+            file.write(OLD_DATA[:size - file.tell()])
+
+
+def attach(state, lv, path):
+    lv["file"] = os.path.join(state["devices"], lv["uuid"])
+    fill(lv["file"], lv["size"])
+    lv["loop"] = subprocess.run(["losetup", "-f", "--show", lv["file"]], stdout=subprocess.PIPE, text=True,
+                                check=True).stdout.strip()
+    number = os.stat(lv["loop"]).st_rdev
+    lv["sys"] = os.path.join(state["devices"], "dev/block", f"{os.major(number)}:{os.minor(number)}", "dm")
+    os.makedirs(lv["sys"], exist_ok=True)
+    for key, text in (("uuid", "LVM-" + f"{state['vg']:-<32}{lv['uuid']:-<32}"), ("name", f"{state['vg']}-{lv['name']}")):
+        with open(os.path.join(lv["sys"], key), "w", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+    os.symlink(lv["loop"], path)
+
+
+def detach(lv):
+    if lv.get("loop"):
+        subprocess.run(["losetup", "-d", lv["loop"]], check=False)
+        for name in ("uuid", "name"):
+            os.unlink(os.path.join(lv["sys"], name))
+        os.unlink(lv["file"])
+
+
+# ---- commands
+
+
 def report(state):
     opened = open_files()
     rows = [{"vg_name": state["vg"], "lv_name": lv["name"], "lv_uuid": lv["uuid"], "lv_size": str(lv["size"]),
              "lv_tags": ",".join(lv["tags"]), "lv_active": "active" if lv["active"] else "",
-             "lv_device_open": "open" if is_open(path_of(state, lv), opened) else ""} for lv in state["lvs"]]
+             "lv_device_open": "open" if is_open(path_of(state, lv), opened) else "", "vg_size": str(state["size"]),
+             "vg_free": str(free_bytes(state))} for lv in state["lvs"]]
     print(json.dumps({"report": [{"lv": rows}]}))
 
 
@@ -111,8 +185,12 @@ def create(state, options, words):
         sys.exit(f'  Logical Volume "{options["name"]}" already exists in volume group "{state["vg"]}"')
     lv = {"name": options["name"], "size": size_of(options["size"]), "tags": options["addtag"], "active": True,
           "uuid": "-".join("".join(random.choices("abcdefghijkmnpqrstuvwxyz0123456789", k=n)) for n in (6, 4, 4, 6))}
-    with open(path_of(state, lv), "xb") as file:
-        file.truncate(lv["size"])
+    check_free(state, lv["size"])
+    if state["devices"]:
+        attach(state, lv, path_of(state, lv))
+    else:
+        with open(path_of(state, lv), "xb") as file:
+            file.truncate(lv["size"])
     state["lvs"].append(lv)
 
 
@@ -142,13 +220,19 @@ def remove(state, options, words):
     if is_open(path_of(state, lv)):
         sys.exit(f"  Logical volume {words[0]} contains a filesystem in use.")
     os.unlink(path_of(state, lv, not lv["active"]))
+    detach(lv)
     state["lvs"].remove(lv)
 
 
 def extend(state, options, words):
-    lv = find(state, words[0])
-    lv["size"] = size_of(options["size"])
-    os.truncate(path_of(state, lv, not lv["active"]), lv["size"])
+    lv, size = find(state, words[0]), size_of(options["size"])
+    check_free(state, size - lv["size"])
+    lv["size"] = size
+    if lv.get("loop"):
+        fill(lv["file"], size)
+        subprocess.run(["losetup", "-c", lv["loop"]], check=True)
+    else:
+        os.truncate(path_of(state, lv, not lv["active"]), size)
 
 
 def parse(words):
@@ -170,6 +254,11 @@ def main():
     if command == "lvmconfig":
         return
     path = os.environ["FAKE_LVM_STATE"]
+    with locked(path):
+        run(command, words, path)
+
+
+def run(command, words, path):
     state = load(path)
     if command == "lvs":
         vgs = [word for word in words if re.fullmatch("[a-z0-9]+", word) and word not in ("json", "b")]

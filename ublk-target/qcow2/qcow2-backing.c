@@ -51,11 +51,13 @@ struct backing_place {
 /* An attribute of a dm device without its newline; "" for other devices. */
 static void read_dm_attr(dev_t rdev, const char *attr, char *text, size_t len)
 {
-	char path[64];
+	const char *sys = getenv("QCHAIN_SYS"); /* of tests: loop devices that are LVs */
+	char path[PATH_MAX];
 	ssize_t n = -1;
 	int fd;
 
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/dm/%s", major(rdev), minor(rdev), attr);
+	snprintf(path, sizeof(path), "%s/dev/block/%u:%u/dm/%s", sys ? sys : "/sys", major(rdev),
+		 minor(rdev), attr);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd >= 0) {
 		n = read(fd, text, len - 1);
