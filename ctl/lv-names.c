@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Which LV a path or a backing name means, by the names of all LVs alone. */
+/* Which LV a path or a backing name means. */
 #include "lv-names.h"
 
 #include <qchain/image.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define MAPPER "/dev/mapper/"
 
@@ -22,6 +23,17 @@ bool lv_path_split(const char *path, char *vg, char *lv)
 	snprintf(vg, 128, "%.*s", (int)(slash - path), path);
 	snprintf(lv, 128, "%s", slash + 1);
 	return strcmp(vg, "mapper") != 0 && strcmp(vg, "qchain") != 0;
+}
+
+bool lv_path_find(const char *path, char *vg, char *lv)
+{
+	char lv_path[512];
+	struct stat st;
+
+	if (stat(path, &st) == 0 && S_ISBLK(st.st_mode))
+		return image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)) &&
+		       lv_path_split(lv_path, vg, lv);
+	return lv_path_split(path, vg, lv);
 }
 
 /* device-mapper's name of @lv: a hyphen of a name stands twice. */

@@ -5,8 +5,12 @@
 
 #include <qchain/lvm.h>
 
-/* "/dev/VG/LV" taken apart, 128 bytes each; false for other paths. */
+/*
+ * lv_path_split - "/dev/VG/LV" taken apart, 128 bytes each; false for other paths
+ * lv_path_find - the same for whatever else leads to the device of an LV
+ */
 bool lv_path_split(const char *path, char *vg, char *lv);
+bool lv_path_find(const char *path, char *vg, char *lv);
 
 /*
  * lv_of_backing - the LV of @lvs that a header of an image in @vg means by @name

@@ -104,13 +104,7 @@ static int walk(struct side *upper, struct side *lower, struct qc_err *err)
 
 static bool is_thick(const struct image *img)
 {
-	struct image_create_options options = {
-		.virtual_size = img->virtual_size, .version = img->version,
-		.cluster_bits = img->cluster_bits, .refcount_order = img->refcount_order,
-		.extl2 = image_has_extl2(img),
-	};
-
-	return img->dev->size_bytes >= image_thick_bytes(&options);
+	return img->dev->size_bytes >= offline_thick_bytes(img, img->virtual_size);
 }
 
 static int room_of(const struct image *img, u64 *result, struct qc_err *err)
@@ -192,14 +186,11 @@ bool merge_cost_is_commit(const struct merge_cost *cost)
 /* An LV: larger by @bytes. */
 static int extend(const char *path, u64 bytes, struct qc_err *err)
 {
-	char lv_path[512], vg[128], name[128];
+	char vg[128], name[128];
 	struct lvm_lv *lv;
-	struct stat st;
 	int ret;
 
-	if (stat(path, &st) || !S_ISBLK(st.st_mode) ||
-	    !image_lv_path(st.st_rdev, lv_path, sizeof(lv_path)) ||
-	    !lv_path_split(lv_path, vg, name))
+	if (!lv_path_find(path, vg, name))
 		return qc_err_set(err, -ENOSPC, "it is no LV");
 	ret = lvm_find(vg, name, &lv, err);
 	if (ret)

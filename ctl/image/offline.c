@@ -141,6 +141,19 @@ int offline_open_image(const char *name, const struct offline_options *options, 
 			  result, err);
 }
 
+u64 offline_thick_bytes(const struct image *img, u64 virtual_size)
+{
+	struct image_create_options options;
+
+	image_create_defaults(&options);
+	options.virtual_size = virtual_size;
+	options.version = img->version;
+	options.cluster_bits = img->cluster_bits;
+	options.refcount_order = img->refcount_order;
+	options.extl2 = image_has_extl2(img);
+	return image_thick_bytes(&options);
+}
+
 int offline_open_chain(const char *name, const struct offline_options *options,
 		       struct chain **result, struct qc_err *err)
 {

@@ -81,6 +81,9 @@ void offline_take_format(const char *what, const char *text, enum image_format *
 int offline_open_image(const char *name, const struct offline_options *options, bool writable,
 		       u32 image_flags, struct image **result, struct qc_err *err);
 
+/* image_thick_bytes() of an image like @img, of qcow2, with another size perhaps. */
+u64 offline_thick_bytes(const struct image *img, u64 virtual_size);
+
 /* The image and all below it, read-only. */
 int offline_open_chain(const char *name, const struct offline_options *options,
 		       struct chain **result, struct qc_err *err);

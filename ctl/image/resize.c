@@ -46,21 +46,9 @@ static int open_for(const struct resize *r, struct image **result, struct qc_err
 
 /* ---- the container ------------------------------------------------------------- */
 
-static void fill_create_options(const struct image *img, u64 bytes,
-				struct image_create_options *o)
-{
-	image_create_defaults(o);
-	o->virtual_size = bytes;
-	o->version = img->version;
-	o->cluster_bits = img->cluster_bits;
-	o->refcount_order = img->refcount_order;
-	o->extl2 = image_has_extl2(img);
-}
-
 int resize_extend_lv(const char *path, const struct image *img, u64 from, u64 to,
 		     struct qc_err *err)
 {
-	struct image_create_options o;
 	char vg[128], lv[128];
 	u64 before, after;
 
@@ -68,10 +56,8 @@ int resize_extend_lv(const char *path, const struct image *img, u64 from, u64 to
 		return 0;
 	if (img->format == IMAGE_RAW)
 		return lvm_extend(vg, lv, to, err);
-	fill_create_options(img, from, &o);
-	before = image_thick_bytes(&o);
-	o.virtual_size = to;
-	after = image_thick_bytes(&o);
+	before = offline_thick_bytes(img, from);
+	after = offline_thick_bytes(img, to);
 	if (img->dev->size_bytes < before || img->dev->size_bytes >= after)
 		return 0;
 	return lvm_extend(vg, lv, after, err);
