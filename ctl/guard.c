@@ -232,8 +232,7 @@ static pid_t find_daemon(const char *name)
 
 /* ---- starting --------------------------------------------------------------------- */
 
-/* Away from the terminal and the folder of who started it; messages to the chain's log. */
-static int leave(const char *name)
+int guard_leave(const char *name, int keep_fd)
 {
 	char path[256];
 	int null_fd, log_fd;
@@ -246,7 +245,11 @@ static int leave(const char *name)
 	    dup2(null_fd, STDOUT_FILENO) < 0 || dup2(log_fd, STDERR_FILENO) < 0 ||
 	    chdir("/") < 0)
 		return -errno;
-	return close_range(STDERR_FILENO + 1, ~0u, 0);
+	if (keep_fd < 0)
+		return close_range(STDERR_FILENO + 1, ~0u, 0);
+	if (keep_fd > STDERR_FILENO + 1)
+		close_range(STDERR_FILENO + 1, keep_fd - 1, 0);
+	return close_range(keep_fd + 1, ~0u, 0);
 }
 
 /* The whole life of a guard. @answer_fd: takes the result of the first start. */
@@ -270,7 +273,7 @@ static void guard_run(json_object *record, bool wait, bool recover, int answer_f
 		guard.daemon = find_daemon(guard.name);
 	if (write(answer_fd, &err, sizeof(err)) != sizeof(err) || ret)
 		_exit(CTL_FAILED);
-	if (leave(guard.name))
+	if (guard_leave(guard.name, -1))
 		_exit(CTL_FAILED);
 	guard.folder_fd = rundir_hold(guard.name);
 	process_protect_guard();

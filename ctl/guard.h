@@ -28,6 +28,13 @@ int guard_default_limit(u32 *result, struct qc_err *err);
 int guard_spawn(json_object *record, bool wait, bool recover, struct qc_err *err);
 
 /*
+ * guard_leave - in a process that outlives qchainctl: away from the terminal and the
+ * folder of who started it, messages to the log of chain @name
+ * Of descriptors only @keep_fd stays open; -1: none. 0 or -errno.
+ */
+int guard_leave(const char *name, int keep_fd);
+
+/*
  * up_after_death - take over or start again chain @name, whose daemon has died of
  * @death (up.c)
  * @pid: the process that serves it now, if there is one

@@ -2,6 +2,7 @@
 /* Writes merges into the device record, and takes them out again. */
 #include "job-record.h"
 
+#include "grow.h"
 #include "proxmox.h"
 
 #include <errno.h>
@@ -119,6 +120,7 @@ static int save(struct job_record *r, struct qc_err *err)
 	if (ret || !r->state)
 		return ret;
 	record_note(&r->place, r->record, r->active, r->state);
+	grow_start(r->dir, r->state);
 	return rundir_save(r->dir, r->state, err);
 }
 

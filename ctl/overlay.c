@@ -5,6 +5,7 @@
 #include "image/offline.h"
 #include "proxmox.h"
 #include "retire.h"
+#include "thin.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -102,19 +103,44 @@ static int read_again(const struct overlay *o, struct record_place *place,
 					place->dir, o->device);
 }
 
+static u64 first_bytes(const struct overlay *o, const struct image_create_options *options)
+{
+	if (o->lv_bytes)
+		return o->lv_bytes;
+	return o->chunk ? thin_first_bytes(options, o->chunk) : image_thick_bytes(options);
+}
+
+/* As was asked for, or as the top is; of others than us, and of files, nothing is thin. */
+static int choose_chunk(struct overlay *o, const struct record_place *place,
+			const struct device_record *record, struct qc_err *err)
+{
+	if (!o->chunk && !o->lv_bytes && !record->volume[0])
+		o->chunk = thin_chunk(record_place_lv(place, record->top));
+	if (!o->chunk)
+		return 0;
+	if (!place->vg[0])
+		return qc_err_set(err, -EINVAL, "%s: --thin is for LVs, the overlay is to be a "
+				  "file: it grows by itself as long as its file system has room; "
+				  "leave out --thin", o->top);
+	if (record->volume[0])
+		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, whose volumes are "
+				  "as large as their disk; leave out --thin", record->volume);
+	return 0;
+}
+
 static int make_lv(struct overlay *o, const struct image_create_options *options,
 		   struct record_place *place, struct device_record **record, struct qc_err *err)
 {
-	char tags[QC_MAX_CHAIN_NAME + 16 + 2 * RECORD_IMAGE_BYTES], theirs[2 * RECORD_IMAGE_BYTES];
+	char tags[QC_MAX_CHAIN_NAME + 16 + 2 * RECORD_IMAGE_BYTES], more[2 * RECORD_IMAGE_BYTES];
 	int ret;
 
-	snprintf(tags, sizeof(tags), "qchain.new=%s", o->device);
-	if ((*record)->volume[0]) {
-		proxmox_tags((*record)->volume, theirs, sizeof(theirs));
-		snprintf(tags, sizeof(tags), "qchain.new=%s,%s", o->device, theirs);
-	}
-	ret = lvm_create(place->vg, o->name, o->lv_bytes ? o->lv_bytes :
-			 image_thick_bytes(options), tags, err);
+	more[0] = 0;
+	if (o->chunk)
+		thin_tag(o->chunk, more);
+	if ((*record)->volume[0])
+		proxmox_tags((*record)->volume, more, sizeof(more));
+	snprintf(tags, sizeof(tags), "qchain.new=%s%s%s", o->device, more[0] ? "," : "", more);
+	ret = lvm_create(place->vg, o->name, first_bytes(o, options), tags, err);
 	o->made = ret == 0;
 	if (!ret)
 		ret = read_again(o, place, record, err);
@@ -163,8 +189,10 @@ int overlay_make(struct overlay *o, struct record_place *place, struct device_re
 {
 	struct image_create_options options;
 	char *backing;
-	int ret = choose_name(o, place, *record, err);
+	int ret = choose_chunk(o, place, *record, err);
 
+	if (!ret)
+		ret = choose_name(o, place, *record, err);
 	if (ret)
 		return ret;
 	image_create_defaults(&options);

@@ -8,7 +8,8 @@
 /*
  * struct overlay - an image that is to stand on the top of a device
  * @header_name: of the image below, as it will be called; NULL: as it is called now
- * @lv_bytes: size of the LV; 0: so that it can never run full (rule A4)
+ * @lv_bytes: size of the LV; 0: as @chunk says
+ * @chunk: of a thin LV (thin.h); 0: as the top's, or so that it can never run full (rule A4)
  * @made: it is there, and goes again with overlay_remove()
  */
 struct overlay {
@@ -18,6 +19,7 @@ struct overlay {
 	const char *header_name;
 	u64 virtual_size;
 	u64 lv_bytes;
+	u64 chunk;
 	bool made;
 	char name[128];
 	char path[4096];

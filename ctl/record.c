@@ -2,6 +2,7 @@
 /* Where device records are kept: a directory's files, the tags of a VG. */
 #include "lv-names.h"
 #include "record.h"
+#include "thin.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -741,6 +742,8 @@ void record_note(const struct record_place *place, const struct device_record *r
 	snprintf(path, sizeof(path), "/dev/%s/%s", place->vg, record ? record->volume : "");
 	if (record && record->volume[0] && record->sequence) /* was written: LVs may be renamed */
 		json_object_object_add(state, "volume", json_object_new_string(path));
+	if (thin_chunk(lv_of_path(place, top)))
+		json_object_object_add(state, "thin", json_object_new_boolean(true));
 	json_object_object_del(state, "reverting");
 	if (record && record->revert.overlay[0] &&
 	    !record_place_path(place, record->revert.overlay, path, sizeof(path), NULL))

@@ -82,6 +82,7 @@ int record_place_remove(const struct record_place *place, const char *name, stru
 
 /*
  * Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record,
+ * that this is a thin LV, if it is one,
  * and, while it is being reverted, that of what may be the top; and that LVs of Proxmox VE
  * may have other names than the record says, which proxmox_settle_served() ends.
  */

@@ -2,6 +2,7 @@
 /* The steps of `qchainctl revert`. */
 #include "revert.h"
 
+#include "grow.h"
 #include "revert-record.h"
 
 #include <errno.h>
@@ -220,6 +221,7 @@ static int save_state(struct revert *r, const char *top, struct qc_err *err)
 	struct device_images *d = &r->images;
 
 	record_note(&d->place, d->record, top, d->served.record);
+	grow_start(&d->dir, d->served.record);
 	return rundir_save(&d->dir, d->served.record, err);
 }
 

@@ -27,10 +27,10 @@
  *
  * The record: {name, top, options: [words for qchaind], nbd, ublk, dev-id, tag,
  * scan, activated: [VG/LV that `up` has activated], pid, snapshots: [{name, file}],
- * restart-limit, guard, restarts: {count, reason, time, gave-up},
- * jobs: [{id, kind, phase, top, base, error}], reverting: path of an overlay that is the
- * top if its header says so}; nbd and dev-id only where there is such an export, guard
- * and restarts where there is or was one. It ends with the chain; what outlives it is the
+ * restart-limit, thin: an LV that is or was the top is thin, guard, restarts: {count, reason,
+ * time, gave-up}, jobs: [{id, kind, phase, top, base, error}], reverting: path of an overlay
+ * that is the top if its header says so}; nbd and dev-id only where there is such an export,
+ * guard and restarts where there is or was one. It ends with the chain; what outlives it is the
  * device record (ctl/record.h), of which top,
  * snapshots and jobs are a copy that can be read while LVM cannot.
  */

@@ -2,10 +2,12 @@
 /* The steps of one snapshot, and the way back from each. */
 #include "snapshot.h"
 
+#include "grow.h"
 #include "job-record.h"
 #include "manager.h"
 #include "proxmox.h"
 #include "revert-record.h"
+#include "thin.h"
 
 #include <errno.h>
 #include <qchain/crash-point.h>
@@ -113,6 +115,7 @@ static int save_state(struct snapshot *s, struct qc_err *err)
 	record_note(&s->place, s->record, is_top ? s->overlay.path : s->old_top,
 		    s->served.record);
 	note_activated(s, s->served.record, is_top);
+	grow_start(&s->dir, s->served.record);
 	return rundir_save(&s->dir, s->served.record, err);
 }
 
@@ -281,6 +284,8 @@ int snapshot_prepare(struct snapshot *s, struct qc_err *err)
 	s->overlay.device = s->name;
 	s->overlay.top = s->old_top;
 	s->overlay.lv_bytes = s->lv_bytes;
+	s->overlay.chunk = s->thin && !s->chunk ? thin_default_chunk(s->overlay.virtual_size) :
+						  s->chunk;
 	ret = overlay_make(&s->overlay, &s->place, &s->record, err);
 	crash_point("snapshot.formatted");
 	return ret ? ret : overlay_bring_in(s->served.client, &s->overlay, s->node, err);

@@ -2,6 +2,7 @@
 /* qchainctl snapshot: overlays become the tops of devices in use, at one instant. */
 #include "freeze.h"
 #include "snapshot.h"
+#include "thin.h"
 
 #include <errno.h>
 #include <qchain/crash-point.h>
@@ -15,7 +16,9 @@ struct snapshot_options {
 	bool json;
 	bool freeze;
 	bool group;
+	bool thin;
 	u64 lv_bytes;
+	u64 chunk;
 };
 
 /* What is taken at one instant. */
@@ -28,6 +31,8 @@ struct group {
 
 static const struct option long_options[] = {
 	{ "size", required_argument, NULL, 's' },
+	{ "thin", no_argument, NULL, 't' },
+	{ "chunk", required_argument, NULL, 'c' },
 	{ "freeze", no_argument, NULL, 'z' },
 	{ "group", no_argument, NULL, 'g' },
 	{ "json", no_argument, NULL, 'j' },
@@ -173,6 +178,8 @@ static int snapshot_devices(char **names, u32 nr, const char *snap,
 		g.all[i].name = names[i];
 		g.all[i].snap = snap;
 		g.all[i].lv_bytes = o->lv_bytes;
+		g.all[i].thin = o->thin;
+		g.all[i].chunk = o->chunk;
 	}
 	if (take(&g, &err))
 		status = print_error(&err);
@@ -189,7 +196,17 @@ static int take_option(struct snapshot_options *o, int c, struct qc_err *err)
 	o->json |= c == 'j';
 	o->freeze |= c == 'z';
 	o->group |= c == 'g';
+	o->thin |= c == 't';
+	if (c == 'c')
+		return thin_parse_chunk(&o->chunk, err);
 	return c == 's' ? parse_size("--size", optarg, &o->lv_bytes, err) : 0;
+}
+
+static int check_options(const struct verb *verb, const struct snapshot_options *o)
+{
+	if (o->thin && o->lv_bytes)
+		return verb_usage(verb, "--thin and --size: expected one of them");
+	return o->chunk && !o->thin ? verb_usage(verb, "--chunk without --thin") : 0;
 }
 
 /* Of several devices the locks are taken in one order, by whoever it is. */
@@ -225,7 +242,9 @@ static int snapshot_run(const struct verb *verb, int argc, char **argv)
 	}
 	if (ret)
 		return verb_usage(verb, "%s", err.msg);
-	status = verb_arguments(verb, argc, argv, 2, options.group ? MAX_GROUP + 1 : 2);
+	status = check_options(verb, &options);
+	if (!status)
+		status = verb_arguments(verb, argc, argv, 2, options.group ? MAX_GROUP + 1 : 2);
 	if (status)
 		return status;
 	nr = argc - optind - 1;
@@ -240,7 +259,10 @@ const struct verb verb_snapshot = {
 	.usage = "NAME SNAP [OPTION]... | --group NAME... SNAP [OPTION]...",
 	.options =
 		"  --size SIZE     of the LV for what is written from now on; default: so that\n"
-		"                  it can never run full\n"
+		"                  it can never run full, or thin as the top is\n"
+		"  --thin          a small LV, which is made larger while it is written to\n"
+		"  --chunk SIZE    of --thin: what it has for data at first and grows by at least\n"
+		"                  (default: 128M, or a hundredth of the disk)\n"
 		"  --freeze        file systems mounted from the device, also through LVM, md or\n"
 		"                  crypt on it, are frozen for that instant (2 s at most)\n"
 		"  --group         one instant for several devices, or none\n"
@@ -254,6 +276,7 @@ const struct verb verb_snapshot = {
 	.examples =
 		"  qchainctl snapshot vm7 before-upgrade\n"
 		"  qchainctl snapshot vm7 monday --size 20G --freeze --json\n"
+		"  qchainctl snapshot vm7 tuesday --thin\n"
 		"  qchainctl snapshot --group db-data db-log nightly\n",
 	.run = snapshot_run,
 };

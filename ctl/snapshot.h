@@ -16,6 +16,7 @@
  *	snapshot_undo      after a failure of one of these: nothing is left
  *
  * @snap: name of the snapshot; @lv_bytes: as struct overlay
+ * @thin: on a thin LV, with chunks of @chunk; 0: as the disk is large
  * @old_top, @old_image, @old_node: the layer that is to be sealed
  * @header_name: of Proxmox VE: what that layer will be called; "": it keeps its name
  * @unknown: it cannot be told whether the daemon has switched
@@ -24,6 +25,8 @@ struct snapshot {
 	const char *name;
 	const char *snap;
 	u64 lv_bytes;
+	bool thin;
+	u64 chunk;
 	bool published;
 	bool held;
 	bool unknown;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl status: all that is known about one chain. */
+#include "grow.h"
 #include "job-record.h"
 
 #include <errno.h>
@@ -27,7 +28,8 @@ static bool is_told_already(const char *key)
 	static const char *const told[] = { "name", "top", "virtual-size", "pid", "status",
 					    "running", "singlestep", "metadata",
 					    "grace", "queues", "requests",
-					    "leak-scan", "warming", "intent-log", "heartbeat" };
+					    "leak-scan", "growth", "warming", "intent-log",
+					    "heartbeat" };
 
 	for (u32 i = 0; i < ARRAY_SIZE(told); i++) {
 		if (strcmp(told[i], key) == 0)
@@ -148,6 +150,26 @@ static void print_scan(json_object *status)
 	print_line("leak scan", text);
 }
 
+/* Of a thin LV, by whom it is made larger, or why not. */
+static void print_growth(const struct served *served)
+{
+	pid_t process = grow_process(served->name);
+	json_object *growth = NULL;
+	const char *reason;
+	char text[400];
+
+	json_object_object_get_ex(served->status, "growth", &growth);
+	reason = json_text(growth, "reason");
+	if (process)
+		snprintf(text, sizeof(text), "by process %d%s%s", (int)process,
+			 reason ? ", not now: " : "", reason ? reason : "");
+	else
+		snprintf(text, sizeof(text), "by nobody, qchainctl up %s starts who does it",
+			 served->name);
+	if (process || json_flag(served->record, "thin"))
+		print_line("LV grows", text);
+}
+
 static void print_warming(json_object *status)
 {
 	json_object *warming;
@@ -189,6 +211,7 @@ static void print_daemon(const struct served *served)
 	}
 	print_waiting(served->status);
 	print_scan(served->status);
+	print_growth(served);
 	print_warming(served->status);
 	print_log(served->status);
 	if (!json_object_object_get_ex(served->status, "metadata", &metadata) ||
@@ -345,12 +368,15 @@ static void print_status(const struct served *served)
 static void print_status_json(const struct served *served)
 {
 	json_object *object = served_json(served), *snapshots, *restarts = NULL;
+	pid_t grower;
 	u32 nr;
 
 	json_object_object_add(object, "pid",
 			       served->pid ? json_object_new_int(served->pid) : NULL);
 	json_object_object_add(object, "guard", guard_of(served) ?
 					       json_object_new_int(guard_of(served)) : NULL);
+	grower = grow_process(served->name);
+	json_object_object_add(object, "grower", grower ? json_object_new_int(grower) : NULL);
 	json_object_object_get_ex(served->record, "restarts", &restarts);
 	json_object_object_add(object, "restarted", json_object_get(restarts));
 	json_object_object_add(object, "status", json_object_get(served->status));
@@ -388,6 +414,7 @@ const struct verb verb_show_status = {
 	.usage = "NAME [--json]",
 	.options =
 		"  --json     one object: the keys of list, pid, guard (its process, or null),\n"
+		"             grower (the process that makes its thin LVs larger, or null),\n"
 		"             restarted: {count, reason, time, gave-up} (null: it never was),\n"
 		"             status as query-status of QMP answers it (null without a daemon),\n"
 		"             waiting: {reason, since, pid} while a start waits for an image\n"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl up: serve a chain, or take over where its daemon died. */
+#include "grow.h"
 #include "guard.h"
 #include "job-record.h"
 #include "merging.h"
@@ -473,6 +474,8 @@ static int finish_start(const struct up_options *up, struct rundir *dir, json_ob
 		ret = rundir_link_device(dir->name, result->dev_id, err);
 	if (ret)
 		served_exit(result);
+	else
+		grow_start(dir, record);
 	return ret;
 }
 
@@ -570,6 +573,18 @@ static int start_recovery(const struct up_options *up, struct rundir *dir, json_
 	if (ret == 0)
 		ret = start_daemon(up, record, true, true, err);
 	return ret ? ret : finish_start(up, dir, record, result, err);
+}
+
+/* Whoever makes its LV larger was killed with who looks after it: that is made good. */
+static bool start_grower(const struct rundir *dir, const struct served *live)
+{
+	if (live->state != SERVED_LIVE || !json_flag(live->record, "thin") ||
+	    grow_process(dir->name))
+		return false;
+	grow_start(dir, live->record);
+	fprintf(stderr, "qchainctl: %s: nobody made its LV larger any more, started again\n",
+		dir->name);
+	return true;
 }
 
 static int already_served(const struct served *served, struct qc_err *err)
@@ -690,6 +705,10 @@ static int up_locked(const struct up_options *up, struct rundir *dir, struct ser
 		return up_fresh(up, dir, result, err);
 	if (ret)
 		return qc_err_set(err, ret, "%s", missing.msg);
+	if (start_grower(dir, &before)) {
+		*result = before;
+		return 0;
+	}
 	if (before.state == SERVED_LIVE || before.state == SERVED_SILENT) {
 		ret = already_served(&before, err);
 	} else {

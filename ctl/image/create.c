@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl create: an image on a new or given LV, block device or file. */
 #include "../merging.h"
+#include "../thin.h"
 #include "options.h"
 #include "signature.h"
 
@@ -14,10 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OPTION_BACKING = OPTION_OWN, OPTION_FORCE, OPTION_THIN, OPTION_LV_SIZE };
+enum { OPTION_BACKING = OPTION_OWN, OPTION_FORCE, OPTION_THIN, OPTION_CHUNK, OPTION_LV_SIZE };
 
-/* What a thin LV has for data at first; it is extended while it fills. */
-#define THIN_DATA_BYTES (1 * GiB)
 #define LV_TAG "qchain"
 
 struct create_options {
@@ -26,6 +25,7 @@ struct create_options {
 	bool has_size;
 	bool force;
 	bool thin;
+	u64 chunk; /* of a thin LV; 0: as the disk is large */
 	u64 lv_bytes; /* 0: as the image needs */
 	const char *backing; /* as on the command line */
 };
@@ -109,17 +109,16 @@ static int take_backing(struct create_options *o, const struct target *target, c
 
 /* ---- where it goes --------------------------------------------------------------------- */
 
+static u64 chunk_bytes(const struct create_options *o)
+{
+	return o->chunk ? o->chunk : thin_default_chunk(o->image.virtual_size);
+}
+
 static u64 lv_bytes(const struct create_options *o)
 {
-	u64 thick = image_thick_bytes(&o->image);
-	struct image_measure measure;
-
 	if (o->lv_bytes)
 		return o->lv_bytes;
-	if (!o->thin)
-		return thick;
-	image_measure(&o->image, 0, &measure);
-	return min(thick, measure.required + THIN_DATA_BYTES);
+	return o->thin ? thin_first_bytes(&o->image, chunk_bytes(o)) : image_thick_bytes(&o->image);
 }
 
 static int find_target(const char *text, struct target *target, struct qc_err *err)
@@ -145,13 +144,23 @@ static int check_lv_options(const struct create_options *o, const struct target 
 
 	if (!option || (target->name.kind == NAME_LV && !target->exists))
 		return 0;
+	if (o->thin && !target->exists)
+		return qc_err_set(err, -EINVAL, "%s: --thin is for a new LV only, this is a file: "
+				  "it grows by itself as long as its file system has room; leave "
+				  "out --thin", target->name.text);
 	return qc_err_set(err, -EINVAL, "%s: %s is for a new LV only, this is %s",
 			  target->name.text, option, target->exists ? "there already" : "no LV");
 }
 
 static int make_lv(const struct create_options *o, struct target *target, struct qc_err *err)
 {
-	return lvm_create(target->name.vg, target->name.lv, lv_bytes(o), LV_TAG, err);
+	char tags[sizeof(LV_TAG) + 1 + THIN_TAG_BYTES] = LV_TAG;
+
+	if (o->thin) {
+		strcat(tags, ",");
+		thin_tag(chunk_bytes(o), tags + strlen(tags));
+	}
+	return lvm_create(target->name.vg, target->name.lv, lv_bytes(o), tags, err);
 }
 
 /* Guest data: nobody but the owner reads it. */
@@ -351,6 +360,9 @@ static void take_option(void *arg, int c, struct qc_err *err)
 	case OPTION_THIN:
 		o->thin = true;
 		break;
+	case OPTION_CHUNK:
+		thin_parse_chunk(&o->chunk, err);
+		break;
 	case OPTION_LV_SIZE:
 		take_lv_size(o, err);
 		break;
@@ -364,6 +376,8 @@ static int check_together(const struct verb *verb, const struct create_options *
 				  "overlay of the same size");
 	if (o->offline.backing_format && !o->backing)
 		return verb_usage(verb, "--backing-format without --backing");
+	if (o->chunk && !o->thin)
+		return verb_usage(verb, "--chunk without --thin");
 	if (o->thin && o->lv_bytes)
 		return verb_usage(verb, "--thin and --lv-size: expected one of them");
 	return 0;
@@ -380,6 +394,7 @@ static int run_create(const struct verb *verb, int argc, char **argv)
 		{ "force-share", no_argument, NULL, OPTION_FORCE_SHARE },
 		{ "force", no_argument, NULL, OPTION_FORCE },
 		{ "thin", no_argument, NULL, OPTION_THIN },
+		{ "chunk", required_argument, NULL, OPTION_CHUNK },
 		{ "lv-size", required_argument, NULL, OPTION_LV_SIZE },
 		{},
 	};
@@ -405,12 +420,16 @@ const struct verb verb_create = {
 	"  --backing NAME         the new image is an overlay of this one\n"
 	"  --backing-format FMT   qcow2 or raw; default: what the name ends with\n"
 	"  --allow-backing DIR    the chain may lead into DIR, too; repeatable\n"
-	"  --thin                 a small LV that grows (default: one that never runs full)\n"
+	"  --thin                 a small LV, which is made larger while it is served and\n"
+	"                         written to (default: one that never runs full)\n"
+	"  --chunk SIZE           of --thin: what it has for data at first and grows by at\n"
+	"                         least (default: 128M, or a hundredth of the disk)\n"
 	"  --lv-size SIZE         size of the new LV, instead\n"
 	"  --force                overwrite an image or file system\n"
 	"  --force-share          the backing image may be in use (it must not be written)\n"
 	OFFLINE_JSON_HELP,
 	.examples = "  qchainctl create vg0/root.qcow2 --size 20G\n"
+		    "  qchainctl create vg0/home.qcow2 --size 500G --thin\n"
 		    "  qchainctl create vg0/root-1.qcow2 --backing vg0/root.qcow2 \\\n"
 		    "      --extended-l2 --cluster-size 128K\n"
 		    "  qchainctl create ./disk.qcow2 --size 1.5T --preallocation metadata\n",
