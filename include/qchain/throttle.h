@@ -46,7 +46,8 @@ static inline void latency_watch(struct latency_probe *probe, bool on)
  * quarter when they take a quarter longer, or when a fifth fewer come: where the
  * processors are what is short, requests wait before we see them. How it is without us
  * is heard by doing nothing for a tenth of a second, every few seconds. A guest that
- * does nothing has no claim: the share doubles up to the limit.
+ * does nothing has no claim: the share doubles up to the limit. One that comes, the
+ * first time or after a rest, finds one lane, and is listened to.
  */
 struct throttle {
 	struct latency_probe *probe; /* NULL: nobody to watch */
@@ -58,7 +59,7 @@ struct throttle {
 	u64 total_ns;
 	u64 counted_ns; /* when that was */
 	u64 step_ns; /* when it was looked at last */
-	u64 busy_ns; /* when the guest was seen at work last */
+	u64 busy_ns; /* when the guest was seen at work last; 0: never yet */
 	u64 listen_ns; /* when listening began; 0: it is over */
 	u64 stretch_ns; /* when it was over last */
 	u64 rest_ns; /* a share below a lane rests until then */

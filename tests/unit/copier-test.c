@@ -302,9 +302,10 @@ static void test_throttle(void)
 	throttle_init(&t, NULL, 16);
 	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 16);
 	throttle_init(&t, &probe, 16);
-	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 0); /* it listens first */
-	CU_ASSERT(wait > 0);
-	CU_ASSERT_EQUAL(guest(&t, &probe, &now, 1000, 0), 16); /* nobody there */
+	CU_ASSERT_EQUAL(throttle_window(&t, now, &wait), 1); /* nobody heard yet */
+	CU_ASSERT_EQUAL(guest(&t, &probe, &now, 60, 0), 16); /* nobody there */
+	CU_ASSERT_EQUAL(guest_each(&t, &probe, &now, 50, 100000, 1), 0); /* somebody: it listens */
+	CU_ASSERT_EQUAL(guest_each(&t, &probe, &now, 200, 100000, 1), 1); /* and begins anew */
 
 	throttle_init(&t, &probe, 16);
 	guest(&t, &probe, &now, 3500, 100000);

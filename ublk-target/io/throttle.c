@@ -3,6 +3,8 @@
 #include <qchain/throttle.h>
 
 #define STEP_NS 50000000ull
+/* ... as long as no guest has been heard at all. */
+#define EARLY_STEP_NS 10000000ull
 /* Fewer requests than that tell nothing: the step goes on. */
 #define STEP_SAMPLES 4u
 /* After so long without a request there is no guest to protect. */
@@ -66,14 +68,28 @@ static void listen_to(struct throttle *t, u64 now_ns, const struct heard *h)
 		end_listening(t, now_ns);
 }
 
+static bool is_idle(const struct throttle *t, u64 now_ns)
+{
+	return !t->busy_ns || now_ns - t->busy_ns > IDLE_NS;
+}
+
+/* A guest that comes finds one lane, whatever the share has grown to meanwhile. */
+static void guest_comes(struct throttle *t, u64 now_ns)
+{
+	t->share = min(t->share, THROTTLE_LANE);
+	begin_listening(t, now_ns);
+}
+
 static void heard(struct throttle *t, u64 now_ns, const struct heard *h)
 {
-	bool was_idle = now_ns - t->busy_ns > IDLE_NS;
+	bool comes = is_idle(t, now_ns);
 
 	t->busy_ns = now_ns;
 	if (t->listen_ns)
 		listen_to(t, now_ns, h);
-	else if (was_idle || now_ns - t->stretch_ns > STRETCH_NS)
+	else if (comes)
+		guest_comes(t, now_ns);
+	else if (now_ns - t->stretch_ns > STRETCH_NS)
 		begin_listening(t, now_ns);
 	else if (t->base_ns)
 		follow_guest(t, h);
@@ -82,7 +98,7 @@ static void heard(struct throttle *t, u64 now_ns, const struct heard *h)
 /* Too few requests for a step: it goes on, or nobody is there. */
 static void heard_little(struct throttle *t, u64 now_ns)
 {
-	if (now_ns - t->busy_ns <= IDLE_NS)
+	if (!is_idle(t, now_ns))
 		return;
 	if (t->listen_ns)
 		end_listening(t, now_ns);
@@ -96,14 +112,12 @@ static void step(struct throttle *t, u64 now_ns)
 	u64 n = count - t->count;
 	struct heard h;
 
-	if (!t->step_ns) { /* what was before us is none of our business */
-		t->busy_ns = now_ns;
-		begin_listening(t, now_ns);
-	} else if (n < STEP_SAMPLES) {
+	if (t->step_ns && n < STEP_SAMPLES) {
 		t->step_ns = now_ns;
 		heard_little(t, now_ns);
 		return;
-	} else {
+	}
+	if (t->step_ns) { /* what was before us is none of our business */
 		h.mean_ns = (total_ns - t->total_ns) / n;
 		h.gap_ns = (now_ns - t->counted_ns) / n;
 		heard(t, now_ns, &h);
@@ -117,7 +131,7 @@ u32 throttle_window(struct throttle *t, u64 now_ns, u64 *wait_ns)
 {
 	if (!t->probe)
 		return t->most;
-	if (now_ns - t->step_ns >= STEP_NS)
+	if (now_ns - t->step_ns >= (t->busy_ns ? STEP_NS : EARLY_STEP_NS))
 		step(t, now_ns);
 	if (t->listen_ns) {
 		*wait_ns = STEP_NS;
