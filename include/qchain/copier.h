@@ -10,9 +10,10 @@
 
 /*
  * Regions are asked for one after the other, cut into chunks, and each chunk is
- * read and written by one lane. A lane owns its buffer for the copier's life:
- * memory is lanes times chunk, whatever there is to copy. Everything runs on
- * one loop and nothing waits.
+ * read and written by one lane. Its buffer is cut from memory that the copier has
+ * for life, @memory_bytes whatever there is to copy: in flight are few large chunks
+ * or many small ones, so that scattered clusters cost no more round trips than a
+ * contiguous range of the same length. Everything runs on one loop and nothing waits.
  *
  * Where the bytes come from and go to is up to @read and @write; without them
  * they are the region's devices. So one copier serves device to device, layer
@@ -20,6 +21,14 @@
  */
 
 struct copier;
+
+/* A chunk takes whole units of the copier's memory. */
+#define COPIER_UNIT_BYTES (64u * 1024u)
+/*
+ * So many lanes are enough where source and destination are files on tmpfs: copies are
+ * made one by one, and more buffers push each other out of the processor's cache.
+ */
+#define COPIER_LANES_IN_MEMORY 8u
 
 /* What to copy. Offsets and length are multiples of the devices' blocks. */
 struct copy_region {
@@ -39,10 +48,10 @@ struct copy_io {
 	u64 dst_offset;
 	u32 len;
 	bool zero; /* @buf has no data; @write only */
-	void *buf; /* 4 KiB aligned */
+	void *buf; /* 4 KiB aligned; none: zeroes that @zero_bytes allows to be without */
+	size_t buf_at; /* where in the copier's memory it is */
 	void *private; /* @private_bytes, zeroed once */
 	const struct copy_region *region;
-	u32 lane; /* 0 .. lanes - 1 */
 	/* copier only */
 	u64 start_ns;
 	struct copier *copier;
@@ -71,12 +80,16 @@ struct copier_ops {
 };
 
 /*
- * @chunk_bytes: of one I/O, a multiple of 4096. @zero_bytes: of one zero chunk;
- * 0: as @chunk_bytes, and @buf then holds zeroes (what devices need).
+ * @lanes: chunks in flight at most
+ * @chunk_bytes: of one I/O at most, a multiple of 4096
+ * @memory_bytes: of all buffers together, at least @chunk_bytes
+ * @zero_bytes: of one zero chunk, which has no buffer then; 0: as @chunk_bytes, and
+ *	@buf holds zeroes (what devices need)
  */
 struct copier_options {
 	u32 lanes;
 	u32 chunk_bytes;
+	size_t memory_bytes;
 	u32 zero_bytes;
 	u32 private_bytes;
 	u64 speed; /* bytes a second, 0: no limit */

@@ -25,6 +25,7 @@ struct target_limits {
 	u32 max_discard;
 	u32 max_write_zeroes;
 	bool read_only;
+	bool in_memory; /* files on tmpfs and nothing else: I/O is a copy, one at a time */
 };
 
 /* map(): what happened to the request. */

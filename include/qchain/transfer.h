@@ -7,12 +7,20 @@
 #include <qchain/target.h>
 
 /*
+ * Chunks of up to 1 MiB are in flight, up to TRANSFER_LANES of them and
+ * TRANSFER_MEMORY_BYTES together; with transfer_options.compare as much again is
+ * there for what it is compared with. Less than 64 KiB counts as 64 KiB.
+ */
+#define TRANSFER_LANES 256u
+#define TRANSFER_MEMORY_BYTES (32u * 1024u * 1024u)
+
+/*
  * Commit: from a target that shows only the layers to be merged, into one whose
  * active layer is the base. Stream: within one target, what lies below its active
  * layer comes up. Rebase: within one target, what reads otherwise through the new
  * backing, @compare.
  *
- * Everything goes through the targets' own reads and writes, many in flight. The
+ * Everything goes through the targets' own reads and writes. The
  * job ends when the target has flushed it; what comes then (a backing name, an
  * emptied layer) is the caller's, or @ops->prepare.
  *
@@ -53,7 +61,6 @@ struct transfer_ops {
  *	layer of @source. With @compare: 0 counts as held by what is below.
  * @keep_layers: the lowest so many layers of @source and of @compare are the same
  *	images: what both find there is not looked at
- * @chunk_bytes: 0: 1 MiB
  * @compare_bytes: granule in which @compare is compared, the target's cluster
  * @align: 0, or a power of two: what is moved is rounded out to it
  * @region_bytes: what is done again after an error, at most; 0: 64 MiB
@@ -69,11 +76,9 @@ struct transfer_options {
 	u32 last_depth;
 	u32 keep_layers;
 	bool skip_zero; /* nothing will be below the target: what reads as zero stays so */
-	u32 chunk_bytes;
 	u32 compare_bytes;
 	u32 align;
 	u32 region_bytes;
-	u32 lanes; /* 0: 32 */
 	struct latency_probe *probe; /* the guest that the job gives way to; NULL: none */
 	const struct transfer_ops *ops;
 	void *arg;

@@ -72,7 +72,8 @@ static void begin_with(struct copier_options options)
 
 static void begin(void)
 {
-	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192 });
+	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192,
+		.memory_bytes = 4 * COPIER_UNIT_BYTES });
 }
 
 static void add(u64 from, u64 to, u64 len)
@@ -223,7 +224,8 @@ static void test_speed(void)
 {
 	u64 start;
 
-	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192, .speed = MiB });
+	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192,
+		.memory_bytes = 4 * COPIER_UNIT_BYTES, .speed = MiB });
 	add(0, 0, DISK);
 	io_mock_order(mock, IO_MOCK_FIFO, 0);
 	start = loop_now_ns(mock_loop);
@@ -247,7 +249,8 @@ static void test_random(void)
 
 		begin_with((struct copier_options){
 			.lanes = 1 + rnd(&seed) % 9,
-			.chunk_bytes = 4096 << rnd(&seed) % 4 });
+			.chunk_bytes = 4096 << rnd(&seed) % 6,
+			.memory_bytes = (2 + rnd(&seed) % 8) * COPIER_UNIT_BYTES });
 		while (nr_regions < 40 && at < DISK - 65536) {
 			u64 len = (1 + rnd(&seed) % 100) * 512;
 
@@ -348,7 +351,8 @@ static void test_throttled_copy(void)
 	struct latency_probe probe = { 0 };
 	u64 ns = 0;
 
-	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192, .probe = &probe });
+	begin_with((struct copier_options){ .lanes = 4, .chunk_bytes = 8192,
+		.memory_bytes = 4 * COPIER_UNIT_BYTES, .probe = &probe });
 	CU_ASSERT(latency_watched(&probe));
 	add(0, 0, DISK);
 	io_mock_order(mock, IO_MOCK_FIFO, 0);

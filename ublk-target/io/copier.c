@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Copies regions with many I/Os in flight, a rate limit and a throttle. */
+#include "copy-memory.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <qchain/copier.h>
@@ -21,7 +23,7 @@ struct track {
 	u64 cut; /* bytes given to lanes */
 	u32 chunks; /* in flight */
 	int error;
-	bool used;
+	struct cds_list_head node; /* in free_tracks */
 };
 
 struct copier {
@@ -31,11 +33,13 @@ struct copier {
 	const struct copier_ops *ops;
 	void *arg;
 	struct copy_io *lanes;
-	void *memory;
+	struct copy_memory memory;
 	void *private;
 	struct track *tracks; /* one more than lanes */
 
 	struct cds_list_head idle; /* struct copy_io */
+	struct cds_list_head free_tracks;
+	void *buf; /* of the chunk that is about to start */
 	struct track *current; /* being cut, or NULL */
 	struct throttle throttle;
 	struct loop_timer timer;
@@ -55,14 +59,14 @@ static void copier_fill(struct copier *c);
 
 /* ---- regions ---------------------------------------------------------------------- */
 
-static struct track *track_free(struct copier *c)
+static struct track *track_get(struct copier *c)
 {
-	u32 i;
+	struct track *t = cds_list_first_entry(&c->free_tracks, struct track, node);
 
-	for (i = 0; i <= c->options.lanes; i++)
-		if (!c->tracks[i].used)
-			return &c->tracks[i];
-	return NULL;
+	assert(!cds_list_empty(&c->free_tracks));
+	cds_list_del(&t->node);
+	*t = (struct track){ .chunks = 0 };
+	return t;
 }
 
 static void track_put(struct copier *c, struct track *t)
@@ -72,7 +76,7 @@ static void track_put(struct copier *c, struct track *t)
 
 	if (t->chunks || t == c->current)
 		return;
-	t->used = false;
+	cds_list_add(&t->node, &c->free_tracks);
 	c->ops->done(c->arg, &region, error);
 }
 
@@ -83,15 +87,13 @@ static bool have_region(struct copier *c)
 	int ret;
 
 	while (!c->current && !c->over && !c->starved) {
-		t = track_free(c);
-		assert(t);
-		*t = (struct track){ .used = true };
+		t = track_get(c);
 		ret = c->ops->next(c->arg, &t->region);
 		if (ret == 1 && t->region.len) {
 			c->current = t;
 			break;
 		}
-		t->used = false;
+		cds_list_add(&t->node, &c->free_tracks);
 		c->starved = ret == -EAGAIN;
 		c->over = c->over || (ret <= 0 && !c->starved);
 		if (ret < 0 && !c->starved && !c->error)
@@ -144,9 +146,11 @@ static void lane_free(struct copy_io *io, int error)
 		t->error = error;
 	if (!error && c->ops->copied)
 		c->ops->copied(c->arg, io->len);
+	if (io->buf)
+		copy_memory_put(&c->memory, io->buf, io->len);
 	t->chunks--;
 	c->active--;
-	cds_list_add(&io->node, &c->idle); /* the buffer that is still in the cache */
+	cds_list_add(&io->node, &c->idle);
 	if (t->error && t == c->current)
 		c->current = NULL; /* the rest of it is not worth the I/O */
 	track_put(c, t);
@@ -199,21 +203,36 @@ void copy_io_done(struct copy_io *io, int error)
 		lane_write(io);
 }
 
-/* The next chunk of the current region, on an idle lane. */
+/* Does what is cut next go without a buffer? */
+static bool is_bare(const struct copier *c)
+{
+	return c->current->region.zero && c->options.zero_bytes;
+}
+
+/* Of the next chunk of the current region. */
+static u32 next_len(const struct copier *c)
+{
+	const struct track *t = c->current;
+	u32 most = is_bare(c) ? c->options.zero_bytes : c->options.chunk_bytes;
+
+	return min(t->region.len - t->cut, (u64)most);
+}
+
+/* The next chunk of the current region, on an idle lane and, if it needs one, in c->buf. */
 static void lane_start(struct copier *c)
 {
 	struct copy_io *io = cds_list_first_entry(&c->idle, struct copy_io, node);
 	struct track *t = c->current;
-	u32 most = t->region.zero && c->options.zero_bytes ? c->options.zero_bytes :
-							     c->options.chunk_bytes;
 
 	cds_list_del(&io->node);
 	io->start_ns = loop_now_ns(c->loop);
 	io->region = &t->region;
 	io->src_offset = t->region.src_offset + t->cut;
 	io->dst_offset = t->region.dst_offset + t->cut;
-	io->len = min(t->region.len - t->cut, (u64)most);
+	io->len = next_len(c);
 	io->zero = t->region.zero;
+	io->buf = c->buf;
+	io->buf_at = io->buf ? (u8 *)io->buf - c->memory.bytes : 0;
 	t->cut += io->len;
 	t->chunks++;
 	c->active++;
@@ -224,7 +243,7 @@ static void lane_start(struct copier *c)
 		lane_read(io);
 		return;
 	}
-	if (!c->options.zero_bytes)
+	if (io->buf)
 		memset(io->buf, 0, io->len);
 	lane_write(io);
 }
@@ -239,10 +258,20 @@ static bool throttle_allows(struct copier *c)
 	return c->active < window;
 }
 
+/* Last of all: whoever gets a buffer starts. */
+static bool take_buffer(struct copier *c)
+{
+	c->buf = NULL;
+	if (is_bare(c))
+		return true;
+	c->buf = copy_memory_get(&c->memory, next_len(c));
+	return c->buf;
+}
+
 static bool may_start(struct copier *c)
 {
 	return !c->pausing && c->active < c->options.lanes && have_region(c) &&
-	       rate_allows(c) && throttle_allows(c);
+	       rate_allows(c) && throttle_allows(c) && take_buffer(c);
 }
 
 /* A stop leaves the region that was being cut unfinished. */
@@ -327,38 +356,46 @@ void copier_set_speed(struct copier *c, u64 speed)
 		copier_fill(c);
 }
 
+static void init_lanes(struct copier *c)
+{
+	u32 i;
+
+	for (i = 0; i < c->options.lanes; i++) {
+		c->lanes[i].copier = c;
+		c->lanes[i].private = (u8 *)c->private + (size_t)i * c->options.private_bytes;
+		cds_list_add_tail(&c->lanes[i].node, &c->idle);
+	}
+	for (i = 0; i <= c->options.lanes; i++)
+		cds_list_add_tail(&c->tracks[i].node, &c->free_tracks);
+}
+
 int copier_create(struct loop *loop, const struct copier_options *options,
 		  const struct copier_ops *ops, void *arg, struct copier **result)
 {
 	struct copier *c = calloc(1, sizeof(*c));
-	u32 i;
 
 	if (!c)
 		return -ENOMEM;
+	assert(options->memory_bytes >= options->chunk_bytes);
 	c->loop = loop;
 	c->options = *options;
 	c->ops = ops;
 	c->arg = arg;
 	c->timer.fn = fill_timer;
 	CDS_INIT_LIST_HEAD(&c->idle);
+	CDS_INIT_LIST_HEAD(&c->free_tracks);
 	throttle_init(&c->throttle, options->probe, options->lanes);
 	if (options->probe)
 		latency_watch(options->probe, true);
 	c->lanes = calloc(options->lanes, sizeof(*c->lanes));
 	c->tracks = calloc(options->lanes + 1, sizeof(*c->tracks));
-	c->memory = io_alloc((size_t)options->lanes * options->chunk_bytes);
 	c->private = calloc(options->lanes, max(options->private_bytes, 1u));
-	if (!c->lanes || !c->tracks || !c->memory || !c->private) {
+	if (copy_memory_init(&c->memory, options->memory_bytes) || !c->lanes || !c->tracks ||
+	    !c->private) {
 		copier_destroy(c);
 		return -ENOMEM;
 	}
-	for (i = 0; i < options->lanes; i++) {
-		c->lanes[i].copier = c;
-		c->lanes[i].lane = i;
-		c->lanes[i].buf = (u8 *)c->memory + (size_t)i * options->chunk_bytes;
-		c->lanes[i].private = (u8 *)c->private + (size_t)i * options->private_bytes;
-		cds_list_add_tail(&c->lanes[i].node, &c->idle);
-	}
+	init_lanes(c);
 	*result = c;
 	return 0;
 }
@@ -374,7 +411,7 @@ void copier_destroy(struct copier *c)
 		latency_watch(c->options.probe, false);
 	free(c->lanes);
 	free(c->tracks);
-	free(c->memory);
+	copy_memory_exit(&c->memory);
 	free(c->private);
 	free(c);
 }

@@ -17,8 +17,7 @@
  * to its loop and back by messages, together with their lane.
  */
 
-#define TRANSFER_CHUNK_BYTES (1024u * 1024u)
-#define TRANSFER_LANES 32u
+#define TRANSFER_CHUNK_BYTES QC_MAX_REQUEST_BYTES
 /* Adjacent extents become one region up to this. */
 #define REGION_BYTES (64u * 1024u * 1024u)
 #define READY_POLL_NS 1000000ull
@@ -77,10 +76,18 @@ static void note_room(struct transfer *t)
 
 static const struct copier_ops transfer_copier_ops;
 
+static u32 nr_lanes(const struct transfer *t)
+{
+	bool in_memory = t->o.source->limits.in_memory && t->o.target->limits.in_memory;
+
+	return in_memory ? COPIER_LANES_IN_MEMORY : TRANSFER_LANES;
+}
+
 static int make_copier(struct transfer *t)
 {
 	struct copier_options options = {
-		.lanes = t->o.lanes, .chunk_bytes = t->o.chunk_bytes,
+		.lanes = nr_lanes(t), .chunk_bytes = TRANSFER_CHUNK_BYTES,
+		.memory_bytes = TRANSFER_MEMORY_BYTES,
 		.zero_bytes = QC_MAX_DISCARD_BYTES, .private_bytes = sizeof(struct lane),
 		.speed = t->job->speed, .probe = t->o.probe,
 	};
@@ -340,7 +347,7 @@ static void transfer_read(void *arg, struct copy_io *io)
 	l->error = 0;
 	l->pending = t->o.compare ? 2 : 1;
 	if (t->o.compare) {
-		l->mem = (u8 *)t->mem + (size_t)io->lane * t->o.chunk_bytes;
+		l->mem = (u8 *)t->mem + io->buf_at;
 		loop_send(t->compare.loop, &l->other_msg, other_submit);
 	}
 	l->req = (struct request){ .ops = &read_ops, .loop = t->loop, .op = REQ_READ,
@@ -508,7 +515,7 @@ static int transfer_start(struct job *job, struct qc_err *err)
 	struct transfer *t = job->private;
 
 	if (t->o.compare) {
-		t->mem = io_alloc((size_t)t->o.lanes * t->o.chunk_bytes);
+		t->mem = io_alloc(TRANSFER_MEMORY_BYTES);
 		if (!t->mem)
 			return qc_err_set(err, -ENOMEM, "%s: out of memory", job->id);
 	}
@@ -639,8 +646,6 @@ void *transfer_arg(const struct job *job)
 static void take_options(struct transfer *t, const struct transfer_options *options)
 {
 	t->o = *options;
-	t->o.lanes = options->lanes ? options->lanes : TRANSFER_LANES;
-	t->o.chunk_bytes = options->chunk_bytes ? options->chunk_bytes : TRANSFER_CHUNK_BYTES;
 	t->o.region_bytes = options->region_bytes ? options->region_bytes : REGION_BYTES;
 	t->o.align = options->align ? options->align : 1;
 	cursor_init(&t->source, t, t->o.source, t->loop);

@@ -49,7 +49,9 @@
 /* A run of zeroes is work, too. */
 #define ZERO_COST_BYTES 4096u
 
-#define HANDOVER_LANES 16u
+/* In flight at once: as many writes, as much memory. */
+#define HANDOVER_LANES 128u
+#define HANDOVER_MEMORY_BYTES (16u << 20)
 #define SETTLE_POLL_NS 200000ull
 /* Runs that are looked at in one event. */
 #define SCAN_RUNS 4096u
@@ -731,11 +733,12 @@ static struct handover *handover_of(const struct job *job)
 
 static int handover_start(struct job *job, struct qc_err *err)
 {
+	struct merge *m = transfer_arg(job);
 	struct copier_options options = {
-		.lanes = HANDOVER_LANES, .chunk_bytes = QC_MAX_REQUEST_BYTES,
+		.lanes = m->target.limits.in_memory ? COPIER_LANES_IN_MEMORY : HANDOVER_LANES,
+		.chunk_bytes = QC_MAX_REQUEST_BYTES, .memory_bytes = HANDOVER_MEMORY_BYTES,
 		.zero_bytes = QC_MAX_DISCARD_BYTES, .private_bytes = sizeof(struct handover_lane),
 	};
-	struct merge *m = transfer_arg(job);
 	struct handover *h = calloc(1, sizeof(*h));
 	int ret = h ? copier_create(m->ct->loop, &options, &batch_ops, h, &h->copier) : -ENOMEM;
 

@@ -597,9 +597,13 @@ static void chain_limits(struct target *ti, struct target_limits *limits)
 	limits->logical_block = chain_block_bytes(ct->chain);
 	limits->physical_block = max(limits->physical_block, limits->logical_block);
 	limits->io_min = limits->physical_block;
-	for (i = 0; i < ct->chain->nr_layers; i++)
-		limits->dma_align_mask = max(limits->dma_align_mask,
-					     ct->chain->layers[i].img->dev->mem_align_bytes - 1);
+	limits->in_memory = true;
+	for (i = 0; i < ct->chain->nr_layers; i++) {
+		const struct io_dev *dev = ct->chain->layers[i].img->dev;
+
+		limits->dma_align_mask = max(limits->dma_align_mask, dev->mem_align_bytes - 1);
+		limits->in_memory &= dev->in_memory;
+	}
 	limits->read_only = ct->chain->read_only;
 	if (limits->read_only || img->format == IMAGE_RAW)
 		return;
