@@ -55,6 +55,7 @@ int merge_open(const char *path, const struct offline_options *options,
 	w.argv[w.nr++] = (char *)path;
 	w.argv[w.nr++] = format == IMAGE_RAW ? "format=raw" : "format=qcow2";
 	w.argv[w.nr++] = "on-full=fail";
+	w.argv[w.nr++] = "may-lose=on"; /* until the flush in the end it is all above, too */
 	ret = add_words(&w, options, words);
 	if (ret)
 		qc_err_set(err, ret, "%s: out of memory", path);
@@ -108,7 +109,7 @@ static void drop_loop(struct target *ti, struct loop *loop)
 {
 	if (!loop)
 		return;
-	if (ti && loop->has_thread)
+	if (ti && loop->stats) /* attached */
 		target_detach(ti, loop);
 	loop_stop(loop);
 	loop_destroy(loop);
