@@ -114,6 +114,19 @@ $(O)/chain-sim: $(SIM_OBJS) $(LIB)
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) $(addprefix -Wl$(comma)--wrap=,$(SIM_WRAPS)) -o $@ $^ \
 		$(PKG_LIBS)
 
+# Programs on devices that take a millisecond of a clock of their own.
+SLOW_WRAPS := loop_create loop_start loop_stop loop_destroy loop_run io_uring_engine_create \
+	io_submit sem_wait sem_trywait pread64 pwrite64 fdatasync fstatfs64
+SLOW_OBJS := $(O)/tests/slow/slow.o $(O)/tests/sim/wrapped-loops.o
+
+$(O)/tests/slow/slow-merge.o: QCFLAGS += -Iublk-target/target
+$(O)/slow-merge: $(O)/tests/slow/slow-merge.o
+$(O)/slow-qchainctl: $(addprefix $(O)/,$(ctl-objs))
+$(O)/slow-%: $(SLOW_OBJS) $(LIB)
+	$(say) LINK $@
+	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) $(addprefix -Wl$(comma)--wrap=,$(SLOW_WRAPS)) -o $@ \
+		$(filter %.o,$^) $(LIB) $(PKG_LIBS)
+
 # libFuzzer programs; `make fuzz` builds them in a tree of their own.
 FUZZERS := $(addprefix $(O)/fuzz-,image chain nbd qmp text)
 
@@ -133,7 +146,8 @@ $(O)/fuzz-%: $(O)/tests/fuzz/fuzz-%.o $(O)/tests/fuzz/fuzz-common.o $(LIB)
 
 fuzzers: $(FUZZERS)
 
-units: $(UNITS) $(PROBES) $(O)/ublk-bringup $(O)/chain-sim
+units: $(UNITS) $(PROBES) $(O)/ublk-bringup $(O)/chain-sim \
+	$(O)/slow-merge $(O)/slow-qchainctl
 
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 

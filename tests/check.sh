@@ -176,6 +176,7 @@ native() {
 	run broken 300 tests/images/broken.py --qchaind "$build/qchaind"
 	run style 120 .ci/check-style.sh
 	run merge 120 tests/control/merge.py --build "$build"
+	run slow-merges 120 tests/slow/merges.py --build "$build"
 	run rename 120 tests/control/rename.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"
 	run scan 120 tests/control/scan.py --build "$build"
