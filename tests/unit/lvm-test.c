@@ -56,7 +56,43 @@ static void has_words(const struct qc_err *err, int code, const char *words)
 	}
 }
 
+/* @name: a file that the false lvm wrote */
+static void has_lines(const char *name, const char *text)
+{
+	char seen[1024] = "", path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_RDONLY);
+	CU_ASSERT_FATAL(fd >= 0);
+	CU_ASSERT(read(fd, seen, sizeof(seen) - 1) > 0);
+	close(fd);
+	CU_ASSERT(!strcmp(seen, text));
+}
+
 /* ---- a false lvm ------------------------------------------------------- */
+
+/* First of all tests: what is answered counts to the end of the process. */
+static void test_filter(void)
+{
+	struct qc_err err = { 0 };
+
+	/* no answer, then one pattern, printed without brackets; from then on it is not asked */
+	use_false_lvm("cd $(dirname $0)\n"
+		      "[ $1 = lvmconfig ] || { echo \"$3\" >> filters; exit; }\n"
+		      "echo >> asked\n"
+		      "[ $(wc -l < asked) != 1 ] || exit 5\n"
+		      "printf 'devices {\\n\\tfilter=\"r|^/dev/none|\"\\n'\n"
+		      "printf '\\tglobal_filter=\"a|x|\"\\n}\\n'");
+	for (int i = 0; i < 3; i++)
+		CU_ASSERT(lvm_remove("vg", "a", &err) == 0);
+	use_real_lvm();
+	has_lines("asked", "\n\n");
+	has_lines("filters",
+		  "devices/filter=[\"r|^/dev/ublkb|\",\"r|^/dev/qchain/|\"]\n"
+		  "devices/filter=[\"r|^/dev/ublkb|\",\"r|^/dev/none|\"]\n"
+		  "devices/filter=[\"r|^/dev/ublkb|\",\"r|^/dev/none|\"]\n");
+}
 
 static void list_fails(const char *body, int code, const char *words)
 {
@@ -184,8 +220,6 @@ static void test_timeout(void)
 static void test_arguments(void)
 {
 	struct qc_err err = { 0 };
-	char seen[512] = "";
-	int fd;
 
 	/* our own devices are never looked at: the pattern comes with every command */
 	use_false_lvm("case \"$2 $3\" in '--config devices/filter=[\"r|^/dev/ublkb|\",'*) ;; "
@@ -199,18 +233,14 @@ static void test_arguments(void)
 	CU_ASSERT(lvm_change_tags("vg", "a", "n1,n2", "old", &err) == 0);
 	CU_ASSERT(lvm_change_tags("vg", "a", NULL, "", &err) == 0);
 	use_real_lvm();
-	CU_ASSERT_FATAL(chdir(dir) == 0);
-	fd = open("seen", O_RDONLY);
-	CU_ASSERT(fd >= 0 && read(fd, seen, sizeof(seen) - 1) > 0);
-	close(fd);
-	CU_ASSERT(!strcmp(seen,
+	has_lines("seen",
 		"lvcreate --yes --autobackup n --activate y --setautoactivation n "
 		"--wipesignatures n --zero n --size 1000448b --name a-b --addtag t=1 "
 		"--addtag t2 vg\n"
 		"lvrename --yes --autobackup n vg a-b c\n"
 		"lvremove --yes --autobackup n vg/a-b\n"
 		"lvchange --yes --autobackup n --ignoreactivationskip --activate n vg/a-b\n"
-		"lvchange --yes --autobackup n --deltag old --addtag n1 --addtag n2 vg/a\n"));
+		"lvchange --yes --autobackup n --deltag old --addtag n1 --addtag n2 vg/a\n");
 }
 
 static void bad_name(const char *vg, const char *name, const char *words)
@@ -402,6 +432,7 @@ static void test_thin(void)
 }
 
 static const struct unit_test tests[] = {
+	{ "the filter is asked for once", test_filter },
 	{ "failures", test_failures },
 	{ "report", test_report },
 	{ "several VGs", test_parts },

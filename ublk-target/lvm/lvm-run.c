@@ -326,26 +326,46 @@ out:
 }
 
 /*
+ * The patterns of devices/filter in what lvmconfig printed, NULL when none is
+ * set. Around a single one there are no brackets.
+ */
+static const char *find_filter(char *output)
+{
+	char *list = strstr(output, "\tfilter="), *end;
+
+	if (!list)
+		return NULL;
+	list = strchr(list, '=') + 1;
+	list += *list == '[';
+	end = list + strcspn(list, "\n");
+	if (end > list && end[-1] == ']')
+		end--;
+	*end = 0;
+	return *list ? list : NULL;
+}
+
+/*
  * lvm must not look at our own devices: the read of one whose daemon has died
  * waits for its recovery, for which we may be calling. The administrator's
- * filter (default: everything) stays behind our pattern.
+ * filter (default: everything) stays behind our pattern. lvmconfig is run
+ * until it has answered once: all that is set, as a key that is not set would
+ * be a failure.
  */
 static const char *filter_config(void)
 {
-	static const char *const ask[] = { "lvmconfig", "devices/filter", NULL };
+	static const char *const ask[] = { "lvmconfig", NULL };
 	static char config[4096];
-	static bool found; /* the administrator's list: it is asked for once */
-	char *output = NULL, *list = NULL;
+	static bool known;
+	const char *list = NULL;
+	char *output = NULL;
 
-	if (found)
+	if (known)
 		return config;
-	if (!lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, &output, NULL))
-		list = strstr(output, "filter=[");
-	found = list != NULL;
-	if (list)
-		list[strcspn(list, "\n")] = 0;
-	snprintf(config, sizeof(config), "devices/filter=[\"r|^/dev/ublkb|\",%s",
-		 list ? list + strlen("filter=[") : "\"r|^/dev/qchain/|\"]");
+	known = !lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, &output, NULL);
+	if (known)
+		list = find_filter(output);
+	snprintf(config, sizeof(config), "devices/filter=[\"r|^/dev/ublkb|\",%s]",
+		 list ? list : "\"r|^/dev/qchain/|\"");
 	free(output);
 	return config;
 }
