@@ -171,11 +171,12 @@ static int rest(struct client *client, struct grow_volume *v, const char *reason
 }
 
 /* It took since @start_ns; the next chunk follows from that and from what was written. */
-static void grown(struct grow_volume *v, u64 end, u64 start_ns)
+static void grown(struct grow_volume *v, u64 vg_free, u64 end, u64 start_ns)
 {
 	u64 now = now_ns(), written = v->base_end && end > v->base_end ? end - v->base_end : 0;
 
-	v->chunk = lvm_thin_chunk(v->least, written, start_ns - v->base_ns, now - start_ns);
+	v->chunk = lvm_thin_chunk(v->least, vg_free, written, start_ns - v->base_ns,
+				  now - start_ns);
 	v->base_end = end;
 	v->base_ns = start_ns;
 	v->pause_ns = 0;
@@ -213,7 +214,7 @@ static int extend(const struct grow_volume *v, const struct lvm_lv *lv, u64 know
 static int make_larger(struct client *client, struct grow_volume *v, const struct filling *f,
 		       struct qc_err *err)
 {
-	u64 start_ns = now_ns(), bytes = 0;
+	u64 start_ns = now_ns(), bytes = 0, vg_free = 0;
 	struct qc_err why = { 0 };
 	struct lvm_lv *lv = NULL;
 	int ret;
@@ -221,13 +222,15 @@ static int make_larger(struct client *client, struct grow_volume *v, const struc
 	if (start_ns < v->retry_ns)
 		return 0;
 	ret = lvm_find(v->vg, v->lv, &lv, &why);
-	if (!ret)
+	if (!ret) {
+		vg_free = lv->vg_free_bytes;
 		ret = extend(v, lv, f->bytes, &bytes, &why);
+	}
 	free(lv);
 	if (ret)
 		return rest(client, v, why.msg, err);
 	v->told_bytes = bytes;
-	grown(v, f->end, start_ns);
+	grown(v, vg_free, f->end, start_ns);
 	ret = arm(client, v, lvm_thin_watermark(bytes, v->chunk), err);
 	if (!ret)
 		ret = tell(client, v, NULL, err);

@@ -67,12 +67,14 @@ int lvm_change_tags(const char *vg, const char *name, const char *add, const cha
 /*
  * LVs that grow while they are written to.
  * lvm_thin_chunk - by how much next
- * @least: not less; @written: what was allocated in the last @ns
+ * @least: not less; @vg_free: what the VG has left, of which at most a quarter is taken,
+ *	unless that is less than @least
+ * @written: what was allocated in the last @ns
  * @extend_ns: how long the last extension took, from the wish to the space
  * lvm_thin_watermark - once something is allocated beyond it a volume of @bytes is to grow
  * by @chunk: half of a chunk is left then, twice what is written while that is done
  */
-u64 lvm_thin_chunk(u64 least, u64 written, u64 ns, u64 extend_ns);
+u64 lvm_thin_chunk(u64 least, u64 vg_free, u64 written, u64 ns, u64 extend_ns);
 u64 lvm_thin_watermark(u64 bytes, u64 chunk);
 
 /*

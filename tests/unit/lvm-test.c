@@ -416,17 +416,19 @@ static void test_dm_uuid(void)
 	CU_ASSERT(lvm_dm_uuid(7, 0, uuid, &err) == 0 && !uuid[0]);
 }
 
-/* Four times what is written while an extension runs, in MiB; at least the tag's chunk. */
+/* Four times what is written in an extension, at least the tag's chunk; a quarter of the VG. */
 static void test_thin(void)
 {
 	const u64 s = 1000000000ull;
 
-	CU_ASSERT(lvm_thin_chunk(128 * MiB, 0, 0, s) == 128 * MiB);
-	CU_ASSERT(lvm_thin_chunk(128 * MiB, 1 * GiB, 0, s) == 128 * MiB);
-	CU_ASSERT(lvm_thin_chunk(128 * MiB, 10 * MiB, 1 * s, s / 5) == 128 * MiB);
-	CU_ASSERT(lvm_thin_chunk(128 * MiB, 500 * MiB, 1 * s, s / 2) == 1000 * MiB);
-	CU_ASSERT(lvm_thin_chunk(1 * MiB, 10 * GiB, 10 * s, 1 * s) == 4 * GiB);
-	CU_ASSERT(lvm_thin_chunk(1 * MiB, 1 * MiB, 1 * s, s + s / 8) == 5 * MiB);
+	CU_ASSERT(lvm_thin_chunk(128 * MiB, TiB, 0, 0, s) == 128 * MiB);
+	CU_ASSERT(lvm_thin_chunk(128 * MiB, TiB, 1 * GiB, 0, s) == 128 * MiB);
+	CU_ASSERT(lvm_thin_chunk(128 * MiB, TiB, 10 * MiB, 1 * s, s / 5) == 128 * MiB);
+	CU_ASSERT(lvm_thin_chunk(128 * MiB, TiB, 500 * MiB, 1 * s, s / 2) == 1000 * MiB);
+	CU_ASSERT(lvm_thin_chunk(1 * MiB, TiB, 10 * GiB, 10 * s, 1 * s) == 4 * GiB);
+	CU_ASSERT(lvm_thin_chunk(1 * MiB, TiB, 1 * MiB, 1 * s, s + s / 8) == 5 * MiB);
+	CU_ASSERT(lvm_thin_chunk(1 * MiB, 8 * GiB, 10 * GiB, 10 * s, 1 * s) == 2 * GiB);
+	CU_ASSERT(lvm_thin_chunk(128 * MiB, 100 * MiB, 10 * GiB, 10 * s, 1 * s) == 128 * MiB);
 	CU_ASSERT(lvm_thin_watermark(1 * GiB, 128 * MiB) == 960 * MiB);
 	CU_ASSERT(lvm_thin_watermark(1 * MiB, 128 * MiB) == 0);
 }
