@@ -164,6 +164,12 @@ static inline u64 map_window_of(const struct map *map, u64 offset)
 	return offset >> map->window_bits;
 }
 
+/* May windows be loaded that nobody waits for? Not into the last quarter of the budget. */
+static inline bool map_has_room(const struct map *map)
+{
+	return map->used_bytes < map->budget_bytes / 4 * 3;
+}
+
 static inline u64 map_window_bytes(const struct map *map, u64 index)
 {
 	u64 start = index << map->window_bits;

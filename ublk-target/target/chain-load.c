@@ -433,3 +433,34 @@ void chain_load(struct chain_target *ct, u64 index, struct load_wait *wait)
 	ct->nr_loads++;
 	load_start(load);
 }
+
+/* ---- ahead ------------------------------------------------------------------------------ */
+
+static void ahead_loaded(struct load_wait *wait, int error)
+{
+	free(wait);
+}
+
+static bool is_known(struct chain_target *ct, u64 index)
+{
+	return map_loaded(&ct->map, index) || load_find(ct, index);
+}
+
+/* A view has its map for one merge, which ends without waiting for more than it has asked for. */
+void chain_load_ahead(struct chain_target *ct, u64 index)
+{
+	u64 end = min(index + CHAIN_LOADS_AHEAD, ct->map.nr_windows);
+	struct load_wait *wait;
+
+	for (; index < end && !ct->of && !ct->stopping; index++) {
+		if (ct->nr_loads >= CHAIN_LOADS_AHEAD || !map_has_room(&ct->map))
+			return;
+		if (is_known(ct, index))
+			continue;
+		wait = malloc(sizeof(*wait));
+		if (!wait)
+			return;
+		wait->fn = ahead_loaded;
+		chain_load(ct, index, wait);
+	}
+}

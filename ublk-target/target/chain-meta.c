@@ -61,6 +61,7 @@ void chain_deferred(struct loop *loop, struct loop_msg *msg)
 	struct request *req = container_of(msg, struct request, msg);
 	struct chain_target *ct = req->target->private;
 	bool by_map = req->op == REQ_READ || req->op == REQ_WRITE || req->op == REQ_BLOCK_STATUS;
+	bool walks; /* goes through all of the disk, most likely */
 	u64 index;
 
 	ct->stat_deferred++;
@@ -70,7 +71,10 @@ void chain_deferred(struct loop *loop, struct loop_msg *msg)
 	}
 	if (by_map && may_retry(req) && missing_window(ct, req, &index)) {
 		req->retries += req->retries < CHAIN_MAX_RETRIES;
-		load_for(ct, req, index);
+		walks = req->op == REQ_BLOCK_STATUS;
+		load_for(ct, req, index); /* @req may be gone */
+		if (walks)
+			chain_load_ahead(ct, index + 1);
 		return;
 	}
 	if (req->op == REQ_READ)

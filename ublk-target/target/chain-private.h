@@ -16,6 +16,8 @@
 #define CHAIN_WORKERS 2u
 /* L2 windows that are being folded at the same time. */
 #define CHAIN_MAX_LOADS 8u
+/* ... of them, before anybody asks: the others are left to guests. */
+#define CHAIN_LOADS_AHEAD 6u
 /* Operations of one request that run at the same time. */
 #define CHAIN_MAX_SPLIT 16u
 /* Objects of each kind that are kept for the next change of mapping. */
@@ -339,6 +341,8 @@ int chain_seal_late(struct chain_target *ct, const char *top,
 
 /* Call @wait->fn when window @index is loaded (it stays until @fn returns) or failed. */
 void chain_load(struct chain_target *ct, u64 index, struct load_wait *wait);
+/* The windows from @index on are likely to be asked for: load some, while nothing is evicted. */
+void chain_load_ahead(struct chain_target *ct, u64 index);
 
 /* ---- chain-warm.c: loading the map before it is asked for ---------------------------- */
 

@@ -11,11 +11,6 @@
 
 #define WARM_PAUSE_NS 1000000ull
 
-static bool warm_has_room(const struct map *map)
-{
-	return map->used_bytes < map->budget_bytes / 4 * 3;
-}
-
 static void warm_loaded(struct load_wait *wait, int error)
 {
 	struct chain_warm *warm = container_of(wait, struct chain_warm, wait);
@@ -43,7 +38,7 @@ static void warm_step(struct loop *loop, struct loop_timer *timer)
 		warm->next++;
 	if (warm->next == ct->map.nr_windows)
 		warm->state = WARM_DONE;
-	else if (!warm_has_room(&ct->map))
+	else if (!map_has_room(&ct->map))
 		warm->state = WARM_FULL;
 	else
 		chain_load(ct, warm->next, &warm->wait);
