@@ -85,4 +85,40 @@ save_device "$dev" now
 chain_down other
 qemu_sees /dev/vg/disk.qcow2 now
 clean_image /dev/vg/disk.qcow2
+
+# raw_chain: a raw base of 16 MiB on old data, and longer overlays that map little
+raw_chain() {
+	lvs vg/raw &> /dev/null && lvremove -q -f -y vg/raw vg/low.qcow2 vg/top.qcow2 > /dev/null
+	mklv vg raw 16M
+	fio --name=fill --allow_file_create=0 --filename=/dev/vg/raw --rw=write --bs=1M --direct=1 --ioengine=sync --minimal > /dev/null
+	qchainctl create vg/low.qcow2 --size 24M --backing vg/raw --backing-format raw > /dev/null || fail "create"
+	qchainctl create vg/top.qcow2 --size 24M --backing vg/low.qcow2 --backing-format qcow2 > /dev/null || fail "create"
+	qemu-io -f qcow2 -c "write -q -P 3 22M 64k" /dev/vg/low.qcow2
+	qemu-img convert -f qcow2 -O raw /dev/vg/top.qcow2 before
+}
+
+judge_raw() {
+	qemu_sees /dev/vg/top.qcow2 before
+	(($(lv_bytes raw) == 24 << 20)) || fail "the raw LV has $(lv_bytes raw) bytes"
+	same before /dev/vg/raw "the raw base, $1"
+	clean_image /dev/vg/top.qcow2
+}
+
+step "a raw base that is shorter gets longer, whatever its LV holds then; killed when that is so"
+raw_chain
+chain_up raw vg/top.qcow2
+QCHAIN_CRASH_POINT=merge.covered qchainctl commit raw --top vg/low.qcow2 && fail "not killed"
+lvextend -q -L 24M vg/raw > /dev/null || fail "lvextend"
+dd if=/dev/vg/raw of=end bs=1M skip=16 iflag=direct status=none
+grep -q "$old_text" end || fail "the new room of the LV has no old data"
+crash raw
+qemu-img convert -U -f qcow2 -O raw /dev/vg/top.qcow2 now
+same before now "what a VM would see"
+qchainctl up raw > /dev/null || fail "takeover"
+qchainctl commit raw --top vg/low.qcow2 || fail "commit"
+chain_down raw
+judge_raw "served, killed"
+raw_chain
+qchainctl commit vg/top.qcow2 --top vg/low.qcow2 --base vg/raw || fail "commit"
+judge_raw "not served"
 pass
