@@ -508,3 +508,21 @@ int delete_close(struct deletion *d, struct qc_err *err)
 {
 	return device_images_close(&d->images, err);
 }
+
+int delete_whole(struct deletion *d, void (*tell)(const struct deletion *d), struct qc_err *err)
+{
+	struct qc_err later = { 0 };
+	int ret = delete_open(d, err);
+
+	if (!ret)
+		ret = delete_choose(d, err);
+	if (!ret && tell)
+		tell(d);
+	if (!ret)
+		ret = delete_merge(d, err);
+	if (!ret)
+		ret = delete_finish(d, err);
+	if (delete_close(d, ret ? &later : err) && !ret)
+		ret = err->code;
+	return ret;
+}

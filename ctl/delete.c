@@ -94,20 +94,9 @@ static void print_deleted_json(const struct deletion *d)
 
 static int delete_snapshot(struct deletion *d, bool json)
 {
-	struct qc_err err = { 0 }, later = { 0 };
-	int ret = delete_open(d, &err);
+	struct qc_err err = { 0 };
 
-	if (!ret)
-		ret = delete_choose(d, &err);
-	if (!ret && !json)
-		print_plan(d);
-	if (!ret)
-		ret = delete_merge(d, &err);
-	if (!ret)
-		ret = delete_finish(d, &err);
-	if (delete_close(d, ret ? &later : &err) && !ret)
-		ret = err.code;
-	if (ret)
+	if (delete_whole(d, json ? NULL : print_plan, &err))
 		return print_error(&err);
 	if (json)
 		print_deleted_json(d);

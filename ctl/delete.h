@@ -54,5 +54,7 @@ int delete_choose(struct deletion *d, struct qc_err *err);
 int delete_merge(struct deletion *d, struct qc_err *err);
 int delete_finish(struct deletion *d, struct qc_err *err);
 int delete_close(struct deletion *d, struct qc_err *err);
+/* All of that; @tell: before it moves anything, may be NULL. */
+int delete_whole(struct deletion *d, void (*tell)(const struct deletion *d), struct qc_err *err);
 
 #endif

@@ -574,8 +574,9 @@ static int prepare_stream(struct served_job *s, struct qc_err *err)
 	if (ret || streamed_layers(s) == 0 || !proxmox_owns(node_text(s, 0, "file")))
 		return ret;
 	return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, where what is streamed up "
-			  "is no snapshot any more, but stays; qchainctl delete %s SNAP --stream "
-			  "does the same and removes it", node_text(s, 0, "file"), s->o->name);
+			  "is no snapshot any more, but stays; qchainctl stream %s "
+			  "--drop-snapshots does the same and removes it",
+			  node_text(s, 0, "file"), s->o->name);
 }
 
 int merge_stream_served(const struct served_merge *merge)
@@ -620,8 +621,8 @@ static int check_new_top(const struct served_job *s, const struct record_place *
 				  "volume: that cannot be another one", top);
 	if (lv && record_is_foreign(lv) && s->base > 1)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE: its data goes into "
-				  "%s only, the next layer; first qchainctl delete the snapshots "
-				  "between", top, node_text(s, 1, "file"));
+				  "%s only, the next layer; without --top it goes into %s", top,
+				  node_text(s, 1, "file"), node_text(s, s->base, "file"));
 	ret = record_place_image(place, base, name, err);
 	if (!ret && name[0] == '/')
 		ret = qc_err_set(err, -EXDEV, "%s: is not beside %s, must be to become the "

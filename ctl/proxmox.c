@@ -41,21 +41,6 @@ bool proxmox_owns(const char *path)
 	return result;
 }
 
-int proxmox_refuse_merge(const char *path, struct qc_err *err)
-{
-	struct record_place *place;
-	const struct lvm_lv *lv = record_lv_of(path, &place);
-	int ret = lv ? manager_check(lv, err) : 0;
-
-	if (!ret && lv && record_is_foreign(lv) && stem_length(lv->name))
-		ret = qc_err_set(err, -EOPNOTSUPP, "%s/%s: belongs to Proxmox VE, whose snapshots "
-				 "would be lost or left over; they go one by one with qchainctl "
-				 "delete %s SNAP %s", lv->vg, lv->name, proxmox_is_volume(lv) ?
-				 lv->name : "VOLUME", lv->vg);
-	record_place_free(place);
-	return ret;
-}
-
 void proxmox_snapshot_lv(const char *volume, const char *snap, char *name)
 {
 	snprintf(name, RECORD_IMAGE_BYTES, "snap_%.*s_%s" ENDING, (int)stem_length(volume), volume,
@@ -78,8 +63,7 @@ void proxmox_tags(const char *volume, char *tags, size_t bytes)
 	snprintf(tags, bytes, "pve-vm-%.*s,pve-%s", vmid, volume + 3, volume);
 }
 
-/* The snapshot of @volume that the LV @name holds, by its name. */
-static bool snapshot_of_name(const char *volume, const char *name, char *snap)
+bool proxmox_snapshot_of(const char *volume, const char *name, char *snap)
 {
 	char prefix[RECORD_IMAGE_BYTES];
 	size_t len = stem_length(name), n;
@@ -147,7 +131,7 @@ static int add_snapshots(const struct record_place *place, const struct lvm_lv *
 	while (!ret && nr < place->nr_lvs && (at = lv_below(place, at)))
 		below[nr++] = at;
 	while (!ret && nr--)
-		if (snapshot_of_name(record->volume, below[nr]->name, snap))
+		if (proxmox_snapshot_of(record->volume, below[nr]->name, snap))
 			ret = device_record_add(record, snap, below[nr]->uuid);
 	free(below);
 	return ret;

@@ -22,13 +22,10 @@
 bool proxmox_is_volume(const struct lvm_lv *lv);
 /* The same by the path of an LV; false where that cannot be told. */
 bool proxmox_owns(const char *path);
-/*
- * May layers of the chain under @path, which nobody serves, be merged as if it were nobody's?
- * Those of other managers may not, either (manager.h).
- */
-int proxmox_refuse_merge(const char *path, struct qc_err *err);
 /* The name of the LV of snapshot @snap; RECORD_IMAGE_BYTES. */
 void proxmox_snapshot_lv(const char *volume, const char *snap, char *name);
+/* The snapshot of @volume that an LV @name holds by its name; QC_MAX_SNAPSHOT_NAME and one. */
+bool proxmox_snapshot_of(const char *volume, const char *name, char *snap);
 /* A name that no LV has, and Proxmox VE does not take for a volume; RECORD_IMAGE_BYTES. */
 void proxmox_interim_lv(const char *volume, char *name);
 /* The tags that it gives to LVs of @volume, comma-separated. */

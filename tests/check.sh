@@ -210,7 +210,7 @@ native_verbs() {
 	run delete 200 env TMPDIR=/dev/shm tests/control/delete.py --build "$build"
 	run revert 200 env TMPDIR=/dev/shm tests/control/revert.py --build "$build"
 	run proxmox 300 env TMPDIR=/dev/shm tests/control/proxmox.py --build "$build" --kills 1 --seed $seed \
-		snapshot delete revert snapshot_killed commit_killed
+		snapshot delete revert merges snapshot_killed commit_killed merge_killed
 	run resizes 400 tests/online/resizes.py --count $((kill_count / 4)) --seed $seed \
 		--build "$build"
 	run resizes-kill 400 tests/online/resizes.py --kill --count $((kill_count / 4)) \

@@ -2,7 +2,7 @@
 /* qchainctl commit: merge overlays down into a backing layer, served (../merge.c) or not. */
 #include "../job-record.h"
 #include "../merge.h"
-#include "../proxmox.h"
+#include "../proxmox-merge.h"
 #include "committed.h"
 #include "cover.h"
 #include "merge-cost.h"
@@ -259,10 +259,7 @@ static void choose_job(struct commit *c)
 static int record_open(struct commit *c, const char *top, struct qc_err *err)
 {
 	char device[QC_MAX_CHAIN_NAME + 1];
-	int ret = c->settled ? 0 : proxmox_refuse_merge(top, err);
-
-	if (!ret && !c->settled)
-		ret = find_device(top, device, sizeof(device), err);
+	int ret = c->settled ? 0 : find_device(top, device, sizeof(device), err);
 
 	if (ret || c->settled || !device[0])
 		return ret;
@@ -472,6 +469,21 @@ static void take_option(void *arg, int option, struct qc_err *err)
 	}
 }
 
+static int commit_proxmox(const struct verb *verb, const struct commit *c,
+			  struct proxmox_merge *merge)
+{
+	merge->top = c->top_name;
+	merge->base = c->base_name;
+	merge->speed = c->speed;
+	merge->drop_snapshots = c->drop_snapshots;
+	merge->assume_unshared = c->assume_unshared;
+	merge->json = c->offline.json;
+	if (c->detach)
+		return verb_usage(verb, "--detach: %s belongs to Proxmox VE, where LVs are to be "
+				  "removed and renamed afterwards", merge->name);
+	return proxmox_merge(merge);
+}
+
 static int commit_object(const struct verb *verb, const char *name, struct commit *c)
 {
 	struct served_merge merge = { .name = name, .top = c->top_name, .base = c->base_name,
@@ -480,16 +492,25 @@ static int commit_object(const struct verb *verb, const char *name, struct commi
 				      .drop_snapshots = c->drop_snapshots,
 				      .assume_unshared = c->assume_unshared,
 				      .offline = &c->offline };
+	struct proxmox_merge proxmox = { .name = name };
 	struct object_name object;
 	struct qc_err err = {};
+	bool is_proxmox;
+	int status;
 
 	if (name_parse(name, &object, &err))
 		return print_error(&err);
-	if (object.kind == NAME_CHAIN)
-		return merge_commit_served(&merge);
+	if (object.kind == NAME_CHAIN) /* the volume itself past the next one: one by one */
+		return c->base_name && !c->top_name && proxmox_serves(name) ?
+			       commit_proxmox(verb, c, &proxmox) : merge_commit_served(&merge);
 	if (c->detach)
 		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
-	return commit_and_report(name, c);
+	proxmox.name = NULL;
+	if (proxmox_merge_of(object.path, &proxmox, &is_proxmox, &err))
+		return print_error(&err);
+	status = is_proxmox ? commit_proxmox(verb, c, &proxmox) : commit_and_report(name, c);
+	proxmox_merge_exit(&proxmox);
+	return status;
 }
 
 static int run_commit(const struct verb *verb, int argc, char **argv)
@@ -527,7 +548,8 @@ const struct verb verb_commit = {
 	"  --detach               NAME: do not wait; prints the id of the job\n"
 	"  --assume-unshared      nothing else stands on the layers from base to below top\n"
 	"                         although not every image around could be looked at\n"
-	"  --drop-snapshots       forget the snapshots of a device that these layers hold\n"
+	"  --drop-snapshots       forget the snapshots of a device that these layers hold; of\n"
+	"                         a volume of Proxmox VE they go, with their LVs\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl stream: merge backing layers up into an overlay, served (../merge.c) or not. */
 #include "../merge.h"
-#include "../proxmox.h"
+#include "../proxmox-merge.h"
 #include "merge-cost.h"
 #include "merge-run.h"
 
@@ -21,6 +21,7 @@
 #define OPTION_BASE 'b'
 #define OPTION_SPEED 'r'
 #define OPTION_DETACH 'd'
+#define OPTION_DROP 'D'
 
 struct stream {
 	struct offline_options offline;
@@ -29,6 +30,7 @@ struct stream {
 	u32 nr_layers; /* that come up; 0: as the base says */
 	u64 speed;
 	bool detach;
+	bool drop_snapshots;
 	/* found in the chain; malloc'ed */
 	u32 dropped;
 	char *into_path;
@@ -251,7 +253,26 @@ static void take_option(void *arg, int option, struct qc_err *err)
 	case OPTION_DETACH:
 		s->detach = true;
 		break;
+	case OPTION_DROP:
+		s->drop_snapshots = true;
+		break;
 	}
+}
+
+/* What Proxmox VE takes for snapshots is removed; the others' stay what they are. */
+static int stream_proxmox(const struct verb *verb, const struct stream *s,
+			  struct proxmox_merge *merge)
+{
+	merge->up = true;
+	merge->top = s->into_name;
+	merge->base = s->base_name;
+	merge->speed = s->speed;
+	merge->drop_snapshots = s->drop_snapshots;
+	merge->json = s->offline.json;
+	if (s->detach)
+		return verb_usage(verb, "--detach: %s belongs to Proxmox VE, where LVs are to be "
+				  "removed and renamed afterwards", merge->name);
+	return proxmox_merge(merge);
 }
 
 static int stream_served(const char *name, const struct stream *s)
@@ -265,18 +286,25 @@ static int stream_served(const char *name, const struct stream *s)
 
 static int stream_object(const struct verb *verb, const char *name, struct stream *s)
 {
+	struct proxmox_merge proxmox = { .name = name };
 	struct object_name object;
 	struct qc_err err = {};
+	bool is_proxmox;
+	int status;
 
 	if (name_parse(name, &object, &err))
 		return print_error(&err);
 	if (object.kind == NAME_CHAIN)
-		return stream_served(name, s);
+		return proxmox_serves(name) ? stream_proxmox(verb, s, &proxmox) :
+					      stream_served(name, s);
 	if (s->detach)
 		return verb_usage(verb, "--detach: %s is not a served chain, must be", name);
-	if (proxmox_refuse_merge(object.path, &err))
+	proxmox.name = NULL;
+	if (proxmox_merge_of(object.path, &proxmox, &is_proxmox, &err))
 		return print_error(&err);
-	return stream_and_report(name, s);
+	status = is_proxmox ? stream_proxmox(verb, s, &proxmox) : stream_and_report(name, s);
+	proxmox_merge_exit(&proxmox);
+	return status;
 }
 
 static int run_stream(const struct verb *verb, int argc, char **argv)
@@ -287,6 +315,7 @@ static int run_stream(const struct verb *verb, int argc, char **argv)
 		{ "base", required_argument, NULL, OPTION_BASE },
 		{ "speed", required_argument, NULL, OPTION_SPEED },
 		{ "detach", no_argument, NULL, OPTION_DETACH },
+		{ "drop-snapshots", no_argument, NULL, OPTION_DROP },
 		{ "allow-backing", required_argument, NULL, OPTION_ALLOW_BACKING },
 		{ "backing-format", required_argument, NULL, OPTION_BACKING_FORMAT },
 		{},
@@ -310,6 +339,8 @@ const struct verb verb_stream = {
 	"  --base LAYER           the first layer that stays below; default: none stays\n"
 	"  --speed SIZE           bytes a second at most\n"
 	"  --detach               NAME: do not wait, print the id of the job\n"
+	"  --drop-snapshots       of a volume of Proxmox VE the snapshots between go, with\n"
+	"                         their LVs, which have no other name there\n"
 	"  --allow-backing DIR    follow backing names into DIR, too; repeatable\n"
 	"  --backing-format FMT   format of backing images whose overlay does not say it\n"
 	OFFLINE_JSON_HELP
@@ -319,6 +350,7 @@ const struct verb verb_stream = {
 	.examples = "  qchainctl stream vm7 --base before-upgrade --speed 200M\n"
 		    "  qchainctl stream vm7 --into tuesday --base sunday\n"
 		    "  qchainctl stream vg0/vm-1.qcow2\n"
+		    "  qchainctl stream pve/vm-103-disk-0.qcow2 --drop-snapshots\n"
 		    "  qchainctl stream ./top.qcow2 --base base.qcow2\n"
 		    "  qchainctl stream ./top.qcow2 --into sn2.qcow2 --base base.qcow2\n",
 	.run = run_stream,

@@ -360,20 +360,104 @@ def test_commit(place, volume):
     del volume.snapshots["aa"], volume.snapshots["bb"]
     volume.judge_served("middle")
     volume.write(5)
-    line = fails(place, "commit", "seven", "--base", "cc", "--drop-snapshots")
-    expect("the next layer" in line, line)
     place.ctl("commit", "seven", "--drop-snapshots")
     del volume.snapshots["dd"]
     volume.judge_served("active")
+    for snap in ("ee", "ff", "gg"):
+        volume.snapshot(snap)
+        volume.write(5)
+    wait_sealed(place)
+    answer = json.loads(place.ctl("commit", "seven", "--base", "ee", "--drop-snapshots", "--json").stdout)
+    expect_equal(answer["snapshots"], ["ee", "ff", "gg"], "snapshots that went")
+    for snap in answer["snapshots"]:
+        del volume.snapshots[snap]
+    volume.judge_served("active, past the next one")
     volume.write(5)
-    expect("--stream" in fails(place, "stream", "seven"), "stream")
     volume.down()
     volume.judge("down")
-    volume.pve_snapshot("ee")
-    path = volume.vg.path(VOLUME)
-    for words in (["commit", path], ["stream", path], ["commit", path, "--drop-snapshots"]):
-        expect(f"qchainctl delete {VOLUME} SNAP {volume.vg.name}" in fails(place, *words), words)
+
+
+def merge_words(volume, *words):
+    """Of the volume that nobody serves: by the path of its LV."""
+    return [words[0], volume.vg.path(VOLUME), *words[1:]]
+
+
+MERGES = (
+    (["stream"], ["aa", "bb", "cc", "dd"]),
+    (["stream", "--base", "aa"], ["bb", "cc", "dd"]),
+    (["stream", "--into", "cc", "--base", "aa"], ["bb"]),
+    (["commit", "--base", "aa"], ["aa", "bb", "cc", "dd"]),
+    (["commit"], ["dd"]),
+    (["commit", "--top", "cc", "--base", "aa"], ["aa", "bb"]),
+)
+
+
+@with_volume
+def test_merges(place, volume):
+    """stream, served and not, and commit of what is not served: what is merged goes, all others keep name and content."""
+    cases = [(served, words, gone) for served in (True, False) for words, gone in MERGES
+             if not served or words[0] == "stream"]
+    for served, words, gone in random.Random(OPTIONS["seed"]).sample(cases, min(2 * OPTIONS["kills"] or len(cases), len(cases))):
+        volume.fresh().make("aa", "bb", "cc", "dd")
+        if not served:
+            volume.down()
+            words = merge_words(volume, *words)
+        else:
+            words = [words[0], "seven", *words[1:]]
+        line = fails(place, *words)
+        expect("would be lost; say --drop-snapshots" in line and all(snap in line for snap in gone), line)
+        answer = json.loads(place.ctl(*words, "--drop-snapshots", "--json").stdout)
+        expect_equal(sorted(answer["snapshots"]), gone, f"{words}: what is gone")
+        for snap in gone:
+            del volume.snapshots[snap]
+        if served:
+            volume.write(5)
+            volume.judge_served(words)
+            volume.down()
+        volume.judge(words)
+        volume.write_down()
+        volume.pve_snapshot("late")
+        volume.judge(f"{words}, and a snapshot by Proxmox VE")
+    for words in (["stream", volume.vg.path(snap_lv("late"))], ["commit", volume.vg.path(snap_lv("late"))]):
+        expect("expected the volume itself" in fails(place, *words, "--drop-snapshots"), words)
+    expect("expected a snapshot" in fails(place, *merge_words(volume, "stream", "--base", "zz")), "no such layer")
     volume.judge("refused")
+
+
+def merge_killed(place, volume, point, what, verb):
+    volume.fresh().make("aa", "bb", "cc")
+    words = [verb, "seven", "--base", "aa", "--drop-snapshots"]
+    if what == "none":
+        volume.down()
+        words[1] = volume.vg.path(VOLUME)
+    killed(place, point, *words)
+    fate(place, volume, what)
+    if what != "none":
+        harness.wait_until(lambda: all(job.get("status", "null") in ("concluded", "null") for job in
+                                       place.ctl_json("job", "list", "seven")), "no job works")
+    done = place.ctl(*words, status=None)
+    if done.returncode: # the base has the name of the next one already
+        expect("expected a snapshot" in done.stderr, f"{point}, {what}: {done.stderr}")
+        place.ctl(words[0], words[1], "--base", "bb", "--drop-snapshots", status=None)
+    for snap in ("aa", "bb", "cc"):  # out of the chain, and not removed yet
+        where = [VOLUME, snap, volume.vg.name] if what == "none" else ["seven", snap]
+        if not (verb == "stream" and snap == "aa"):
+            place.ctl("delete", *where, status=None)
+            del volume.snapshots[snap]
+    if what != "none":
+        volume.write(5)
+        volume.judge_served(f"{verb}: {point}, daemon {what}")
+        volume.down()
+    volume.judge(f"{verb}: {point}, daemon {what}")
+
+
+@with_volume
+def test_merge_killed(place, volume):
+    """In the first deletion of several; the same command goes on with the others."""
+    for verb, points in (("stream", STREAM), ("commit", DELETE)):
+        for point, what in chosen(points, FATES + ("none",)):
+            if (point, what) not in (("delete.started", "none"), ("proxmox.renamed:2", "none")):
+                merge_killed(place, volume, point, what, verb)
 
 
 @with_volume
