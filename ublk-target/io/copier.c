@@ -349,8 +349,12 @@ void copier_stop(struct copier *c, int error)
 
 void copier_set_speed(struct copier *c, u64 speed)
 {
+	u64 now = loop_now_ns(c->loop);
+	u64 owed_ns = c->rate_ns > now ? c->rate_ns - now : 0;
+
+	/* What was copied is still to be paid for, at the new price. */
+	c->rate_ns = speed ? now + (u64)(owed_ns * ((double)c->options.speed / speed)) : 0;
 	c->options.speed = speed;
-	c->rate_ns = 0;
 	loop_timer_cancel(&c->timer);
 	if (c->started)
 		copier_fill(c);
