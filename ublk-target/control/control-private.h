@@ -13,7 +13,7 @@
  * qmp-stats.c     query-blockstats
  * qmp-job.c       queries and verbs of jobs
  * qmp-merge.c     merges of layers: jobs that change the chain
- * qmp-resize.c    block_resize
+ * qmp-resize.c    block_resize, and a raw layer that gets longer
  * qmp-threshold.c block-set-write-threshold, and how the volume grows
  * qmp-status.c    query-status, and the requests that it shows
  * qmp-blockdev.c  nodes brought in, snapshots
@@ -73,6 +73,8 @@ struct qmp_command {
 json_object *qmp_dispatch(struct daemon *daemon, json_object *request, bool *negotiated);
 /* One line of the protocol, without its end; valid as long as @object. */
 const char *qmp_text(json_object *object);
+/* The string that @object has under @key; NULL: none, or something else. As long as @object. */
+const char *qmp_text_of(json_object *object, const char *key);
 /* {"error": ...} for input that is no request at all. */
 json_object *qmp_error_reply(const char *error_class, const char *text);
 /* {"QMP": ...}, the first line of a connection. */
@@ -148,8 +150,6 @@ extern const struct qmp_param qmp_qchain_hold_params[];
 int qmp_qchain_hold(struct qmp_call *call, struct qc_err *err);
 int qmp_qchain_release(struct qmp_call *call, struct qc_err *err);
 /* Ours: whoever has renamed an image tells it (chain_rename_layer()). */
-extern const struct qmp_param qmp_qchain_cover_params[];
-int qmp_qchain_cover(struct qmp_call *call, struct qc_err *err);
 extern const struct qmp_param qmp_qchain_rename_layer_params[];
 int qmp_qchain_rename_layer(struct qmp_call *call, struct qc_err *err);
 
@@ -166,6 +166,9 @@ int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_
 
 extern const struct qmp_param qmp_block_resize_params[];
 int qmp_block_resize(struct qmp_call *call, struct qc_err *err);
+/* Ours: a raw layer may get longer (chain_cover()). */
+extern const struct qmp_param qmp_qchain_cover_params[];
+int qmp_qchain_cover(struct qmp_call *call, struct qc_err *err);
 
 /* ---- qmp-export.c ------------------------------------------------------------------- */
 

@@ -80,14 +80,6 @@ const struct qmp_param qmp_qchain_hold_params[] = {
 	{ NULL },
 };
 
-static const char *text_of(json_object *object, const char *key)
-{
-	json_object *value;
-
-	return json_object_object_get_ex(object, key, &value) &&
-	       json_object_is_type(value, json_type_string) ? json_object_get_string(value) : NULL;
-}
-
 static struct qmp_blockdev **find(struct daemon *daemon, const char *name)
 {
 	struct qmp_blockdev **at = &daemon->blockdevs;
@@ -148,8 +140,8 @@ static int find_file(struct daemon *daemon, json_object *arguments, const char *
 		*result = node->filename;
 		return 0;
 	}
-	name = text_of(file, "driver");
-	*result = text_of(file, "filename");
+	name = qmp_text_of(file, "driver");
+	*result = qmp_text_of(file, "filename");
 	if (!name || !is_protocol(name))
 		return qc_err_set(err, -EINVAL, "Parameter 'file.driver' must be file or "
 				  "host_device");
@@ -195,7 +187,7 @@ static int open_image(struct daemon *daemon, struct qmp_blockdev *node, enum ima
 static int blockdev_add(struct qmp_call *call, const char *driver, const char *name,
 			struct qmp_blockdev *node, struct qc_err *err)
 {
-	const char *filename = text_of(call->arguments, "filename");
+	const char *filename = qmp_text_of(call->arguments, "filename");
 	enum image_format format = IMAGE_RAW;
 	int ret = 0;
 
@@ -226,8 +218,8 @@ int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err)
 
 	if (!node)
 		return -ENOMEM;
-	ret = blockdev_add(call, text_of(call->arguments, "driver"),
-			   text_of(call->arguments, "node-name"), node, err);
+	ret = blockdev_add(call, qmp_text_of(call->arguments, "driver"),
+			   qmp_text_of(call->arguments, "node-name"), node, err);
 	if (ret) {
 		blockdev_free(node);
 		return ret;
@@ -241,7 +233,7 @@ int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err)
 
 int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 {
-	const char *name = text_of(call->arguments, "node-name");
+	const char *name = qmp_text_of(call->arguments, "node-name");
 	struct qmp_blockdev **at = find(call->daemon, name), *node = *at;
 
 	if (!node && chain_has_node(call->daemon->target, name))
@@ -284,10 +276,10 @@ static void give_away(struct qmp_blockdev **at)
 
 static int take_snapshot(struct qmp_call *call, json_object *arguments, struct qc_err *err)
 {
-	const char *node = text_of(arguments, "node");
+	const char *node = qmp_text_of(arguments, "node");
 	struct qmp_blockdev **at;
 	json_object *held;
-	int ret = find_overlay(call->daemon, node, text_of(arguments, "overlay"), &at, err);
+	int ret = find_overlay(call->daemon, node, qmp_text_of(arguments, "overlay"), &at, err);
 
 	if (ret)
 		return ret;
@@ -302,14 +294,14 @@ static int take_snapshot(struct qmp_call *call, json_object *arguments, struct q
 /* Ours: QEMU has nothing that makes a lower layer's overlay the top. */
 int qmp_qchain_revert(struct qmp_call *call, struct qc_err *err)
 {
-	const char *node = text_of(call->arguments, "node");
+	const char *node = qmp_text_of(call->arguments, "node");
 	struct qmp_blockdev **at;
 	json_object *force;
 	bool closed = false;
 	int ret = qmp_check_no_merge(call->daemon, node, err);
 
 	if (!ret)
-		ret = find_overlay(call->daemon, node, text_of(call->arguments, "overlay"), &at,
+		ret = find_overlay(call->daemon, node, qmp_text_of(call->arguments, "overlay"), &at,
 				   err);
 	json_object_object_get_ex(call->arguments, "force", &force);
 	if (!ret && !json_object_get_boolean(force))
@@ -344,7 +336,7 @@ int qmp_transaction(struct qmp_call *call, struct qc_err *err)
 		return qc_err_set(err, -EINVAL, "Parameter 'actions' expects one action: there is "
 				  "one chain here, and one snapshot at one instant");
 	action = json_object_array_get_idx(actions, 0);
-	type = json_object_is_type(action, json_type_object) ? text_of(action, "type") : NULL;
+	type = json_object_is_type(action, json_type_object) ? qmp_text_of(action, "type") : NULL;
 	if (!type)
 		return qc_err_set(err, -EINVAL, "Parameter 'actions[0].type' is missing");
 	if (strcmp(type, "blockdev-snapshot"))
@@ -380,12 +372,12 @@ int qmp_qchain_release(struct qmp_call *call, struct qc_err *err)
 
 int qmp_qchain_rename_layer(struct qmp_call *call, struct qc_err *err)
 {
-	const char *file = text_of(call->arguments, "filename");
+	const char *file = qmp_text_of(call->arguments, "filename");
 
 	if (*file != '/')
 		return qc_err_set(err, -EINVAL, "Parameter 'filename' expects an absolute path");
-	return chain_rename_layer(call->daemon->target, text_of(call->arguments, "node-name"), file,
-				  err);
+	return chain_rename_layer(call->daemon->target,
+				  qmp_text_of(call->arguments, "node-name"), file, err);
 }
 
 void qmp_blockdevs_free(struct daemon *daemon)

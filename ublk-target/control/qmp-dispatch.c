@@ -108,6 +108,14 @@ json_object *qmp_greeting(void)
 	return greeting;
 }
 
+const char *qmp_text_of(json_object *object, const char *key)
+{
+	json_object *value;
+
+	return json_object_object_get_ex(object, key, &value) &&
+	       json_object_is_type(value, json_type_string) ? json_object_get_string(value) : NULL;
+}
+
 const char *qmp_text(json_object *object)
 {
 	return json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN |

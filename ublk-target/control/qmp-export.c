@@ -40,14 +40,6 @@ const struct qmp_param qmp_block_export_del_params[] = {
 	{ NULL },
 };
 
-static const char *text_of(json_object *object, const char *key)
-{
-	json_object *value;
-
-	return json_object_object_get_ex(object, key, &value) &&
-	       json_object_is_type(value, json_type_string) ? json_object_get_string(value) : NULL;
-}
-
 static bool is_true(const struct qmp_call *call, const char *key)
 {
 	json_object *value;
@@ -62,14 +54,14 @@ static bool is_true(const struct qmp_call *call, const char *key)
 static int read_path(json_object *addr, json_object *holder, const char **result,
 		     struct qc_err *err)
 {
-	const char *type = text_of(addr, "type");
+	const char *type = qmp_text_of(addr, "type");
 
 	if (!type)
 		return qc_err_set(err, -EINVAL, "Parameter 'addr.type' is missing");
 	if (strcmp(type, "unix"))
 		return qc_err_set(err, -EINVAL, "Parameter 'type' does not accept value '%.80s'",
 				  type);
-	*result = text_of(holder, "path");
+	*result = qmp_text_of(holder, "path");
 	return *result ? 0 : qc_err_set(err, -EINVAL, "Parameter 'addr.path' is missing");
 }
 
@@ -187,23 +179,23 @@ static int find_target(struct qmp_call *call, const char *node, struct target **
 static int add_nbd(struct qmp_call *call, struct target *target, const char *socket,
 		   struct qc_err *err)
 {
-	const char *name = text_of(call->arguments, "name");
+	const char *name = qmp_text_of(call->arguments, "name");
 	struct nbd_options options = {
 		.socket = socket,
-		.name = name ? name : text_of(call->arguments, "node-name"),
-		.description = text_of(call->arguments, "description"),
+		.name = name ? name : qmp_text_of(call->arguments, "node-name"),
+		.description = qmp_text_of(call->arguments, "description"),
 		.read_only = !is_true(call, "writable"),
 	};
 	struct transport *t;
 	int ret = nbd_create(target, &options, &t, err);
 
 	return ret ? ret : daemon_start_export(call->daemon, t,
-					       text_of(call->arguments, "id"), err);
+					       qmp_text_of(call->arguments, "id"), err);
 }
 
 int qmp_block_export_add(struct qmp_call *call, struct qc_err *err)
 {
-	const char *type = text_of(call->arguments, "type");
+	const char *type = qmp_text_of(call->arguments, "type");
 	struct daemon *daemon = call->daemon;
 	struct target *target;
 	const char *socket;
@@ -213,11 +205,11 @@ int qmp_block_export_add(struct qmp_call *call, struct qc_err *err)
 	if (strcmp(type, "nbd"))
 		return qc_err_set(err, -EINVAL, "Parameter 'type' does not accept value '%.80s'",
 				  type);
-	ret = check_id(daemon, text_of(call->arguments, "id"), err);
+	ret = check_id(daemon, qmp_text_of(call->arguments, "id"), err);
 	if (!ret)
 		ret = choose_socket(call, &socket, &server, err);
 	if (!ret)
-		ret = find_target(call, text_of(call->arguments, "node-name"), &target, err);
+		ret = find_target(call, qmp_text_of(call->arguments, "node-name"), &target, err);
 	if (ret)
 		return ret;
 	ret = add_nbd(call, target, socket, err);
@@ -232,7 +224,8 @@ int qmp_block_export_add(struct qmp_call *call, struct qc_err *err)
 
 int qmp_block_export_del(struct qmp_call *call, struct qc_err *err)
 {
-	const char *id = text_of(call->arguments, "id"), *mode = text_of(call->arguments, "mode");
+	const char *id = qmp_text_of(call->arguments, "id");
+	const char *mode = qmp_text_of(call->arguments, "mode");
 	struct daemon *daemon = call->daemon;
 	u32 index = find_export(daemon, id);
 	bool hard = mode && !strcmp(mode, "hard");

@@ -28,14 +28,6 @@ const struct qmp_param qmp_block_job_set_speed_params[] = {
 	{ NULL },
 };
 
-static const char *text_of(const struct qmp_call *call, const char *key)
-{
-	json_object *value;
-
-	return json_object_object_get_ex(call->arguments, key, &value) ?
-		       json_object_get_string(value) : NULL;
-}
-
 static struct job *find(const struct qmp_call *call, const char *id)
 {
 	return call->daemon->jobs ? jobs_find(call->daemon->jobs, id) : NULL;
@@ -46,7 +38,7 @@ typedef int (*verb_fn)(struct job *job, struct qc_err *err);
 /* job-*: of any job. */
 static int run_verb(struct qmp_call *call, verb_fn verb, struct qc_err *err)
 {
-	struct job *job = find(call, text_of(call, "id"));
+	struct job *job = find(call, qmp_text_of(call->arguments, "id"));
 
 	if (!job)
 		return qc_err_set(err, -ENOENT, "Job not found");
@@ -56,7 +48,7 @@ static int run_verb(struct qmp_call *call, verb_fn verb, struct qc_err *err)
 static int find_block_job(struct qmp_call *call, const char *key, struct job **result,
 			  struct qc_err *err)
 {
-	const char *id = text_of(call, key);
+	const char *id = qmp_text_of(call->arguments, key);
 
 	*result = find(call, id);
 	if (*result && (*result)->type->block)

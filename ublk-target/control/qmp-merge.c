@@ -36,14 +36,6 @@ const struct qmp_param qmp_block_commit_params[] = {
 	{ NULL },
 };
 
-static const char *text_of(const struct qmp_call *call, const char *key)
-{
-	json_object *value;
-
-	return json_object_object_get_ex(call->arguments, key, &value) ?
-		       json_object_get_string(value) : NULL;
-}
-
 static bool is_false(const struct qmp_call *call, const char *key)
 {
 	json_object *value;
@@ -60,7 +52,7 @@ static int read_on_error(const struct qmp_call *call, enum job_on_error *result,
 		[JOB_ON_ERROR_REPORT] = "report", [JOB_ON_ERROR_IGNORE] = "ignore",
 		[JOB_ON_ERROR_ENOSPC] = "enospc", [JOB_ON_ERROR_STOP] = "stop",
 	};
-	const char *text = text_of(call, "on-error");
+	const char *text = qmp_text_of(call->arguments, "on-error");
 
 	*result = JOB_ON_ERROR_ENOSPC;
 	if (!text || !strcmp(text, "auto"))
@@ -82,7 +74,7 @@ static int read_job_options(const struct qmp_call *call, struct job_options *res
 	s64 speed = 0;
 
 	*result = (struct job_options){
-		.id = text_of(call, "job-id"),
+		.id = qmp_text_of(call->arguments, "job-id"),
 		.manual_finalize = is_false(call, "auto-finalize"),
 		.manual_dismiss = is_false(call, "auto-dismiss"),
 	};
@@ -137,13 +129,13 @@ static int check_not_shown(const struct qmp_call *call, const char *node, struct
 
 static int check_base(const struct qmp_call *call, struct qc_err *err)
 {
-	if (text_of(call, "base") && text_of(call, "base-node"))
+	if (qmp_text_of(call->arguments, "base") && qmp_text_of(call->arguments, "base-node"))
 		return qc_err_set(err, -EINVAL,
 				  "'base' and 'base-node' cannot be specified at the same time");
-	if (text_of(call, "base") && text_of(call, "bottom"))
+	if (qmp_text_of(call->arguments, "base") && qmp_text_of(call->arguments, "bottom"))
 		return qc_err_set(err, -EINVAL,
 				  "'base' and 'bottom' cannot be specified at the same time");
-	if (text_of(call, "bottom") && text_of(call, "base-node"))
+	if (qmp_text_of(call->arguments, "bottom") && qmp_text_of(call->arguments, "base-node"))
 		return qc_err_set(err, -EINVAL,
 				  "'bottom' and 'base-node' cannot be specified at the same time");
 	return 0;
@@ -174,11 +166,11 @@ static int create_stream(struct qmp_call *call, const struct job_options *job_op
 			 struct job **result, struct qc_err *err)
 {
 	struct chain_stream_options options = {
-		.node = text_of(call, "device"),
-		.base = text_of(call, "base"),
-		.base_node = text_of(call, "base-node"),
-		.bottom = text_of(call, "bottom"),
-		.backing_name = text_of(call, "backing-file"),
+		.node = qmp_text_of(call->arguments, "device"),
+		.base = qmp_text_of(call->arguments, "base"),
+		.base_node = qmp_text_of(call->arguments, "base-node"),
+		.bottom = qmp_text_of(call->arguments, "bottom"),
+		.backing_name = qmp_text_of(call->arguments, "backing-file"),
 	};
 
 	return chain_stream(call->daemon->target, call->daemon->jobs, &options, job_options,
@@ -190,15 +182,15 @@ int qmp_block_stream(struct qmp_call *call, struct qc_err *err)
 	int ret = check_base(call, err);
 
 	if (!ret)
-		ret = check_not_shown(call, text_of(call, "device"), err);
+		ret = check_not_shown(call, qmp_text_of(call->arguments, "device"), err);
 	return ret ? ret : run_merge(call, create_stream, err);
 }
 
 static int check_range(const struct qmp_call *call, struct qc_err *err)
 {
-	if (text_of(call, "top") && text_of(call, "top-node"))
+	if (qmp_text_of(call->arguments, "top") && qmp_text_of(call->arguments, "top-node"))
 		return qc_err_set(err, -EINVAL, "'top-node' and 'top' are mutually exclusive");
-	if (text_of(call, "base") && text_of(call, "base-node"))
+	if (qmp_text_of(call->arguments, "base") && qmp_text_of(call->arguments, "base-node"))
 		return qc_err_set(err, -EINVAL, "'base-node' and 'base' are mutually exclusive");
 	return 0;
 }
@@ -207,12 +199,12 @@ static int create_commit(struct qmp_call *call, const struct job_options *job_op
 			 struct job **result, struct qc_err *err)
 {
 	struct chain_commit_options options = {
-		.node = text_of(call, "device"),
-		.top = text_of(call, "top"),
-		.top_node = text_of(call, "top-node"),
-		.base = text_of(call, "base"),
-		.base_node = text_of(call, "base-node"),
-		.backing_name = text_of(call, "backing-file"),
+		.node = qmp_text_of(call->arguments, "device"),
+		.top = qmp_text_of(call->arguments, "top"),
+		.top_node = qmp_text_of(call->arguments, "top-node"),
+		.base = qmp_text_of(call->arguments, "base"),
+		.base_node = qmp_text_of(call->arguments, "base-node"),
+		.backing_name = qmp_text_of(call->arguments, "backing-file"),
 	};
 
 	return chain_commit(call->daemon->target, call->daemon->jobs, &options, job_options,
@@ -221,14 +213,14 @@ static int create_commit(struct qmp_call *call, const struct job_options *job_op
 
 int qmp_block_commit(struct qmp_call *call, struct qc_err *err)
 {
-	const char *device = text_of(call, "device");
+	const char *device = qmp_text_of(call->arguments, "device");
 	int ret = check_range(call, err);
 
 	if (!ret && !chain_has_node(call->daemon->target, device)) {
 		call->error_class = QMP_DEVICE_NOT_FOUND;
 		return qc_err_set(err, -ENOENT, "Device '%.80s' not found", device);
 	}
-	if (!ret && !text_of(call, "base"))
-		ret = check_not_shown(call, text_of(call, "base-node"), err);
+	if (!ret && !qmp_text_of(call->arguments, "base"))
+		ret = check_not_shown(call, qmp_text_of(call->arguments, "base-node"), err);
 	return ret ? ret : run_merge(call, create_commit, err);
 }

@@ -12,14 +12,6 @@ const struct qmp_param qmp_block_resize_params[] = {
 	{ NULL },
 };
 
-static const char *text_of(const struct qmp_call *call, const char *key)
-{
-	json_object *value;
-
-	return json_object_object_get_ex(call->arguments, key, &value) ?
-		       json_object_get_string(value) : NULL;
-}
-
 static int resize(struct qmp_call *call, const char *node, s64 bytes, struct qc_err *err)
 {
 	int ret;
@@ -36,7 +28,8 @@ static int resize(struct qmp_call *call, const char *node, s64 bytes, struct qc_
 
 int qmp_block_resize(struct qmp_call *call, struct qc_err *err)
 {
-	const char *device = text_of(call, "device"), *name = text_of(call, "node-name");
+	const char *device = qmp_text_of(call->arguments, "device");
+	const char *name = qmp_text_of(call->arguments, "node-name");
 	const char *node = name ? name : device;
 	json_object *size;
 
@@ -61,6 +54,6 @@ int qmp_qchain_cover(struct qmp_call *call, struct qc_err *err)
 	json_object_object_get_ex(call->arguments, "size", &size);
 	if (json_object_get_int64(size) < 0)
 		return qc_err_set(err, -EINVAL, "Parameter 'size' expects a >0 size");
-	return chain_cover(call->daemon->target, text_of(call, "node-name"),
+	return chain_cover(call->daemon->target, qmp_text_of(call->arguments, "node-name"),
 			   json_object_get_int64(size), err);
 }

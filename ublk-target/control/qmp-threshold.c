@@ -19,14 +19,6 @@ const struct qmp_param qmp_qchain_volume_growth_params[] = {
 	{ NULL },
 };
 
-static const char *text_of(const struct qmp_call *call, const char *key)
-{
-	json_object *value;
-
-	return json_object_object_get_ex(call->arguments, key, &value) ?
-		       json_object_get_string(value) : "";
-}
-
 int qmp_block_set_write_threshold(struct qmp_call *call, struct qc_err *err)
 {
 	json_object *bytes;
@@ -35,20 +27,23 @@ int qmp_block_set_write_threshold(struct qmp_call *call, struct qc_err *err)
 	if (json_object_get_int64(bytes) < 0)
 		return qc_err_set(err, -EINVAL,
 				  "Parameter 'write-threshold' expects a non-negative value");
-	return chain_set_write_threshold(call->daemon->target, text_of(call, "node-name"),
+	return chain_set_write_threshold(call->daemon->target,
+					 qmp_text_of(call->arguments, "node-name"),
 					 json_object_get_uint64(bytes), err);
 }
 
 int qmp_qchain_volume_growth(struct qmp_call *call, struct qc_err *err)
 {
-	const char *state = text_of(call, "state");
+	const char *state = qmp_text_of(call->arguments, "state");
+	const char *reason = qmp_text_of(call->arguments, "reason");
 	enum volume_growth growth = VOLUME_FIXED;
 
 	while (growth < VOLUME_GROWTHS && strcmp(state, volume_growth_name(growth)))
 		growth++;
 	if (growth < VOLUME_GROWTHS)
-		return chain_tell_growth(call->daemon->target, text_of(call, "node-name"), growth,
-					 text_of(call, "reason"), err);
+		return chain_tell_growth(call->daemon->target,
+					 qmp_text_of(call->arguments, "node-name"), growth,
+					 reason ? reason : "", err);
 	return qc_err_set(err, -EINVAL, "Parameter 'state' does not accept value '%.80s', "
 			  "expected fixed, grows or stuck", state);
 }
