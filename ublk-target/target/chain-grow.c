@@ -216,10 +216,14 @@ static void raw_longer(struct loop *loop, void *arg)
 static int grow_raw(struct growth *g, struct qc_err *err)
 {
 	struct io_dev *dev = g->w->img->dev;
+	int ret = 0;
 	s64 size;
 
-	if (!dev->blockdev && (ftruncate(dev->fd, g->to) || io_dev_flush(dev)))
-		return qc_err_set(err, -errno, "%s: not resized (%m)", g->w->layer->path);
+	if (!dev->blockdev)
+		ret = ftruncate(dev->fd, g->to) ? -errno : io_dev_flush(dev);
+	if (ret)
+		return qc_err_set(err, ret, "%s: not resized (%s)", g->w->layer->path,
+				  strerror(-ret));
 	crash_point("commit.lengthened");
 	size = dev->ops->refresh_size(dev);
 	if (size < (s64)g->to)
