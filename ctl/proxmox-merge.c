@@ -225,12 +225,16 @@ static void print_merged(const struct chosen *c)
 	print_json(object);
 }
 
-int proxmox_merge(const struct proxmox_merge *merge)
+int proxmox_merge(const struct verb *verb, const struct proxmox_merge *merge)
 {
 	struct chosen c = { .m = merge };
 	struct qc_err err = { 0 };
-	int ret = look(&c, &err);
+	int ret;
 
+	if (merge->detach)
+		return verb_usage(verb, "--detach: %s belongs to Proxmox VE, where LVs are to be "
+				  "removed and renamed afterwards", merge->name);
+	ret = look(&c, &err);
 	for (u32 i = 0; i < c.nr && !ret; i++)
 		ret = delete_one(&c, c.names[i], &err);
 	if (!ret)

@@ -21,6 +21,7 @@ struct proxmox_merge {
 	u64 speed;
 	bool drop_snapshots;
 	bool assume_unshared;
+	bool detach; /* refused: somebody has to rename afterwards */
 	bool json;
 };
 
@@ -29,7 +30,7 @@ struct proxmox_merge {
  * Every snapshot between goes, by its own deletion, which moves its data the way that is
  * asked for. Interrupted, those that are done are gone.
  */
-int proxmox_merge(const struct proxmox_merge *merge);
+int proxmox_merge(const struct verb *verb, const struct proxmox_merge *merge);
 
 /* Is the chain @name, which is served or was, a volume of Proxmox VE's? */
 bool proxmox_serves(const char *name);

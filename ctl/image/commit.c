@@ -478,10 +478,8 @@ static int commit_proxmox(const struct verb *verb, const struct commit *c,
 	merge->drop_snapshots = c->drop_snapshots;
 	merge->assume_unshared = c->assume_unshared;
 	merge->json = c->offline.json;
-	if (c->detach)
-		return verb_usage(verb, "--detach: %s belongs to Proxmox VE, where LVs are to be "
-				  "removed and renamed afterwards", merge->name);
-	return proxmox_merge(merge);
+	merge->detach = c->detach;
+	return proxmox_merge(verb, merge);
 }
 
 static int commit_object(const struct verb *verb, const char *name, struct commit *c)

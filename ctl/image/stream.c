@@ -269,10 +269,8 @@ static int stream_proxmox(const struct verb *verb, const struct stream *s,
 	merge->speed = s->speed;
 	merge->drop_snapshots = s->drop_snapshots;
 	merge->json = s->offline.json;
-	if (s->detach)
-		return verb_usage(verb, "--detach: %s belongs to Proxmox VE, where LVs are to be "
-				  "removed and renamed afterwards", merge->name);
-	return proxmox_merge(merge);
+	merge->detach = s->detach;
+	return proxmox_merge(verb, merge);
 }
 
 static int stream_served(const char *name, const struct stream *s)

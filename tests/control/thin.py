@@ -96,6 +96,15 @@ def pieces(part):
     return range(int(SIZE // PIECE * part))
 
 
+def serve(place, run, *words, **more):
+    """From create to the check of the image, with one guest."""
+    with Thin(place, **more) as thin:
+        thin.create().up(*words)
+        asyncio.run(run(thin))
+        thin.down()
+        thin.check_image()
+
+
 def test_grows(place):
     """From one chunk to all of it; never beyond what makes it thick; what was there before is never shown."""
     async def run(thin):
@@ -137,11 +146,7 @@ def test_discarded_first(place):
         await thin.check()
         expect_equal(thin.bytes(), before, "size of the LV")
         await thin.client.close()
-    with Thin(place) as thin:
-        thin.create().up()
-        asyncio.run(run(thin))
-        thin.down()
-        thin.check_image()
+    serve(place, run)
 
 
 async def is_open(client):
@@ -192,11 +197,7 @@ def test_fail(place):
             await write_in_the_end(thin, number)
         await thin.check()
         await thin.client.close()
-    with Thin(place, size=4 * EXTENT) as thin:
-        thin.create().up("--on-full", "fail")
-        asyncio.run(run(thin))
-        thin.down()
-        thin.check_image()
+    serve(place, run, "--on-full", "fail", size=4 * EXTENT)
 
 
 async def write_in_the_end(thin, number):
@@ -319,11 +320,7 @@ def test_killed(place):
             await thin.connect()
         await thin.check()
         await thin.client.close()
-    with Thin(place) as thin:
-        thin.create().up()
-        asyncio.run(run(thin))
-        thin.down()
-        thin.check_image()
+    serve(place, run)
 
 
 def crash(place, point):
