@@ -12,7 +12,7 @@ limit=${MUTANT_SECONDS:-60}
 mapfile -t names < <(sed -n 's/^\tMUTANT_\([A-Z0-9_]*\),.*/\1/p' include/qchain/mutant.h)
 # Where the hunt begins for those that few seeds show.
 declare -A first=([CLOSE_BEFORE_GRACE]=94 [BASE_REUSED_EARLY]=26 [NAME_WITH_FIELDS]=9 [REPLAY_UNCLAIMED]=17
-	[OLD_FILLS_NEW]=21 [FLUSH_TOP_ONLY]=35 [HOLE_BEFORE_HEADER]=19 [BASE_UNFLUSHED]=8
+	[OLD_FILLS_NEW]=75 [FLUSH_TOP_ONLY]=35 [HOLE_BEFORE_HEADER]=19 [BASE_UNFLUSHED]=8
 	[COPY_OVER_GUEST]=137 [MERGE_UNSEALED]=76)
 # No seed of a minute shows it for sure: hunted in whole runs only.
 rare=FILL_BEFORE_GRACE
