@@ -62,7 +62,7 @@ static json_object *specific_json(const struct image *img)
 		json_add_bool(data, "extended-l2", image_has_extl2(img));
 		add_bitmaps(data, img);
 	}
-	if (img->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
+	if (img->external_data) {
 		json_add_string(data, "data-file", img->data_file_name);
 		json_add_bool(data, "data-file-raw", img->autoclear & QCOW2_AUTOCLEAR_RAW_DATA);
 	}
@@ -200,7 +200,7 @@ static void print_features(const struct image *img)
 			   bad, none);
 	if (img->autoclear & QCOW2_AUTOCLEAR_QCHAIN_OPEN)
 		print_line("state", "open in qchaind, or not closed cleanly by it");
-	if (img->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+	if (img->external_data)
 		print_line("data file", "%s (not opened)", print_clean(img->data_file_name, name));
 	for (u32 i = 0; img->bitmaps && i < img->nr_bitmaps; i++)
 		print_line(i ? "" : "bitmaps", "'%s', granularity %llu%s",

@@ -114,8 +114,12 @@ struct image {
 	u64 backing_name_offset;
 	char *data_file_name; /* rule D7, NULL: none */
 	bool has_feature_names;
+	bool external_data; /* guest data lies in a data file, open or not (rule D7) */
 
-	/* feature bits as on disk; the metadata thread keeps them up to date */
+	/*
+	 * feature bits as on disk: whoever opens or closes the image for writing changes
+	 * them, on any thread; others that may run then look at what was set at open
+	 */
 	u64 incompatible;
 	u64 compatible;
 	u64 autoclear;

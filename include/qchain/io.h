@@ -36,7 +36,7 @@ struct io_dev {
 	bool writable;
 	bool direct; /* O_DIRECT: the alignments bind synchronous calls too */
 	bool in_memory; /* a file on tmpfs: I/O is a copy */
-	/* any thread, atomic: grows when the LV grows */
+	/* any thread, atomic, see io_dev_bytes(): grows when the LV grows */
 	u64 size_bytes;
 	/*
 	 * any thread, atomic: a flush failed. What it should have made durable may
@@ -56,6 +56,11 @@ struct io_dev_ops {
 	s64 (*refresh_size)(struct io_dev *dev);
 	void (*close)(struct io_dev *dev);
 };
+
+static inline u64 io_dev_bytes(const struct io_dev *dev)
+{
+	return __atomic_load_n(&dev->size_bytes, __ATOMIC_RELAXED);
+}
 
 #define IO_DEV_WRITE 1u /* open for writing: takes the door of rule A2 */
 #define IO_DEV_NOLOCK 2u /* take and test no image locks (info, --force-share) */

@@ -97,7 +97,7 @@ class Model:
     def newest(self, content, before):
         """When the last write was issued that @content certainly has; @before, if that was earlier."""
         last = before
-        for sector, history in list(self.history.items()):
+        for sector, history in self.history.copy().items():  # clients add to it meanwhile
             data = content[sector * SECTOR:(sector + 1) * SECTOR]
             found = self._candidates(sector, data) if data else [-1]
             if found[0] >= 0:

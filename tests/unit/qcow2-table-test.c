@@ -140,7 +140,7 @@ static void test_data_file(void)
 	struct image img = make_image(3, 16, false);
 	struct image ext = make_image(3, 16, true);
 
-	img.incompatible = ext.incompatible = QCOW2_INCOMPAT_DATA_FILE;
+	img.external_data = ext.external_data = true;
 	expect(&img, 0, 0, 0, CLUSTER_UNALLOCATED, 0, false);
 	expect(&img, QCOW2_COPIED, 0, 0, CLUSTER_DATA, 0, true);
 	expect(&img, QCOW2_COPIED | QCOW2_ZERO, 0, 0, CLUSTER_ZERO, 0, true);

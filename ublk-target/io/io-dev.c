@@ -11,7 +11,6 @@
 #include <sys/ioctl.h>
 #include <sys/statfs.h>
 #include <unistd.h>
-#include <urcu/uatomic.h>
 
 /*
  * Synchronous calls take any offset, length and memory. What O_DIRECT cannot do
@@ -172,7 +171,7 @@ static s64 file_refresh_size(struct io_dev *dev)
 			return -errno;
 		size = st.st_size;
 	}
-	uatomic_set(&dev->size_bytes, size);
+	__atomic_store_n(&dev->size_bytes, size, __ATOMIC_RELAXED);
 	return size;
 }
 
@@ -180,7 +179,7 @@ static int file_pwrite(struct io_dev *dev, const void *buf, size_t len, u64 offs
 {
 	int ret = write_any(dev, buf, len, offset);
 
-	if (!ret && !dev->blockdev && offset + len > uatomic_read(&dev->size_bytes))
+	if (!ret && !dev->blockdev && offset + len > io_dev_bytes(dev))
 		ret = min(file_refresh_size(dev), (s64)0);
 	return ret;
 }

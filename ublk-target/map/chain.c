@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu/uatomic.h>
 
 /*
  * Each layer costs a handful of system calls and the reads of image_open(), so

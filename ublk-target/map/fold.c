@@ -101,7 +101,7 @@ static void fill_data(struct fold *f, const struct fold_layer *l, u64 start, u64
 			       .flags = flags };
 	struct extent zero = { .layer = l->layer, .kind = EXTENT_ZERO };
 	const struct io_dev *dev = image_data_dev(l->img);
-	u64 file_end = ALIGN_UP(dev->size_bytes, SECTOR_SIZE);
+	u64 file_end = ALIGN_UP(io_dev_bytes(dev), SECTOR_SIZE);
 	u64 have = end - start;
 
 	if (!dev->blockdev && !l->writable && host + have > file_end)

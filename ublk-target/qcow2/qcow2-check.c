@@ -571,7 +571,7 @@ int image_check(struct image *img, u32 fix, void (*report)(void *arg, const char
 		.cluster_bytes = image_cluster_bytes(img),
 		.refcounts_per_block = layout_refcounts_per_block(img->cluster_bits,
 								  img->refcount_order),
-		.data_file = img->incompatible & QCOW2_INCOMPAT_DATA_FILE,
+		.data_file = img->external_data,
 		.first_window = true,
 	};
 	int ret;

@@ -377,7 +377,7 @@ static int allocate_data(const struct creator *c)
 		return 0;
 	case PREALLOC_METADATA:
 		/* A file must reach to the last place that its tables name. */
-		if (c->dev->blockdev || c->dev->size_bytes >= c->end_at)
+		if (c->dev->blockdev || io_dev_bytes(c->dev) >= c->end_at)
 			return 0;
 		return write_part(c, "last data cluster", c->end_at - SECTOR_SIZE, SECTOR_SIZE,
 				  fill_zero);
@@ -416,7 +416,7 @@ static void lay_out(struct creator *c)
 
 static int check_device(const struct creator *c)
 {
-	u64 size = c->dev->size_bytes;
+	u64 size = io_dev_bytes(c->dev);
 
 	if (!c->dev->writable)
 		return qc_err_set(c->err, -EROFS, "device is open read-only, must be writable");
@@ -431,7 +431,7 @@ static int check_device(const struct creator *c)
 /* What was there is gone before the first table is written. */
 static int wipe(const struct creator *c)
 {
-	u64 bytes = min((u64)WIPE_BYTES, c->dev->size_bytes);
+	u64 bytes = min((u64)WIPE_BYTES, io_dev_bytes(c->dev));
 	int ret = write_part(c, "wiped first MiB", 0, bytes, fill_zero);
 
 	return ret ? ret : io_dev_flush(c->dev);

@@ -233,6 +233,7 @@ static int read_geometry(struct opener *op)
 				     "refcount width 2^%u bits not supported, must be 2^0..2^%u",
 				     img->refcount_order, QCOW2_MAX_REFCOUNT_ORDER);
 	img->incompatible = load_be64(&h->incompatible_features);
+	img->external_data = img->incompatible & QCOW2_INCOMPAT_DATA_FILE;
 	img->compatible = load_be64(&h->compatible_features);
 	img->autoclear = load_be64(&h->autoclear_features);
 	return opener_fetch(op, img->header_length);
@@ -375,7 +376,7 @@ static int check_data_file(struct opener *op)
 {
 	struct image *img = op->img;
 
-	if (!(img->incompatible & QCOW2_INCOMPAT_DATA_FILE)) {
+	if (!img->external_data) {
 		/* A name that nothing refers to. */
 		free(img->data_file_name);
 		img->data_file_name = NULL;
@@ -473,7 +474,7 @@ static int check_writable(struct opener *op)
 
 	if (!(op->flags & IMAGE_OPEN_WRITE))
 		return 0;
-	if (img->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+	if (img->external_data)
 		return opener_refuse(op, -EROFS,
 				     "external data file (incompatible bit 2), must be served "
 				     "read-only");

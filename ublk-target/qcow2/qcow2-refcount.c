@@ -59,7 +59,7 @@ u64 refcounts_limit(const struct refcounts *rc)
 
 	if (!dev->blockdev)
 		return 1ull << (55 - rc->img->cluster_bits);
-	return __atomic_load_n(&dev->size_bytes, __ATOMIC_RELAXED) >> rc->img->cluster_bits;
+	return io_dev_bytes(dev) >> rc->img->cluster_bits;
 }
 
 bool refcounts_busy(const struct refcounts *rc)
@@ -622,7 +622,7 @@ static int read_table(struct refcounts *rc, struct qc_err *err)
 	for (i = 0; i < rc->nr_reftable; i++) {
 		u64 entry = __builtin_bswap64(rc->reftable[i]);
 
-		if (entry & (image_cluster_bytes(img) - 1) || entry >= img->dev->size_bytes)
+		if (entry & (image_cluster_bytes(img) - 1) || entry >= io_dev_bytes(img->dev))
 			return qc_err_set(err, -EUCLEAN,
 					  "%s: refcount table entry %u is 0x%llx, expected a "
 					  "multiple of the cluster size inside the image; run "

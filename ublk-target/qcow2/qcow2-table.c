@@ -11,7 +11,7 @@
 
 int table_stream_init(struct table_stream *s, struct io_dev *dev, u64 offset, u64 bytes)
 {
-	u64 dev_bytes = __atomic_load_n(&dev->size_bytes, __ATOMIC_RELAXED);
+	u64 dev_bytes = io_dev_bytes(dev);
 
 	memset(s, 0, sizeof(*s));
 	s->dev = dev;
@@ -286,11 +286,6 @@ void image_l2_set(const struct image *img, void *table, u32 index, u64 entry, u6
 		store_be64(at + 8, bitmap);
 }
 
-static bool has_data_file(const struct image *img)
-{
-	return img->incompatible & QCOW2_INCOMPAT_DATA_FILE;
-}
-
 static void decode_bad(struct cluster_info *info, const char *why)
 {
 	info->kind = CLUSTER_BAD;
@@ -315,7 +310,7 @@ static void decode_compressed(const struct image *img, u64 entry, struct cluster
 	info->host = offset;
 	info->compressed_bytes = bytes;
 	info->kind = CLUSTER_COMPRESSED;
-	if (has_data_file(img))
+	if (img->external_data)
 		decode_bad(info, "compressed cluster in an image with an external data file");
 	else if (offset >> 56)
 		decode_bad(info, "compressed cluster with an offset beyond 2^56");
@@ -330,7 +325,7 @@ static const char *place_fault(const struct image *img, u64 host)
 {
 	if (!IS_ALIGNED(host, image_cluster_bytes(img)))
 		return "cluster offset not aligned";
-	if (img->dev->blockdev && !has_data_file(img) &&
+	if (img->dev->blockdev && !img->external_data &&
 	    host + image_cluster_bytes(img) > image_dev_bytes(img))
 		return "cluster beyond the end of the device";
 	return NULL;
@@ -387,7 +382,7 @@ void image_decode(const struct image *img, u64 entry, u64 bitmap, u32 sc,
 	result->host = entry & QCOW2_OFFSET_MASK;
 	result->copied = entry & QCOW2_COPIED;
 	/* Guest offset 0 of an external data file is a place like any other. */
-	has_place = result->host || (has_data_file(img) && result->copied);
+	has_place = result->host || (img->external_data && result->copied);
 	if (entry & QCOW2_L2_RESERVED) {
 		decode_bad(result, "reserved bits set");
 		return;

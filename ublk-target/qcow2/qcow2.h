@@ -61,7 +61,7 @@ static inline void store_be64(void *p, u64 v)
 
 static inline u64 image_dev_bytes(const struct image *img)
 {
-	return __atomic_load_n(&img->dev->size_bytes, __ATOMIC_RELAXED);
+	return io_dev_bytes(img->dev);
 }
 
 /* ---- opening (qcow2-header.c) ------------------------------------------ */

@@ -88,7 +88,7 @@ static void wipe_header(struct io_dev *dev)
 	if (!ret)
 		ret = io_dev_flush(dev);
 	if (!ret)
-		ret = io_dev_pwrite(dev, zeroes, min(dev->size_bytes, (u64)WIPE_BYTES), 0);
+		ret = io_dev_pwrite(dev, zeroes, min(io_dev_bytes(dev), (u64)WIPE_BYTES), 0);
 	if (!ret)
 		ret = io_dev_flush(dev);
 	if (ret)

@@ -136,7 +136,7 @@ static void read_compressed(struct slow_read *s)
 	u64 end;
 
 	image_decode(img, s->run.host | QCOW2_COMPRESSED, 0, 0, &c);
-	end = __atomic_load_n(&img->dev->size_bytes, __ATOMIC_RELAXED);
+	end = io_dev_bytes(img->dev);
 	if (c.kind != CLUSTER_COMPRESSED || c.host >= end) {
 		slow_end(s, -EIO);
 		return;

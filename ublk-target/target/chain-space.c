@@ -130,7 +130,7 @@ static void say_full(struct writer *w, bool full)
 	w->full_ns = full ? loop_now_ns(w->ct->loop) : 0;
 	if (full)
 		log_warn("%s: full (%llu bytes), writes that need space wait%s",
-			 top->path, (unsigned long long)top->img->dev->size_bytes,
+			 top->path, (unsigned long long)io_dev_bytes(top->img->dev),
 			 w->growth == VOLUME_GROWS ? " until it has grown" : "; extend the volume");
 	else
 		log_info("%s: writes go on", top->path);
@@ -200,14 +200,14 @@ void writer_full_timer(struct loop *loop, struct loop_timer *timer)
 {
 	struct writer *w = container_of(timer, struct writer, full_timer);
 	struct io_dev *dev = w->img->dev;
-	u64 before = dev->size_bytes;
+	u64 before = io_dev_bytes(dev);
 
 	if (cds_list_empty(&w->parked)) {
 		say_full(w, false);
 		return;
 	}
 	dev->ops->refresh_size(dev);
-	if (dev->size_bytes > before) {
+	if (io_dev_bytes(dev) > before) {
 		writer_grown(w);
 	} else if (!space_may_come(w)) {
 		say_full(w, true);

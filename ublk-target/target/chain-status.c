@@ -30,7 +30,7 @@ static u64 space_taken(const struct io_dev *dev)
 	struct stat st;
 
 	if (dev->blockdev || fstat(dev->fd, &st))
-		return __atomic_load_n(&dev->size_bytes, __ATOMIC_RELAXED);
+		return io_dev_bytes(dev);
 	return (u64)st.st_blocks * 512;
 }
 

@@ -93,10 +93,10 @@ static struct writer *called_writer(struct volume_call *call)
 static void look_at_size(struct writer *w)
 {
 	struct io_dev *dev = w->img->dev;
-	u64 before = dev->size_bytes;
+	u64 before = io_dev_bytes(dev);
 
 	dev->ops->refresh_size(dev);
-	if (dev->size_bytes > before)
+	if (io_dev_bytes(dev) > before)
 		writer_grown(w);
 }
 

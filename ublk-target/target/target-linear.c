@@ -20,7 +20,7 @@ static int linear_ctr(struct target *ti, int argc, char **argv, struct qc_err *e
 	if (ret)
 		return ret;
 	ti->private = dev;
-	ti->size_bytes = ALIGN_DOWN(dev->size_bytes, dev->block_bytes);
+	ti->size_bytes = ALIGN_DOWN(io_dev_bytes(dev), dev->block_bytes);
 	ti->limits.read_only = read_only;
 	return 0;
 }
