@@ -136,6 +136,15 @@ void loop_send(struct loop *to, struct loop_msg *msg,
 	       void (*fn)(struct loop *loop, struct loop_msg *msg));
 
 /*
+ * loop_will_block - wake now whom this thread's loop has sent messages to
+ *
+ * Wake-ups wait until all that has come was handled, which saves many. Whoever waits
+ * for something else first calls this, or keeps those asleep for as long: for ever,
+ * where that depends on one of them. loop_call() does.
+ */
+void loop_will_block(void);
+
+/*
  * loop_call - run @fn(@arg) on @to's thread and wait until it has returned.
  * For control paths; never from a queue thread, never from @to itself.
  */

@@ -426,6 +426,39 @@ static void test_call(void)
 	end_loop(c.loop);
 }
 
+struct relay {
+	struct loop_msg msg;
+	struct call call;
+	sem_t done;
+};
+
+static void relay_call(struct loop *l, struct loop_msg *msg)
+{
+	struct relay *r = container_of(msg, struct relay, msg);
+
+	loop_call(r->call.loop, call_run, &r->call);
+	sem_post(&r->done);
+}
+
+/* Who is called sleeps, and nobody else will wake it. */
+static void test_call_from_a_loop(void)
+{
+	struct relay r = { .call.loop = start_loop("called") };
+	struct loop *from = start_loop("calls");
+	u32 i;
+
+	sem_init(&r.done, 0, 0);
+	for (i = 0; i < 20; i++) {
+		while (!__atomic_load_n(&r.call.loop->sleeping, __ATOMIC_RELAXED))
+			sched_yield();
+		loop_send(from, &r.msg, relay_call);
+		wait_for(&r.done);
+	}
+	CU_ASSERT_EQUAL(r.call.count, 20);
+	end_loop(from);
+	end_loop(r.call.loop);
+}
+
 /* A loop without a thread: the caller's thread stands in for it, then no more. */
 static void test_call_without_thread(void)
 {
@@ -946,6 +979,7 @@ int main(void)
 		{ "no wake-up is lost", test_no_wake_is_lost },
 		{ "stop runs what was sent", test_stop_runs_the_rest },
 		{ "calls", test_call },
+		{ "call from a loop", test_call_from_a_loop },
 		{ "call on a loop without a thread", test_call_without_thread },
 		{ "timers in order", test_timers_in_order },
 		{ "timer set again", test_timer_set_again },

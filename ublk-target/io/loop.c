@@ -75,6 +75,12 @@ static void loop_wake_all(struct loop *from)
 		loop_wake_now(from->wakes[--from->nr_wakes]);
 }
 
+void loop_will_block(void)
+{
+	if (current_loop)
+		loop_wake_all(current_loop);
+}
+
 static void loop_wake(struct loop *loop)
 {
 	struct loop *from = current_loop;
@@ -152,6 +158,7 @@ void loop_call(struct loop *to, void (*fn)(struct loop *loop, void *arg), void *
 	assert(!loop_is_current(to));
 	sem_init(&call.done, 0, 0);
 	loop_send(to, &call.msg, loop_call_run);
+	loop_will_block();
 	while (sem_wait(&call.done) < 0)
 		;
 	sem_destroy(&call.done);

@@ -135,6 +135,7 @@ static void work_run(struct loop *loop, struct loop_msg *msg)
 {
 	struct chain_work *work = container_of(msg, struct chain_work, msg);
 
+	loop_will_block(); /* work that was done before this may have been waited for */
 	work->run(work);
 	loop_send(work->ct->loop, &work->msg, work_done);
 }
