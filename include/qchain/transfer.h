@@ -37,7 +37,8 @@
  * @room: how much the target can take, in whatever unit; a job that rests because it was
  *	full goes on when that is more than it was. May be NULL.
  * @then: when all is moved and durable the job goes on as this says, from start() on,
- *	and ends with it; only verbs and start() are looked at. NULL: it ends.
+ *	and ends with it; only verbs and start() are looked at. start() asks
+ *	transfer_is_pausing(): pause() came before it, if so. NULL: it ends.
  * @prepare: as job_prepare_fn, in the end
  * @clean: the job has ended, with or without that
  */
@@ -86,6 +87,8 @@ struct transfer_options {
 
 /* transfer_options.arg of a job that transfer_create() has made. */
 void *transfer_arg(const struct job *job);
+/* Is it to be at rest? Asked by transfer_ops.then->start(). On the job's loop. */
+bool transfer_is_pausing(const struct job *job);
 
 /*
  * transfer_wait_for_room - the job, which goes on as transfer_ops.then says, rests because

@@ -419,7 +419,7 @@ static void end(struct transfer *t, int error)
 	job_end(t->job, error);
 }
 
-/* Paused meanwhile: the rest comes to rest by itself. */
+/* @t is gone afterwards, perhaps: what it goes on as may end at once. */
 static void go_on(struct transfer *t)
 {
 	int ret;
@@ -428,8 +428,6 @@ static void go_on(struct transfer *t)
 	ret = t->then->start(t->job, &t->job->err);
 	if (ret)
 		job_end(t->job, ret);
-	else if (t->pausing)
-		t->then->pause(t->job);
 }
 
 static void flush_back(struct loop *loop, struct loop_msg *msg)
@@ -641,6 +639,11 @@ static const struct job_type *type_of(const char *name)
 void *transfer_arg(const struct job *job)
 {
 	return ((const struct transfer *)job->private)->o.arg;
+}
+
+bool transfer_is_pausing(const struct job *job)
+{
+	return ((const struct transfer *)job->private)->pausing;
 }
 
 static void take_options(struct transfer *t, const struct transfer_options *options)

@@ -757,6 +757,7 @@ static int handover_start(struct job *job, struct qc_err *err)
 		h->align = max(h->align, image_cluster_bytes(h->base->img));
 	h->size = m->ct->map.size_bytes;
 	h->budget_bytes = BATCH_FIRST_BYTES;
+	h->pausing = transfer_is_pausing(job);
 	h->wait.fn = block_there;
 	h->timer.fn = timer_over;
 	copier_start(h->copier);
