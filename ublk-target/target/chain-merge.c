@@ -125,13 +125,41 @@ static void layers_closed(struct chain_work *work)
 	last_step_over(m, 0);
 }
 
+static struct writer *gone_writer(const struct merge *m)
+{
+	struct writer *w = NULL;
+	u32 i;
+
+	for (i = m->gone_first; i < m->gone_first + m->gone_nr && !w; i++)
+		w = m->table->by_id[m->table->order[i]]->writer;
+	return w;
+}
+
+/* What could not be sealed still has its writer, and a fold may still read through that. */
+static void end_writers(struct loop *loop, struct loop_timer *timer)
+{
+	struct merge *m = container_of(timer, struct merge, timer);
+	struct writer *w;
+
+	while ((w = gone_writer(m))) {
+		if (w->meta && !meta_idle(w->meta)) {
+			loop_timer_set(loop, timer, TURN_POLL_NS);
+			return;
+		}
+		cds_list_del(&w->node);
+		writer_destroy(w);
+	}
+	m->work.run = close_layers;
+	m->work.done = layers_closed;
+	chain_work(m->ct, &m->work);
+}
+
 static void nobody_reads(struct grace_waiter *waiter)
 {
 	struct merge *m = container_of(waiter, struct merge, grace);
 
-	m->work.run = close_layers;
-	m->work.done = layers_closed;
-	chain_work(m->ct, &m->work);
+	m->timer.fn = end_writers;
+	end_writers(m->ct->loop, &m->timer);
 }
 
 /* Who writes the header of the layer above; NULL: nobody else does. */
