@@ -266,9 +266,9 @@ sanitizers() {
 simulation() {
 	run sim 400 "$build/chain-sim" $((seed % 1000000)) $((sim_count / 2))
 	run sim-more 400 "$build/chain-sim" $((seed % 1000000 + sim_count / 2)) $((sim_count / 2))
-	while read -r kept _; do
-		run "sim-seed-$kept" 200 "$build/chain-sim" "$kept" 1
-	done < <(grep -v '^#' tests/sim/seeds)
+	while read -ra kept; do
+		run "sim-seed-${kept[-1]}" 200 "$build/chain-sim" "${kept[@]}" 1
+	done < <(sed -n 's/ *#.*//; /./p' tests/sim/seeds)
 	run sim-every 400 "$build/chain-sim" -e $((seed % 1000000)) $((sim_count / 10))
 	run sim-faults 400 "$build/chain-sim" -f $fault_stride $((seed % 1000000)) 7
 	alone sim-mutants 900 env SEED=$seed MUTANT_SHARE=$mutant_share make -j"$jobs" O="$O" sim-mutants

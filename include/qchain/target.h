@@ -57,7 +57,10 @@ typedef void (*target_detach_fn)(struct target *ti, struct loop *loop);
  * fail from now on, so that the exports can be stopped by force. Control thread.
  */
 typedef void (*target_presuspend_fn)(struct target *ti);
-/* suspend: everything acknowledged is on disk and consistent. Control thread. */
+/*
+ * suspend: everything acknowledged is on disk and consistent; -EIO: what was not
+ * flushed before may be lost. Control thread.
+ */
 typedef int (*target_suspend_fn)(struct target *ti, struct qc_err *err);
 typedef void (*target_resume_fn)(struct target *ti);
 /* status: add keys to @result; what query-status and `status` show. */

@@ -295,8 +295,10 @@ void cuts_begin(enum sim_cuts how)
 
 /* ---- after a fault ------------------------------------------------------------- */
 
-void cuts_judge_fault(bool up, bool failed)
+void cuts_judge_fault(bool up, bool harmed)
 {
+	struct qc_err err = { 0 };
+
 	sim_judging = true;
 	with_qemu = chance(1);
 	if (up)
@@ -306,8 +308,10 @@ void cuts_judge_fault(bool up, bool failed)
 		lose();
 		reopen();
 	} else {
+		kind = target_suspend(device.ti, &err) ? CUT_POWER : CUT_DEATH;
+		if (kind == CUT_POWER && !harmed)
+			fail("down, without a fault: %s", err.msg);
 		sim_device_down(&device);
-		kind = failed ? CUT_POWER : CUT_DEATH;
 		check_disks("closed after a fault");
 		sim_device_up(&device, sim_top, SIM_UP_FRESH);
 	}

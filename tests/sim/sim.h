@@ -314,10 +314,11 @@ void cuts_begin(enum sim_cuts how);
 /* The device has stopped: all is judged. */
 void cuts_judge_end(void);
 /*
- * A fault is over. As it is served, if it is @up; then after a cut, or taken down;
- * @failed: it was read-only, what was not flushed may be lost with it.
+ * A fault is over. As it is served, if it is @up; then after a cut, or taken down:
+ * what was not flushed may be lost then if, and only if, the target says so, which it
+ * may if some I/O failed: @harmed.
  */
-void cuts_judge_fault(bool up, bool failed);
+void cuts_judge_fault(bool up, bool harmed);
 /* The rest of the case happens after a cut now, in a child; returns in it. */
 void cuts_live_on(void);
 

@@ -351,6 +351,7 @@ static void chain_detach(struct target *ti, struct loop *loop)
 
 struct drain {
 	struct chain_target *ct;
+	const char *lost; /* path of an image that lacks something acknowledged; NULL: none */
 	struct loop_timer timer;
 	sem_t done;
 };
@@ -361,6 +362,17 @@ static bool is_idle(struct chain_target *ct)
 {
 	return !ct->nr_loads && !chain_is_sealing(ct) &&
 	       (!ct->active || writer_idle(ct->active));
+}
+
+/* A volume that fails some writes may well take the flush that follows. */
+static const char *find_loss(const struct chain_target *ct)
+{
+	const struct writer *w;
+
+	chain_for_each_writer(w, ct)
+		if (writer_matters(w) && (w->dead || (w->meta && !meta_clean(w->meta))))
+			return w->layer->path;
+	return NULL;
 }
 
 static void stop_background(struct chain_target *ct)
@@ -378,6 +390,7 @@ static void drain_check(struct loop *loop, struct loop_timer *timer)
 
 	if (is_idle(d->ct)) {
 		d->ct->stopping = false;
+		d->lost = find_loss(d->ct);
 		sem_post(&d->done);
 		return;
 	}
@@ -426,6 +439,9 @@ static int chain_suspend(struct target *ti, struct qc_err *err)
 	while (sem_wait(&d.done) < 0)
 		;
 	sem_destroy(&d.done);
+	if (d.lost)
+		return qc_err_set(err, -EIO, "%s: could not be written, what was acknowledged and "
+				  "not flushed may be lost; check the volume below", d.lost);
 	if (d.ct->active && io_dev_flush(d.ct->active->img->dev))
 		return qc_err_set(err, -EIO, "%s: flush failed", d.ct->active->layer->path);
 	return 0;
