@@ -128,7 +128,7 @@ $(O)/slow-%: $(SLOW_OBJS) $(LIB)
 		$(filter %.o,$^) $(LIB) $(PKG_LIBS)
 
 # libFuzzer programs; `make fuzz` builds them in a tree of their own.
-FUZZERS := $(addprefix $(O)/fuzz-,image chain nbd qmp text)
+FUZZERS := $(addprefix $(O)/fuzz-,header image chain nbd qmp text)
 
 # As the simulator; and a fuzzed "quit" does not end the program.
 FUZZ_WRAPS := daemon_stop

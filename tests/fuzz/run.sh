@@ -10,14 +10,22 @@ O=${O:-build/fuzz}
 seconds=${1:?seconds for each target}
 shift
 targets=("$@")
-[ $# -gt 0 ] || targets=(text image chain qmp nbd)
+[ $# -gt 0 ] || targets=(text header image chain qmp nbd)
 passed=0 failed=0
 
 # Servers keep a connection's memory where only the kernel sees it for a moment.
 options_of() {
 	case $1 in
 	nbd | qmp) echo -detect_leaks=0 -max_len=20000 ;;
+	header) echo -max_len=16384 ;;
 	*) echo -max_len=100000 ;;
+	esac
+}
+
+seeds_of() {
+	case $1 in
+	header) echo tests/fuzz/corpus/image ;;
+	*) echo tests/fuzz/corpus/"$1" ;;
 	esac
 }
 
@@ -28,7 +36,7 @@ fuzz() {
 	# shellcheck disable=SC2046
 	"$O/fuzz-$name" $(options_of "$name") -max_total_time="$seconds" -timeout=60 \
 		-rss_limit_mb=3000 -print_final_stats=1 -artifact_prefix="$finds/$name-" \
-		"$new" tests/fuzz/corpus/"$name" >"$log" 2>&1
+		"$new" "$(seeds_of "$name")" >"$log" 2>&1
 	status=$?
 	printf '%-6s %s runs, %s per second, seed %s\n' "$name" \
 		"$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" \
