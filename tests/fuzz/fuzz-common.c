@@ -71,11 +71,16 @@ void log_set_level(enum log_level level)
 {
 }
 
+/* libFuzzer has an alarm of its own. */
 static bool ready(int fd, short events)
 {
 	struct pollfd p = { .fd = fd, .events = events };
+	int nr;
 
-	return poll(&p, 1, 20000) == 1;
+	do
+		nr = poll(&p, 1, 20000);
+	while (nr < 0 && errno == EINTR);
+	return nr == 1;
 }
 
 /* The server may close before it has read all: that is its right. */
