@@ -163,11 +163,15 @@ struct io_op {
 	u32 buf_offset;
 	u16 fixed_index;
 	u8 type; /* enum io_op_type */
+	u8 tries; /* engine only: in a row without a byte */
 	struct cds_list_head node; /* engine or pool */
 	void *owner; /* the submitter's */
 };
 
-/* Queue @op on its loop's engine; loop thread only. Never fails, never blocks. */
+/*
+ * Queue @op on its loop's engine; loop thread only. Never fails, never blocks. What the
+ * kernel asks to try again is tried again for about three seconds; then it is -EIO.
+ */
 void io_submit(struct loop *loop, struct io_op *op);
 
 /* ---- engines ---------------------------------------------------------- */

@@ -4,6 +4,7 @@
 #include "random.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -953,6 +954,62 @@ static void short_read(struct loop *l, const u32 *expected, u32 bytes, int error
 	free(c.words);
 }
 
+/* ---- the kernel asks to try again: its answers are put in the place of the real ones ---- */
+
+struct again_case {
+	struct short_case c;
+	void (*engine)(struct io_completion *completion, int res, u32 flags);
+	u32 refusals; /* so many, then what there really was */
+	u32 answers;
+};
+
+static void again_answer(struct io_completion *completion, int res, u32 flags)
+{
+	struct again_case *a = container_of(completion, struct again_case, c.op.completion);
+	bool refused = a->answers++ < a->refusals;
+
+	a->engine(completion, refused ? a->answers % 2 ? -EAGAIN : -EINTR : res, flags);
+}
+
+static void again_start(struct loop *l, void *arg)
+{
+	struct again_case *a = arg;
+
+	io_submit(l, &a->c.op);
+	a->engine = a->c.op.completion.fn;
+	a->c.op.completion.fn = again_answer;
+}
+
+static void again_read(struct loop *l, u32 refusals, u32 answers, int error)
+{
+	struct again_case a = { .refusals = refusals };
+	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+
+	CU_ASSERT_FATAL(fd >= 0);
+	a.c.words = io_alloc(SHORT_BYTES);
+	a.c.words[0] = 1;
+	sem_init(&a.c.done, 0, 0);
+	a.c.dev = (struct io_dev){ .fd = fd, .path = "zero", .block_bytes = 512 };
+	a.c.op = (struct io_op){ .dev = &a.c.dev, .type = IO_READ, .base = a.c.words,
+				 .len = 4096, .done = short_done };
+	loop_call(l, again_start, &a);
+	wait_for(&a.c.done);
+	CU_ASSERT_EQUAL(a.c.error, error);
+	CU_ASSERT_EQUAL(a.answers, answers);
+	CU_ASSERT(error || !a.c.words[0]);
+	close(fd);
+	free(a.c.words);
+}
+
+static void test_again(void)
+{
+	struct loop *l = start_loop("again");
+
+	again_read(l, 3, 4, 0);
+	again_read(l, UINT32_MAX, 15, -EIO);
+	end_loop(l);
+}
+
 static void test_short_io(void)
 {
 	struct loop *l = start_loop("short");
@@ -991,6 +1048,7 @@ int main(void)
 		{ "epochs", test_epochs },
 		{ "files on disk and in memory", test_files },
 		{ "short reads and writes go on", test_short_io },
+		{ "what the kernel refuses for ever fails in the end", test_again },
 		{ NULL, NULL },
 	};
 

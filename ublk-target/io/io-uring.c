@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <liburing.h>
 #include <qchain/io.h>
+#include <qchain/log.h>
 #include <qchain/loop.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,9 @@ struct uring {
 	struct io_completion wake;
 	struct io_completion ignore; /* of cancel requests */
 	struct cds_list_head copies; /* io_ops on files in memory, to be done in the next run */
+	struct cds_list_head again; /* io_ops that the kernel could not take, until the timer */
+	struct loop_timer again_timer;
+	u8 again_tries; /* the most that one of them has had */
 };
 
 static struct uring *to_uring(struct io_engine *io)
@@ -160,14 +164,57 @@ static int uring_short_read(struct io_op *op, u32 got)
 	return 0;
 }
 
+/*
+ * EAGAIN, EINTR: so many times in a row, with a pause before each, twice as long as the
+ * last: 3.3 s in all.
+ */
+#define URING_MAX_TRIES 14u
+#define URING_AGAIN_NS 100000ull
+
+static void uring_run_again(struct loop *loop, struct loop_timer *timer)
+{
+	struct uring *u = container_of(timer, struct uring, again_timer);
+	struct io_op *op, *tmp;
+
+	u->again_tries = 0;
+	cds_list_for_each_entry_safe(op, tmp, &u->again, node) {
+		cds_list_del(&op->node);
+		uring_queue(u, op);
+	}
+}
+
+/* False: it was tried often enough. */
+static bool uring_again(struct uring *u, struct io_op *op)
+{
+	if (op->tries == URING_MAX_TRIES) {
+		log_warn("%s: I/O at %llu+%u: the kernel asks to try again, %u times in a row; "
+			 "given up", op->dev->path, (unsigned long long)op->offset, op->len,
+			 op->tries);
+		return false;
+	}
+	op->tries++;
+	cds_list_add_tail(&op->node, &u->again);
+	if (op->tries > u->again_tries) {
+		u->again_tries = op->tries;
+		loop_timer_set(u->engine.loop, &u->again_timer, URING_AGAIN_NS << op->tries);
+	}
+	return true;
+}
+
 static void uring_op_done(struct io_completion *completion, int res, u32 cqe_flags)
 {
 	struct io_op *op = container_of(completion, struct io_op, completion);
+	struct uring *u = to_uring(op->loop->io);
 	int error = 0;
 
-	if (res < 0)
-		error = res == -EINTR ? -EAGAIN : res;
-	else if (op->type != IO_FLUSH) {
+	if (res == -EINTR || res == -EAGAIN) {
+		if (uring_again(u, op))
+			return;
+		error = -EIO;
+	} else if (res < 0) {
+		error = res;
+	} else if (op->type != IO_FLUSH) {
+		op->tries = 0;
 		op->done_bytes += res;
 		if (op->done_bytes < op->len && op->type == IO_READ)
 			error = uring_short_read(op, res);
@@ -175,7 +222,7 @@ static void uring_op_done(struct io_completion *completion, int res, u32 cqe_fla
 			error = res ? -EAGAIN : -EIO;
 	}
 	if (error == -EAGAIN) {
-		uring_queue(to_uring(op->loop->io), op);
+		uring_queue(u, op);
 		return;
 	}
 	if (op->type == IO_FLUSH && error)
@@ -188,6 +235,7 @@ static void uring_op_done(struct io_completion *completion, int res, u32 cqe_fla
 static void uring_submit_op(struct io_engine *io, struct io_op *op)
 {
 	op->done_bytes = 0;
+	op->tries = 0;
 	op->completion.fn = uring_op_done;
 	uring_queue(to_uring(io), op);
 }
@@ -412,6 +460,8 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 	u->ignore.fn = ignore_done;
 	u->alone = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	CDS_INIT_LIST_HEAD(&u->copies);
+	CDS_INIT_LIST_HEAD(&u->again);
+	u->again_timer.fn = uring_run_again;
 	u->wake_fd = eventfd(0, EFD_CLOEXEC);
 	if (u->wake_fd < 0) {
 		ret = -errno;
