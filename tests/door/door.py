@@ -68,8 +68,9 @@ class Holder:
 
     def __init__(self, argv, ready, stop_signal=signal.SIGTERM):
         self._stop_signal = stop_signal
-        self._child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=subprocess.STDOUT)
+        # without a buffer: what one that was refused did not take is not written once more
+        self._child = subprocess.Popen(argv, bufsize=0, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._text = b""
         try:
             self.wait_until(ready)
@@ -100,7 +101,6 @@ class Holder:
 
     def ask(self, line):
         self._child.stdin.write(line.encode() + b"\n")
-        self._child.stdin.flush()
 
     def text(self):
         return self._text.decode(errors="replace").strip()
