@@ -718,6 +718,17 @@ static json_object *note_jobs(const struct record_place *place,
 	return list;
 }
 
+/* Also when it is not active, as after a start of the host: then there is no device yet. */
+static bool is_thin(const struct record_place *place, const char *top)
+{
+	const struct lvm_lv *lv = lv_of_path(place, top);
+	char vg[128], name[128];
+
+	if (!lv && lv_path_split(top, vg, name) && !strcmp(vg, place->vg))
+		lv = record_place_lv(place, name);
+	return thin_chunk(lv);
+}
+
 void record_note(const struct record_place *place, const struct device_record *record,
 		 const char *top, json_object *state)
 {
@@ -742,7 +753,7 @@ void record_note(const struct record_place *place, const struct device_record *r
 	snprintf(path, sizeof(path), "/dev/%s/%s", place->vg, record ? record->volume : "");
 	if (record && record->volume[0] && record->sequence) /* was written: LVs may be renamed */
 		json_object_object_add(state, "volume", json_object_new_string(path));
-	if (thin_chunk(lv_of_path(place, top)))
+	if (is_thin(place, top))
 		json_object_object_add(state, "thin", json_object_new_boolean(true));
 	json_object_object_del(state, "reverting");
 	if (record && record->revert.overlay[0] &&

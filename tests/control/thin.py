@@ -184,6 +184,22 @@ def test_full_group(place):
         thin.check_image()
 
 
+def test_not_active(place):
+    """As after a start of the host: the LV becomes active with `up`, and is made larger as ever."""
+    async def run(thin):
+        await thin.connect()
+        await thin.write_all(pieces(0.5), 1)
+        await thin.check()
+        await thin.client.close()
+    with Thin(place) as thin:
+        thin.create()
+        place.run("lvm", "lvchange", "--activate", "n", f"{thin.vg.name}/disk")
+        thin.up()
+        wait_until(lambda: thin.status()["grower"], "somebody makes it larger")
+        asyncio.run(run(thin))
+        thin.down()
+
+
 def test_fail(place):
     """--on-full fail: nothing fails as long as the VG has space; without any, writes fail, and go on when it has come."""
     async def run(thin):
