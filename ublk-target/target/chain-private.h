@@ -147,6 +147,7 @@ struct writer {
 	bool failed; /* metadata could not be written: nothing goes there any more */
 	bool full;
 	u64 stat_allocated;
+	u64 starved_bytes; /* its size when a job found no room in it; 0: none has */
 	u64 allocated_end; /* of all clusters that were allocated since the start */
 	u64 threshold; /* 0: nobody wants to know */
 	enum volume_growth growth;

@@ -185,16 +185,17 @@ void chain_add_volume(const struct chain_target *ct, const char *node, json_obje
 {
 	bool found;
 	const struct writer *w = find_writer(ct, node, &found);
-	bool grows = w && w->meta;
+	bool grows = w && w->meta, full;
 
 	json_object_object_add(object, "write_threshold",
 			       json_object_new_int64(grows ? w->threshold : 0));
 	if (!grows)
 		return;
+	full = w->full || w->starved_bytes == io_dev_bytes(w->img->dev);
 	json_object_object_add(object, "qchain-allocated-end",
 			       json_object_new_int64(w->allocated_end));
 	json_object_object_add(object, "qchain-writer", json_object_new_int64(w->start_ns));
-	json_object_object_add(object, "qchain-full", json_object_new_boolean(w->full));
+	json_object_object_add(object, "qchain-full", json_object_new_boolean(full));
 	json_object_object_add(object, "qchain-growth",
 			       json_object_new_string(volume_growth_name(w->growth)));
 }

@@ -179,8 +179,10 @@ static int write_plan(struct write_op *op)
 		ret = write_op_allocate(op);
 	if (ret == -EAGAIN)
 		return STAGE_WAIT;
-	if (ret == -ENOSPC && (op->parent->fill || op->parent->into))
+	if (ret == -ENOSPC && (op->parent->fill || op->parent->into)) {
+		op->writer->starved_bytes = io_dev_bytes(op->writer->img->dev);
 		return ret;
+	}
 	if (ret == -ENOSPC && !cds_list_empty(&op->writer->node))
 		return -ESTALE; /* closing: the active layer may have room */
 	if (ret == -ENOSPC) {
