@@ -273,6 +273,7 @@ static int look_at_nodes(struct grow_volumes *volumes, struct client *client, js
 		if (v)
 			ret = look_at(client, v, &f, again, err);
 	}
+	shrink_look(&volumes->shrinker, client, nodes, volumes->lock_fd);
 	/* a layer that is not written to any more knows of no threshold */
 	return ret == -EPROTO ? 0 : ret;
 }

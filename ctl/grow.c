@@ -111,7 +111,7 @@ static bool serve(const char *name, struct grow_volumes *volumes)
 
 static void work(int lock_fd)
 {
-	struct grow_volumes volumes = { .nr = 0 };
+	struct grow_volumes volumes = { .lock_fd = lock_fd };
 	char name[QC_MAX_CHAIN_NAME + 1], text[24];
 	int pause = CONNECT_MS, n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
 

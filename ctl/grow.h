@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The helper of rule E1: a process that makes the thin LVs of a chain larger. */
+/* The helper of rule E1: a process that makes the thin LVs of a chain larger, and smaller. */
 #ifndef CTL_GROW_H
 #define CTL_GROW_H
 
-#include "served.h"
+#include "shrink.h"
 
 /*
  * A daemon runs no lvm: lvextend would wait for the device that waits for it. So a chain
  * with a thin LV has a helper, started before it is needed, locked in memory and without
  * anything open that could lie on the device. It is two processes: one that looks after the
  * other (grow.c), one that talks to the daemon and runs lvm (grow-volume.c). Killed or not,
- * it does the same again: what it wants is computed from what is there.
+ * it does the same again: what it wants is computed from what is there. Layers that were sealed
+ * give back what they do not use, in a third process (shrink.h).
  *
  * File grow.lock in the chain's run folder: held by both, with the number of the second. When
  * the folder is gone they end; when it gets another name they follow it.
@@ -56,11 +57,16 @@ struct grow_volume {
 	u64 pause_ns;
 };
 
-/* @complained: that LVM does not answer was logged */
+/*
+ * @complained: that LVM does not answer was logged
+ * @lock_fd: of grow.lock
+ */
 struct grow_volumes {
 	struct grow_volume all[GROW_VOLUMES];
 	u32 nr;
 	bool complained;
+	int lock_fd;
+	struct shrinker shrinker;
 };
 
 /*

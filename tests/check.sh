@@ -219,9 +219,10 @@ native_verbs() {
 	run jobs 200 tests/control/jobs.py --build "$build"
 	run units 60 tests/control/units.py
 	run tab 120 tests/control/tab.py --build "$build"
+	run shrink 120 tests/control/shrink.py --build "$build" snapshot damaged held_to_the_end crash_before_lvreduce
 	run fill 200 tests/control/fill.py --build "$build"
 	run thin 200 tests/control/thin.py --build "$build" grows full_group fail crash_after_the_extension files \
-		chunk_alone
+		chunk_alone not_active
 }
 
 native_long() {
@@ -230,6 +231,7 @@ native_long() {
 		--build "$build"
 	alone verbs-kill 900 tests/online/verbs.py --kill --count $((verb_count / 2)) \
 		--seed $((seed + 100000)) --jobs "$jobs" --build "$build"
+	[ "$mode" != check-full ] || run shrink-all 300 tests/control/shrink.py --build "$build"
 	[ "$mode" != check-full ] || run thin-kill 900 tests/control/thin.py --build "$build" --kills 30 --seed $seed
 	[ "$mode" != check-full ] || run proxmox-kill 900 env TMPDIR=/dev/shm tests/control/proxmox.py \
 		--build "$build" --kills 15 --seed $((seed + 1))

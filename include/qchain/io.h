@@ -83,8 +83,9 @@ void io_dev_close(struct io_dev *dev);
 /*
  * io_dev_begin_writing - @dev was opened read-only, with locks, and is to be written
  * from now on: the same door, claim and locks as for IO_DEV_WRITE. I/O may be under
- * way. Control thread, or any where nobody else uses @dev; nothing has changed when it
- * fails.
+ * way. Its size is asked for again when the locks are there: a volume that was only read may
+ * have been made smaller (promise T9). Control thread, or any where nobody else uses @dev;
+ * nothing has changed when it fails.
  */
 int io_dev_begin_writing(struct io_dev *dev, struct qc_err *err);
 /*

@@ -13,7 +13,7 @@
  * @active, @open: on this host
  * @locked: its VG is shared by lvmlockd: it may be active elsewhere, which LVM tells
  *	only when it is to be made active here
- * @vg_bytes, @vg_free_bytes: of its VG; 0 where LVM does not say
+ * @vg_bytes, @vg_free_bytes, @extent_bytes: of its VG; 0 where LVM does not say
  */
 struct lvm_lv {
 	char vg[128];
@@ -24,6 +24,7 @@ struct lvm_lv {
 	u64 size_bytes;
 	u64 vg_bytes;
 	u64 vg_free_bytes;
+	u64 extent_bytes;
 	bool active;
 	bool open;
 	bool locked;
@@ -47,6 +48,10 @@ int lvm_find(const char *vg, const char *name, struct lvm_lv **result, struct qc
  * wiped: it holds what lay there before (rule B6).
  * lvm_extend - make it at least @bytes long; 0 when it is already.
  * lvm_extend_known - the same for whoever has just looked: one run of lvm less.
+ * lvm_reduce_held - the device of @now ends after the extent that byte @bytes - 1 is in; what lay
+ * behind is lost. *@result: what it has then, @now's size if it is not longer than that.
+ * @fd: of its device. lvm holds it until it has ended, and with it the image locks that were
+ * taken on it: they last as long, whoever else is killed.
  * lvm_rename - also while it is open: whoever has it open keeps it, uuid and tags stay.
  * lvm_change_tags - @add, @remove: comma-separated or NULL; one change of the
  * VG's metadata, therefore all or nothing. Both are one run of lvm each.
@@ -59,6 +64,7 @@ int lvm_remove(const char *vg, const char *name, struct qc_err *err);
 int lvm_rename(const char *vg, const char *name, const char *to, struct qc_err *err);
 int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err);
 int lvm_extend_known(const struct lvm_lv *now, u64 bytes, struct qc_err *err);
+int lvm_reduce_held(const struct lvm_lv *now, u64 bytes, int fd, u64 *result, struct qc_err *err);
 int lvm_activate(const char *vg, const char *name, bool active, struct qc_err *err);
 int lvm_activate_shared(const char *vg, const char *name, struct qc_err *err);
 int lvm_change_tags(const char *vg, const char *name, const char *add, const char *remove,

@@ -16,6 +16,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 EXTENT = 4 << 20
 OLD_DATA = b"QCHAIN-OLD-DATA " * 65536
@@ -51,6 +52,14 @@ class FakeVg:
         """As if a PV had come, or gone."""
         with locked(self.state):
             save(self.state, load(self.state) | {"size": size})
+
+    def pause_reduce(self, pause):
+        """Every lvreduce from now on takes until @pause is False."""
+        name = f"{self.state}.pause"
+        if pause:
+            save(name, None)
+        else:
+            os.unlink(name)
 
     def path(self, name):
         return os.path.join(self.dir, name)
@@ -176,7 +185,7 @@ def report(state):
     rows = [{"vg_name": state["vg"], "lv_name": lv["name"], "lv_uuid": lv["uuid"], "lv_size": str(lv["size"]),
              "lv_tags": ",".join(lv["tags"]), "lv_active": "active" if lv["active"] else "",
              "lv_device_open": "open" if is_open(path_of(state, lv), opened) else "", "vg_size": str(state["size"]),
-             "vg_free": str(free_bytes(state))} for lv in state["lvs"]]
+             "vg_free": str(free_bytes(state)), "vg_extent_size": str(EXTENT)} for lv in state["lvs"]]
     print(json.dumps({"report": [{"lv": rows}]}))
 
 
@@ -235,6 +244,20 @@ def extend(state, options, words):
         os.truncate(path_of(state, lv, not lv["active"]), size)
 
 
+def reduce(state, options, words):
+    """Takes as long as there is a file PAUSE beside the state."""
+    while os.path.exists(os.environ["FAKE_LVM_STATE"] + ".pause"):
+        time.sleep(0.005)
+    lv, size = find(state, words[0]), size_of(options["size"])
+    if size >= lv["size"]:
+        sys.exit(f"  New size given ({size // EXTENT} extents) not less than existing size")
+    path = lv.get("file") or path_of(state, lv, not lv["active"])
+    os.truncate(path, size)
+    if lv.get("loop"):
+        subprocess.run(["losetup", "-c", lv["loop"]], check=True)
+    lv["size"] = size
+
+
 def parse(words):
     options, rest = {"addtag": [], "deltag": []}, []
     words = iter(words)
@@ -267,8 +290,8 @@ def run(command, words, path):
         report(state)
         return
     options, rest = parse(words)
-    {"lvcreate": create, "lvrename": rename, "lvchange": change, "lvremove": remove, "lvextend": extend}[command](
-        state, options, rest)
+    {"lvcreate": create, "lvrename": rename, "lvchange": change, "lvremove": remove, "lvextend": extend,
+     "lvreduce": reduce}[command](state, options, rest)
     save(path, state)
 
 

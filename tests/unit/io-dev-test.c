@@ -444,6 +444,19 @@ static void test_shared_blockdev(void)
 	close(keep);
 }
 
+/* Made smaller while it was only read. */
+static void test_begin_writing(void)
+{
+	const char *path = make_file(in_dir("smaller"), 65536);
+	struct io_dev *dev = open_ok(path, 0);
+	struct qc_err err = { 0 };
+
+	CU_ASSERT(truncate(path, 8192) == 0 && io_dev_bytes(dev) == 65536);
+	CU_ASSERT(io_dev_begin_writing(dev, &err) == 0);
+	CU_ASSERT(dev->writable && io_dev_bytes(dev) == 8192);
+	io_dev_close(dev);
+}
+
 static void test_pv(void)
 {
 	char name[64];
@@ -494,6 +507,7 @@ static const struct unit_test tests[] = {
 	{ "a signal ends the wait", test_wait_signal },
 	{ "wait for a claim", test_wait_claim },
 	{ "a block device read twice", test_shared_blockdev },
+	{ "from reading to writing", test_begin_writing },
 	{ "PV label", test_pv },
 	{ "io_alloc", test_alloc },
 	{ NULL, NULL },

@@ -174,7 +174,8 @@ static void test_parts(void)
 		      "@lv_active@:@@,@lv_device_open@:@@},"
 		      "{@vg_name@:@b@,@lv_name@:@y@,@lv_uuid@:@2@,@lv_size@:@512@,@lv_tags@:@u,v@,"
 		      "@lv_active@:@active@,@lv_device_open@:@@,@lv_path@:@/d/b/y@,"
-		      "@vg_lock_type@:@sanlock@,@vg_size@:@8192@,@vg_free@:@4096@},"
+		      "@vg_lock_type@:@sanlock@,@vg_size@:@8192@,@vg_free@:@4096@,"
+		      "@vg_extent_size@:@1024@},"
 		      "{@vg_name@:@b@,@lv_name@:@pool@,@lv_uuid@:@3@,@lv_size@:@512@,@lv_tags@:@@,"
 		      "@lv_active@:@active@,@lv_device_open@:@@,@lv_path@:@@,@vg_lock_type@:@none@}"
 		      "]}]}\nEND");
@@ -185,6 +186,7 @@ static void test_parts(void)
 	free(lvs);
 	CU_ASSERT(!strcmp(part[0].name, "y") && !strcmp(part[0].tags, "u,v") && part[0].locked);
 	CU_ASSERT(!strcmp(part[0].path, "/d/b/y") && part[0].vg_bytes == 8192);
+	CU_ASSERT(part[0].extent_bytes == 1024 && !part[1].extent_bytes);
 	CU_ASSERT(part[0].vg_free_bytes == 4096 && !part[1].path[0] && !part[1].locked);
 	CU_ASSERT(lvm_list_part(part, nr, "a", &lvs, &nr) == 0 && nr == 0 && !lvs);
 	free(part);
@@ -203,6 +205,30 @@ static void test_shared(void)
 	err.code = 0;
 	use_false_lvm("echo '  Failed to find logical volume' >&2; exit 5");
 	CU_ASSERT(lvm_activate_shared("vg", "a", &err) == -EIO);
+	use_real_lvm();
+}
+
+/* Whole extents are kept; lvm has the descriptor as its input. */
+static void test_reduce(void)
+{
+	struct lvm_lv lv = { .vg = "vg", .name = "a", .size_bytes = 40960, .extent_bytes = 4096 };
+	int fd = open(dir, O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+	struct qc_err err = { 0 };
+	char expected[256];
+	u64 bytes = 0;
+
+	CU_ASSERT_FATAL(fd >= 0);
+	use_false_lvm("c=$1; shift 3; [ $c = lvmconfig ] || "
+		      "echo \"$c $* $(readlink /proc/$$/fd/0)\" >> $(dirname $0)/reduced");
+	CU_ASSERT(lvm_reduce_held(&lv, 36865, fd, &bytes, &err) == 0 && bytes == 40960);
+	CU_ASSERT(lvm_reduce_held(&lv, 50000, fd, &bytes, &err) == 0 && bytes == 40960);
+	CU_ASSERT(lvm_reduce_held(&lv, 20481, fd, &bytes, &err) == 0 && bytes == 24576);
+	close(fd);
+	snprintf(expected, sizeof(expected),
+		 "lvreduce --yes --autobackup n --size 24576b vg/a %s\n", dir);
+	has_lines("reduced", expected);
+	use_false_lvm("[ $1 = lvmconfig ] || exit 5");
+	CU_ASSERT(lvm_reduce_held(&lv, 1, -1, &bytes, &err) == -EIO && bytes == 40960);
 	use_real_lvm();
 }
 
@@ -383,6 +409,7 @@ static void test_real(void)
 	struct qc_err err = { 0 };
 	struct lvm_lv lv, *lvs;
 	u32 nr, before;
+	u64 bytes;
 
 	if (!make_vg()) {
 		printf(" (skipped: no loop devices or no lvm) ");
@@ -402,6 +429,8 @@ static void test_real(void)
 	CU_ASSERT(lvm_extend(VG, "a-b", 9 * MiB, &err) == 0);
 	CU_ASSERT(lvm_extend(VG, "a-b", 10 * MiB, &err) == 0);
 	CU_ASSERT(find_lv("a-b", &lv, &err) == 0 && lv.size_bytes == 12 * MiB);
+	CU_ASSERT(lvm_reduce_held(&lv, 5 * MiB, -1, &bytes, &err) == 0 && bytes == 8 * MiB);
+	CU_ASSERT(find_lv("a-b", &lv, &err) == 0 && lv.size_bytes == 8 * MiB);
 	CU_ASSERT(lvm_list(NULL, &lvs, &nr, &err) == 0 && nr == 1);
 	free(lvs);
 	CU_ASSERT(err.code == 0);
@@ -454,6 +483,7 @@ static const struct unit_test tests[] = {
 	{ "report", test_report },
 	{ "several VGs", test_parts },
 	{ "shared activation", test_shared },
+	{ "reducing", test_reduce },
 	{ "much output", test_much_output },
 	{ "time limit", test_timeout },
 	{ "arguments", test_arguments },

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# A thin LV grows under fio --verify, in a VG that was full of old data; the VG runs full, gets another PV, and fio ends without an error.
+# A thin LV grows under fio --verify, in a VG that was full of old data; the VG runs full, gets another PV, and fio ends without an error; sealed, it is made smaller.
 # timeout: 180
 # kernel: 6.12
 source "${0%/*}/lib.sh"
@@ -48,4 +48,26 @@ save_device "$dev" shown
 chain_down disk
 qemu_sees /dev/vg/disk shown
 clean_image /dev/vg/disk
+
+step "what was discarded goes back to the VG when a snapshot seals the LV, beside fio"
+chain_up disk vg/disk
+before=$(lv_mb vg/disk)
+blkdiscard "$dev"
+wait_for 20 "clusters to be free" chain_is disk '.status.metadata["to-reclaim"]' 0
+fio --name=kept --allow_file_create=0 --filename="$dev" --size=6M --direct=1 --ioengine=io_uring --rw=write --bs=64k --end_fsync=1 --minimal > /dev/null
+save_device "$dev" kept
+fio --name=more --allow_file_create=0 --filename="$dev" --offset=32M --size=8M --direct=1 --ioengine=io_uring --iodepth=8 --rw=randwrite \
+	--bs=64k --loops=3 --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal > fio.out 2>&1 &
+fio=$!
+qchainctl snapshot disk a
+is_small() { (($(lv_mb vg/disk) <= 24)); }
+wait_for 20 "the LV of the snapshot to get smaller" is_small
+wait $fio || { cat fio.out; fail "fio saw errors or wrong data"; }
+echo "the LV had $before MiB and has $(lv_mb vg/disk); $(blockdev --getsize64 /dev/vg/disk) bytes"
+[[ $(lv_mb vg/disk) == $(($(blockdev --getsize64 /dev/vg/disk) >> 20)) ]] || fail "LVM and the kernel disagree"
+cmp -n $((6 << 20)) "$dev" kept || fail "the device shows something else"
+chain_down disk
+clean_image /dev/vg/disk
+lvchange -ay vg/disk.1.qcow2
+clean_image /dev/vg/disk.1.qcow2
 pass

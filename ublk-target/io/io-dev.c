@@ -351,11 +351,19 @@ int io_dev_begin_writing(struct io_dev *dev, struct qc_err *err)
 {
 	struct io_door door = { .path = dev->path, .fd = dev->fd,
 				.flags = IO_DEV_WRITE | (dev->direct ? 0 : IO_DEV_BUFFERED) };
+	s64 size;
 	int ret = dev->fd < 0 ? 0 : io_door_begin_writing(&door, err);
 
-	if (!ret)
-		dev->writable = true;
-	return ret;
+	if (ret)
+		return ret;
+	size = dev->ops->refresh_size(dev);
+	if (size < 0) {
+		io_dev_end_writing(dev);
+		return qc_err_set(err, size, "%s: its size is not known (%s)", dev->path,
+				  strerror(-size));
+	}
+	dev->writable = true;
+	return 0;
 }
 
 void io_dev_end_writing(struct io_dev *dev)

@@ -21,6 +21,10 @@
 int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **output,
 	    struct qc_err *err);
 
+/* The same; lvm has @fd open, as its input, which it never reads. */
+int lvm_run_holding(const char *object, const char *const *args, u32 timeout_ms, int fd,
+		    struct qc_err *err);
+
 /* Arguments of `lvs` whose JSON lvm_report_parse() reads. */
 extern const char *const lvm_report_args[];
 #define LVM_NR_REPORT_ARGS 7

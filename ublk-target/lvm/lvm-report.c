@@ -12,7 +12,7 @@
 const char *const lvm_report_args[] = {
 	"lvs", "--reportformat", "json", "--units", "b", "--nosuffix",
 	("-ovg_name,lv_name,lv_uuid,lv_size,lv_tags,lv_active,lv_device_open,lv_path,"
-	 "vg_lock_type,vg_size,vg_free"),
+	 "vg_lock_type,vg_size,vg_free,vg_extent_size"),
 };
 
 _Static_assert(ARRAY_SIZE(lvm_report_args) == LVM_NR_REPORT_ARGS, "lvs arguments");
@@ -51,6 +51,7 @@ static int parse_more(const char *object, json_object *json, struct lvm_lv *lv, 
 {
 	const char *path = text_of(json, "lv_path"), *lock = text_of(json, "vg_lock_type");
 	const char *size = text_of(json, "vg_size"), *free_text = text_of(json, "vg_free");
+	const char *extent = text_of(json, "vg_extent_size");
 	int ret;
 
 	if (path && !copy_text(lv->path, sizeof(lv->path), path))
@@ -61,6 +62,8 @@ static int parse_more(const char *object, json_object *json, struct lvm_lv *lv, 
 	ret = size ? parse_bytes(object, size, &lv->vg_bytes, err) : 0;
 	if (!ret && free_text)
 		ret = parse_bytes(object, free_text, &lv->vg_free_bytes, err);
+	if (!ret && extent)
+		ret = parse_bytes(object, extent, &lv->extent_bytes, err);
 	return ret;
 }
 

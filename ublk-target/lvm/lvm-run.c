@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Runs the lvm command: no shell, no inherited descriptors, a time limit. */
+/* Runs the lvm command: no shell, at most one inherited descriptor, a time limit. */
 #include "lvm-private.h"
 
 #include <errno.h>
@@ -37,6 +37,7 @@ struct lvm_text {
 struct lvm_process {
 	const char *object;
 	const char *command;
+	int input; /* what it has as such; -1: nothing */
 	pid_t pid;
 	struct lvm_text output;
 	struct lvm_text errors;
@@ -99,7 +100,10 @@ static int spawn_with(struct lvm_process *p, posix_spawn_file_actions_t *actions
 
 	if (!env)
 		return -ENOMEM;
-	ret = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDONLY, 0);
+	if (p->input < 0)
+		ret = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDONLY, 0);
+	else
+		ret = posix_spawn_file_actions_adddup2(actions, p->input, 0);
 	if (!ret)
 		ret = posix_spawn_file_actions_adddup2(actions, p->write_fds[0], 1);
 	if (!ret)
@@ -291,12 +295,13 @@ static int stop(struct lvm_process *p, int why, u32 timeout_ms, struct qc_err *e
 			  timeout_ms / 1000);
 }
 
-static int lvm_run_plain(const char *object, const char *const *args, u32 timeout_ms,
+static int lvm_run_plain(const char *object, const char *const *args, u32 timeout_ms, int input,
 			 char **output, struct qc_err *err)
 {
 	struct lvm_process p = {
 		.object = object,
 		.command = args[0],
+		.input = input,
 		.output.fd = -1,
 		.errors.fd = -1,
 		.write_fds = { -1, -1 },
@@ -361,7 +366,7 @@ static const char *filter_config(void)
 
 	if (known)
 		return config;
-	known = !lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, &output, NULL);
+	known = !lvm_run_plain("lvm", ask, LVM_REPORT_TIMEOUT_MS, -1, &output, NULL);
 	if (known)
 		list = find_filter(output);
 	snprintf(config, sizeof(config), "devices/filter=[\"r|^/dev/ublkb|\",%s]",
@@ -370,8 +375,8 @@ static const char *filter_config(void)
 	return config;
 }
 
-int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **output,
-	    struct qc_err *err)
+static int run_filtered(const char *object, const char *const *args, u32 timeout_ms, int input,
+			char **output, struct qc_err *err)
 {
 	const char **filtered;
 	size_t nr = 0;
@@ -386,7 +391,19 @@ int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **
 	filtered[1] = "--config";
 	filtered[2] = filter_config();
 	memcpy(filtered + 3, args + 1, (nr - 1) * sizeof(*filtered));
-	ret = lvm_run_plain(object, filtered, timeout_ms, output, err);
+	ret = lvm_run_plain(object, filtered, timeout_ms, input, output, err);
 	free(filtered);
 	return ret;
+}
+
+int lvm_run(const char *object, const char *const *args, u32 timeout_ms, char **output,
+	    struct qc_err *err)
+{
+	return run_filtered(object, args, timeout_ms, -1, output, err);
+}
+
+int lvm_run_holding(const char *object, const char *const *args, u32 timeout_ms, int fd,
+		    struct qc_err *err)
+{
+	return run_filtered(object, args, timeout_ms, fd, NULL, err);
 }

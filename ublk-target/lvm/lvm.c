@@ -170,6 +170,25 @@ int lvm_extend(const char *vg, const char *name, u64 bytes, struct qc_err *err)
 	return ret;
 }
 
+int lvm_reduce_held(const struct lvm_lv *now, u64 bytes, int fd, u64 *result, struct qc_err *err)
+{
+	u64 extent = max(now->extent_bytes, (u64)SECTOR_SIZE);
+	u64 wanted = DIV_ROUND_UP(bytes, extent) * extent;
+	char size[32];
+	struct lv_name lv;
+	const char *args[] = { "lvreduce", "--yes", NO_BACKUP, "--size", size, lv.text, NULL };
+	int ret = make_name(now->vg, now->name, &lv, err);
+
+	*result = now->size_bytes;
+	if (ret || now->size_bytes <= wanted)
+		return ret;
+	size_arg(wanted, size, sizeof(size));
+	ret = lvm_run_holding(lv.text, args, LVM_CHANGE_TIMEOUT_MS, fd, err);
+	if (!ret)
+		*result = wanted;
+	return ret;
+}
+
 /* @how: "y", "sy" or "n" */
 static int activate(const char *vg, const char *name, const char *how, struct qc_err *err)
 {

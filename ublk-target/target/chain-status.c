@@ -79,11 +79,22 @@ static const char *layer_state(const struct chain_target *ct, const struct image
 	return depth ? "sealed" : "active";
 }
 
+/* Of what is only read nobody counts on the size; the volume may have been made smaller. */
+static void look_at_size(const struct chain_target *ct, u32 depth)
+{
+	const struct layer_table *t = ct->map.table;
+	const struct image *img = ct->chain->layers[depth].img;
+
+	if (img->format == IMAGE_QCOW2 && !t->by_id[t->order[depth]]->writer)
+		img->dev->ops->refresh_size(img->dev);
+}
+
 static json_object *node_json(const struct chain_target *ct, u32 depth)
 {
 	const struct chain_layer *l = &ct->chain->layers[depth];
 	json_object *o = json_object_new_object();
 
+	look_at_size(ct, depth);
 	json_object_object_add(o, "node-name", str(l->node_name));
 	json_object_object_add(o, "drv", str(image_format_name(l->img->format)));
 	json_object_object_add(o, "file", str(l->path));
