@@ -11,6 +11,7 @@ import sys
 import harness
 from full import wait_for
 from harness import Qmp, expect, expect_equal, wait_until
+from nbdclient import NbdClient
 from thin import EXTENT, MIB, SIZE, Thin, pieces
 
 SEALED = 0.3
@@ -220,6 +221,39 @@ def count_nothing_at_the_end(thin, name):
         last = max(at for at in range(0, len(counts), 2) if counts[at:at + 2] != bytes(2))
         file.seek(block + last)
         file.write(bytes(2))
+
+
+async def write_layer(place, byte, ranges):
+    client = await NbdClient.connect(place.path("sock"))
+    for begin, end in ranges:
+        for at in range(begin, end):
+            await client.write(at * MIB, bytes([byte]) * MIB)
+    await client.flush()
+    await client.close()
+
+
+# The example of docs/space.md at a hundredth, in MiB: what is written before each of the four snapshots, and after.
+CAPACITY = [[(0, 600)], [(0, 30), (600, 620)], [(100, 130), (620, 640)], [(200, 230), (640, 660)], [(300, 330), (660, 680)]]
+
+
+def test_capacity(place):
+    """A disk of 1.5 GB, 600 MB in it, four snapshots, 50 MB changed between two: the LVs take little more than is held."""
+    with Thin(place, size=4 << 30) as thin:
+        place.ctl("create", f"{thin.vg.name}/disk", "--size", "1500M", "--thin", "--chunk", "8M")
+        thin.up()
+        for number, ranges in enumerate(CAPACITY):
+            if number:
+                place.ctl("snapshot", "seven", f"day{number}")
+            asyncio.run(write_layer(place, number + 1, ranges))
+        for name in list(thin.vg.lvs())[:-1]:
+            has_shrunk(thin, name)
+        said = place.ctl_json("space", thin.vg.name)[0]
+        layers = said["chains"][0]["layers"]
+        held = sum(layer["held"] for layer in layers)
+        taken = sum(lv["size"] for lv in thin.vg.lvs().values())
+        expect_equal(held, 800 * MIB, "bytes that are held")
+        expect(taken <= 1.15 * held, f"LVs take {taken / held:.2f} times what is held")
+        thin.down()
 
 
 def crash(place, point):
