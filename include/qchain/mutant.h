@@ -31,6 +31,10 @@ enum mutant {
 	MUTANT_BASE_UNFLUSHED, /* M8: the header names a base that is not durable */
 	MUTANT_BASE_FILLS_FROM_DEVICE, /* M9: the base is filled with what the device shows */
 	MUTANT_HAND_NOT_DURABLE, /* H2: unmapped before the copy is durable */
+	MUTANT_LAYERS_SHARED, /* M12: two merges have a layer in common */
+	MUTANT_STREAM_UNRESTED, /* M14: a snapshot beside a stream into the active layer */
+	MUTANT_HAND_UNSETTLED, /* H1: copied while writes are under way */
+	MUTANT_HAND_UNRESTED, /* H11: a snapshot in the middle of a batch */
 	MUTANT_NR,
 };
 

@@ -18,7 +18,9 @@ declare -A first=([NAME_WITH_FIELDS]=23 [REPLAY_UNCLAIMED]=17 [FLUSH_TOP_ONLY]=3
 	[BASE_FILLS_FROM_DEVICE]=2 [HAND_NOT_DURABLE]=1
 	[FUA_IN_PLACE]="$short 13" [FREE_EARLY]="$short 1" [NO_STEP_2]="$short 22" [FLUSH_UNCOMMITTED]="$short 37"
 	[STALE_FOLD]="$short 27" [OLD_FILLS_NEW]="$short 9" [SEAL_EARLY]="$short 9" [COPY_OVER_GUEST]="$short 17"
-	[CLOSE_BEFORE_GRACE]="$short 18" [BASE_DOOR]="$short 3")
+	[CLOSE_BEFORE_GRACE]="$short 18" [BASE_DOOR]="$short 3"
+	[LAYERS_SHARED]="$short 11" [STREAM_UNRESTED]="$short 3" [HAND_UNSETTLED]="$short 33"
+	[HAND_UNRESTED]="$short 12")
 # No seed of a minute shows it for sure: hunted in whole runs only.
 rare=FILL_BEFORE_GRACE
 caught=0

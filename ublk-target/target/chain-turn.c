@@ -3,6 +3,7 @@
 #include "chain-merge.h"
 
 #include <errno.h>
+#include <qchain/mutant.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,7 +65,8 @@ static int rest_of_merges(struct turn_call *call)
 	struct merge *m;
 
 	cds_list_for_each_entry(m, &call->ct->merges, node) {
-		if (!is_on_top(m))
+		if (!is_on_top(m) ||
+		    (m->pivots ? MUTANT(HAND_UNRESTED) : MUTANT(STREAM_UNRESTED)))
 			continue;
 		snprintf(call->who, sizeof(call->who), "%s", m->job->id);
 		if (m->job->state == JOB_PENDING && !m->job->preparing)
@@ -159,7 +161,7 @@ static void join_run(struct loop *loop, void *arg)
 
 	cds_list_for_each_entry(other, &m->ct->merges, node) {
 		depth = max(first_of(m), first_of(other));
-		if (depth > min(last_of(m), last_of(other)))
+		if (depth > min(last_of(m), last_of(other)) || MUTANT(LAYERS_SHARED))
 			continue;
 		call->ret = -EBUSY;
 		snprintf(call->who, sizeof(call->who), "%s", other->job->id);
