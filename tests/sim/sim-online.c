@@ -181,15 +181,16 @@ static void snapshot_publish(void)
 	int ret = chain_snapshot(device.ti, NULL, online.overlay, sim_path(sim_top), sim_top, false,
 				 &err);
 
-	online.snapshot = SNAPSHOT_IDLE;
 	if (ret) {
 		image_close(online.overlay);
-		record_top(online.old_top);
+		record_top(online.old_top); /* until then a cut finds the overlay as the top */
+		online.snapshot = SNAPSHOT_IDLE;
 		remove_overlay();
 		if (!plan.faults && ret != -EBUSY)
 			fail("snapshot: %s", err.msg);
 		return;
 	}
+	online.snapshot = SNAPSHOT_IDLE;
 	add_snapshot_view();
 	if (online.phase == ONLINE_JOB && online.kind == MERGE_ACTIVE)
 		online.kind = MERGE_COMMIT; /* of what was the active layer (D6) */
