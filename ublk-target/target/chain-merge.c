@@ -383,18 +383,25 @@ static int make_next(struct merge *m)
 }
 
 /* Who was the active layer's writer is not done with the header until that is sealed. */
-static bool above_is_sealing(const struct merge *m)
+static const struct writer *sealing_above(const struct merge *m)
 {
 	const struct layer_table *t = m->ct->map.table;
 
-	return !header_writer(m) && t->by_id[t->order[m->first - 1]]->writer;
+	return header_writer(m) ? NULL : t->by_id[t->order[m->first - 1]]->writer;
 }
 
 static void begin_last_step(struct loop *loop, struct loop_timer *timer)
 {
 	struct merge *m = container_of(timer, struct merge, timer);
+	const struct writer *above = sealing_above(m);
 
-	if (above_is_sealing(m) || !turn_try(m->ct, m->job->id)) {
+	if (above && above->dead) {
+		qc_err_set(&m->err, -EIO, "%s: could not be sealed, its header is left as it is",
+			   above->layer->path);
+		last_step_over(m, -EIO);
+		return;
+	}
+	if (above || !turn_try(m->ct, m->job->id)) {
 		loop_timer_set(loop, timer, TURN_POLL_NS);
 		return;
 	}
