@@ -30,13 +30,16 @@ WORDS = "words"
 
 
 def make_images(place):
-    """In a folder of their own: base <- mid <- top with data in each, and an overlay of top."""
+    """
+    In a folder of their own: base <- mid <- top with data in each, apart from the others', and an overlay of top.
+    What a stream moves is more than one chunk: at a low speed the second one waits, however fast the first one was.
+    """
     os.mkdir(place.path("made"))
     for index, name in enumerate(LAYERS + ("over",)):
         below = ["-b", LAYERS[index - 1] + ".qcow2", "-F", "qcow2"] if index else []
         place.run("qemu-img", "create", "-q", "-f", "qcow2", *below, f"made/{name}.qcow2", "4M")
         if name in LAYERS:
-            place.run("qemu-io", "-f", "qcow2", "-c", f"write -P {index + 1} {index * 512}k 1M", f"made/{name}.qcow2")
+            place.run("qemu-io", "-f", "qcow2", "-c", f"write -P {index + 1} {index * 1536}k 1M", f"made/{name}.qcow2")
 
 
 def start_over(place, start):
