@@ -55,7 +55,7 @@ struct request_queue {
 /* One tag; several requests may be parts of what it stands for. */
 struct request_tag {
 	struct request_queue *queue; /* set once */
-	u32 bytes; /* of the queue's, while it is in use */
+	u32 bytes; /* of the queue's, while it is in use; set before its first request */
 	u32 parked; /* metadata thread: operations that wait for space */
 };
 

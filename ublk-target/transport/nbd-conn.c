@@ -140,6 +140,7 @@ int nbd_pieces_get(struct nbd_slot *slot, u32 bytes)
 		}
 	}
 	slot->held_bytes = bytes;
+	slot->tag.bytes = bytes;
 	slot->conn->held_bytes += nbd_pieces_cost(bytes);
 	return 0;
 }
@@ -149,6 +150,7 @@ void nbd_pieces_put(struct nbd_slot *slot)
 	pieces_free(slot, DIV_ROUND_UP(slot->held_bytes, NBD_PIECE_BYTES), slot->held_bytes);
 	slot->conn->held_bytes -= nbd_pieces_cost(slot->held_bytes);
 	slot->held_bytes = 0;
+	slot->tag.bytes = 0;
 }
 
 /* ---- life ------------------------------------------------------------- */

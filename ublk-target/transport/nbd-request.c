@@ -86,7 +86,6 @@ static void part_submit(struct nbd_slot *slot, struct nbd_part *part, u32 from, 
 	req->flags = part_flags(slot);
 	req->base = base;
 	req->tag = &slot->tag;
-	slot->tag.bytes = slot->held_bytes;
 	part->busy = true;
 	slot->nr_busy++;
 	target_submit(req->target, req);
