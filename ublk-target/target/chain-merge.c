@@ -474,10 +474,12 @@ static int merge_ready(void *arg)
 {
 	struct merge *m = arg;
 
-	if (m->late == LATE_FAILED)
+	if (m->late == LATE_RUNS)
+		return 0; /* m->err is the worker's, and not the last word */
+	if (m->late == LATE_FAILED) {
 		m->job->err = m->err;
-	if (m->late == LATE_FAILED || m->late == LATE_RUNS)
 		return m->err.code;
+	}
 	if (chain_is_sealing(m->ct) && !MUTANT(MERGE_UNSEALED))
 		return 0;
 	if (m->late == LATE_NO)
@@ -616,7 +618,7 @@ static int check_into(const struct chain_target *ct, const char *node, u32 *into
 	if (!merge_find_node(ct->chain, node, into))
 		return merge_no_node(node, err);
 	layer = &ct->chain->layers[*into];
-	if (ct->map.table->read_only || !ct->active)
+	if (chain_is_read_only(ct) || !ct->active)
 		return qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
 				  ct->chain->layers[0].path);
 	if (layer->img->nr_snapshots)

@@ -233,9 +233,15 @@ static void mark_corrupt(struct writer *w)
 		meta_kick(w->meta);
 }
 
+/* Whose header is being closed has written all it will: its layer is as good as sealed. */
+static struct writer *writer_of(const struct layer *l)
+{
+	return l->writer && !l->writer->closing ? l->writer : NULL;
+}
+
 static void corrupt(struct chain_target *ct, struct layer *l, u64 host, const char *what)
 {
-	struct writer *w = l->writer;
+	struct writer *w = writer_of(l);
 	json_object *data = json_object_new_object();
 
 	l->corrupt = true;
@@ -253,13 +259,14 @@ static void corrupt(struct chain_target *ct, struct layer *l, u64 host, const ch
 void chain_corrupt(struct chain_target *ct, u16 layer, u64 guest, u64 host, const char *what)
 {
 	struct layer *l = ct->map.table->by_id[layer];
+	const struct writer *w = writer_of(l);
 
 	if (l->corrupt)
 		return;
 	log_error("%s: corrupt at guest offset %llu: host offset %llu: %s; reads there fail%s%s; "
 		  "run qchainctl check on it",
 		  l->path, (unsigned long long)guest, (unsigned long long)host, what,
-		  l->writer ? ", " : "", l->writer ? consequence(l->writer) : "");
+		  w ? ", " : "", w ? consequence(w) : "");
 	corrupt(ct, l, host, what);
 }
 

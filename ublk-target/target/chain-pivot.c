@@ -112,20 +112,29 @@ static void close_header(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
 
-	if (io_dev_flush(m->top->img->dev))
-		m->top->failed = true;
-	writer_mark_closed(m->top);
+	int ret = io_dev_flush(m->top->img->dev);
+
+	if (ret)
+		qc_err_set(&m->err, ret, "%s: not closed, its volume could not be flushed (%s)",
+			   m->top->img->dev->path, strerror(-ret));
+	else
+		writer_mark_closed(m->top);
 }
 
 static void header_closed(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
-	int ret = m->top->failed ? -EIO : merge_forget(m, 0, 1);
+	int ret;
 
+	m->top->closing = false;
+	if (m->err.code)
+		m->top->failed = true;
 	crash_point("commit.closed");
+	ret = m->top->failed ? -EIO : merge_forget(m, 0, 1);
 	if (ret) {
-		qc_err_set(&m->err, ret, "%s: not closed (%s)", m->top->layer->path,
-			   strerror(-ret));
+		if (!m->err.code)
+			qc_err_set(&m->err, ret, "%s: not closed (%s)", m->top->layer->path,
+				   strerror(-ret));
 		failed(m, ret);
 		return;
 	}
@@ -144,6 +153,7 @@ static void wait_idle(struct loop *loop, struct loop_timer *timer)
 		loop_timer_set(loop, timer, PIVOT_POLL_NS);
 		return;
 	}
+	m->top->closing = true;
 	m->work.run = close_header;
 	m->work.done = header_closed;
 	chain_work(m->ct, &m->work);

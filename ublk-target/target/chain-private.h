@@ -145,6 +145,7 @@ struct writer {
 	struct cds_list_head held; /* struct reclaim: as long as it holds */
 	u32 nr_ops;
 	bool failed; /* metadata could not be written: nothing goes there any more */
+	bool closing; /* a worker writes the header: nobody else does */
 	bool full;
 	u64 stat_allocated;
 	u64 starved_bytes; /* its size when a job found no room in it; 0: none has */
@@ -275,6 +276,12 @@ struct writer *chain_next_writer(const struct chain_target *ct, const struct wri
 	for (w = chain_next_writer(ct, NULL); w; w = chain_next_writer(ct, w))
 /* Does the device depend on it? Not as long as what is above hides all that it has. */
 bool writer_matters(const struct writer *w);
+
+/* ... or has turned read-only. Any thread that keeps the table. */
+static inline bool chain_is_read_only(const struct chain_target *ct)
+{
+	return __atomic_load_n(&ct->map.table->read_only, __ATOMIC_RELAXED);
+}
 
 /* ---- chain-layers.c: the layer table ------------------------------------------------- */
 

@@ -124,6 +124,7 @@ static void seal_flushed(struct io_op *op, int error)
 		seal_failed(w, error);
 		return;
 	}
+	w->closing = true;
 	w->seal_work.run = seal_close;
 	w->seal_work.done = sealed;
 	chain_work(w->ct, &w->seal_work);

@@ -168,7 +168,8 @@ void writer_destroy(struct writer *w)
 		return;
 	if (w->logged && !w->failed)
 		intent_log_detach(w->ct->log, w->log_layer);
-	w->layer->writer = NULL;
+	if (w->layer->writer) /* else it never started, and others look there */
+		w->layer->writer = NULL;
 	layer_table_free(w->old_table);
 	overlap_free(w->img->overlap);
 	w->img->overlap = NULL;
