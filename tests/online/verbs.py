@@ -32,8 +32,9 @@ MIB = 1 << 20
 MOST = 8 * MIB
 VERBS = 7  # of one sequence
 # What a verb may be refused for, that came in the way of another one or of something older; nothing has changed then.
-REFUSALS = ("unexpose", "exposed", "stand on it", "images stand", "stands on", "another branch", "no layer of",
-            "in use, the image lock", "not possible now", "would be damaged", "job ", "does not change its size")
+REFUSALS = ("unexpose", "exposed", "stand on it", "images stand", "stands on", "is the backing image of",
+            "another branch", "no layer of", "in use, the image lock", "not possible now", "would be damaged", "job ",
+            "does not change its size")
 # Steps of qchainctl at which it is killed.
 POINTS = {
     "snapshot": ("snapshot.marked", "snapshot.created", "snapshot.formatted", "snapshot.unrecorded", "snapshot.recorded",
