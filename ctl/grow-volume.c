@@ -2,6 +2,7 @@
 /* Thin LVs of a chain that is served: how far they are filled, and lvextend beside the I/O. */
 #include "grow.h"
 
+#include "clock.h"
 #include "image/offline.h"
 #include "lv-names.h"
 #include "thin.h"
@@ -36,14 +37,6 @@ struct filling {
 	u64 threshold;
 	bool full;
 };
-
-static u64 now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
-}
 
 /* ---- talking ------------------------------------------------------------------------- */
 

@@ -2,6 +2,8 @@
 /* How qchainctl speaks: JSON, errors, colour on terminals, the progress bar. */
 #include "ctl.h"
 
+#include "clock.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -9,7 +11,6 @@
 #include <unistd.h>
 
 #define DRAW_EVERY_NS 200000000ull
-#define NS_PER_SEC 1000000000ull
 
 bool print_is_terminal(FILE *to)
 {
@@ -72,14 +73,6 @@ const char *print_clean(const char *text, char *out)
 }
 
 /* ---- progress ---------------------------------------------------------- */
-
-static u64 now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (u64)now.tv_sec * NS_PER_SEC + now.tv_nsec;
-}
 
 static u32 terminal_columns(void)
 {

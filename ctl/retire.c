@@ -2,6 +2,7 @@
 /* Images that are no layers any more: wiped, and removed. */
 #include "retire.h"
 
+#include "clock.h"
 #include "image/reader.h"
 
 #include <errno.h>
@@ -14,7 +15,6 @@
 
 #define HEADER_BYTES 4096u
 #define STEP_BYTES (1u * MiB)
-#define NS_PER_SEC 1000000000ull
 
 /* ---- zeroes ---------------------------------------------------------------------- */
 
@@ -26,14 +26,6 @@ struct wipe {
 	u64 done;
 	u64 start_ns;
 };
-
-static u64 now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * NS_PER_SEC + ts.tv_nsec;
-}
 
 /* Not faster than asked for. */
 static void keep_speed(const struct wipe *w)

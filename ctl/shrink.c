@@ -2,6 +2,7 @@
 /* The LV of a sealed layer ends after its last used cluster. */
 #include "shrink.h"
 
+#include "clock.h"
 #include "image/offline.h"
 #include "lv-names.h"
 #include "manager.h"
@@ -32,14 +33,6 @@
 #define MAX_PAUSE_NS 60000000000ull
 #define NOT_TRUSTED_FEATURES                                                                     \
 	(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DATA_FILE)
-
-static u64 now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
-}
 
 /* ---- one layer: in the child ------------------------------------------------------------ */
 

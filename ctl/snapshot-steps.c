@@ -2,6 +2,7 @@
 /* The steps of one snapshot, and the way back from each. */
 #include "snapshot.h"
 
+#include "clock.h"
 #include "grow.h"
 #include "job-record.h"
 #include "manager.h"
@@ -307,14 +308,6 @@ int snapshot_record(struct snapshot *s, struct qc_err *err)
 		ret = save_state(s, err);
 	crash_point("snapshot.noted");
 	return ret ? ret : tell_later_name(s, err);
-}
-
-static u64 now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
 }
 
 int snapshot_hold(struct snapshot *s, u64 *deadline_ns, struct qc_err *err)
