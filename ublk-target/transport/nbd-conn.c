@@ -130,7 +130,7 @@ int nbd_pieces_get(struct nbd_slot *slot, u32 bytes)
 	u32 nr = DIV_ROUND_UP(bytes, NBD_PIECE_BYTES);
 	u32 i;
 
-	assert(nr <= NBD_NR_PIECES && !slot->held_bytes);
+	assert(nr <= NBD_NR_PIECES && !slot->tag.bytes);
 	for (i = 0; i < nr; i++) {
 		slot->pieces[i] = pool_get(&slot->conn->home->pool,
 					   buffer_class(piece_bytes(bytes, i)));
@@ -139,7 +139,6 @@ int nbd_pieces_get(struct nbd_slot *slot, u32 bytes)
 			return -ENOMEM;
 		}
 	}
-	slot->held_bytes = bytes;
 	slot->tag.bytes = bytes;
 	slot->conn->held_bytes += nbd_pieces_cost(bytes);
 	return 0;
@@ -147,9 +146,8 @@ int nbd_pieces_get(struct nbd_slot *slot, u32 bytes)
 
 void nbd_pieces_put(struct nbd_slot *slot)
 {
-	pieces_free(slot, DIV_ROUND_UP(slot->held_bytes, NBD_PIECE_BYTES), slot->held_bytes);
-	slot->conn->held_bytes -= nbd_pieces_cost(slot->held_bytes);
-	slot->held_bytes = 0;
+	pieces_free(slot, DIV_ROUND_UP(slot->tag.bytes, NBD_PIECE_BYTES), slot->tag.bytes);
+	slot->conn->held_bytes -= nbd_pieces_cost(slot->tag.bytes);
 	slot->tag.bytes = 0;
 }
 

@@ -237,8 +237,7 @@ struct nbd_slot {
 	bool running;
 	bool aborted; /* the client went away in the middle of its payload */
 
-	u32 held_bytes; /* of NBD_HELD_BYTES */
-	struct request_tag tag;
+	struct request_tag tag; /* its bytes are those of @pieces, and count for NBD_HELD_BYTES */
 	void *pieces[NBD_NR_PIECES];
 	struct nbd_part parts[NBD_NR_PARTS];
 

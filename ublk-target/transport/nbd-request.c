@@ -482,7 +482,7 @@ static u8 *payload_place(struct nbd_slot *slot, u32 *room)
 	u32 in_piece = slot->ready % NBD_PIECE_BYTES;
 
 	*room = min(slot->len - slot->ready, NBD_PIECE_BYTES - in_piece);
-	if (!slot->held_bytes)
+	if (!slot->tag.bytes)
 		return NULL;
 	return (u8 *)slot->pieces[slot->ready / NBD_PIECE_BYTES] + in_piece;
 }
