@@ -57,6 +57,7 @@ struct io_dev_ops {
 	void (*close)(struct io_dev *dev);
 };
 
+/* As it was when it was last asked for, see refresh_size(). Any thread. */
 static inline u64 io_dev_bytes(const struct io_dev *dev)
 {
 	return __atomic_load_n(&dev->size_bytes, __ATOMIC_RELAXED);

@@ -112,6 +112,12 @@ struct layer_table {
 	struct io_dev *flush[QC_MAX_FLUSH]; /* what a FLUSH makes durable; NULL: none */
 };
 
+/* Any thread that keeps @table. */
+static inline bool layer_table_is_read_only(const struct layer_table *table)
+{
+	return __atomic_load_n(&table->read_only, __ATOMIC_RELAXED);
+}
+
 /* The extents of one piece, or of several that become one, with updates laid over. */
 struct rebuild {
 	struct extent *out;

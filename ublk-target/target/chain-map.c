@@ -252,7 +252,7 @@ static enum target_map_result map_data(struct chain_target *ct, struct request *
 
 	if (nr < 0)
 		return defer(req);
-	if (req->op == REQ_WRITE && __atomic_load_n(&table->read_only, __ATOMIC_RELAXED)) {
+	if (req->op == REQ_WRITE && layer_table_is_read_only(table)) {
 		req->error = -EROFS;
 		return TARGET_DONE;
 	}

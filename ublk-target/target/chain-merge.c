@@ -618,7 +618,7 @@ static int check_into(const struct chain_target *ct, const char *node, u32 *into
 	if (!merge_find_node(ct->chain, node, into))
 		return merge_no_node(node, err);
 	layer = &ct->chain->layers[*into];
-	if (chain_is_read_only(ct) || !ct->active)
+	if (layer_table_is_read_only(ct->map.table) || !ct->active)
 		return qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
 				  ct->chain->layers[0].path);
 	if (layer->img->nr_snapshots)

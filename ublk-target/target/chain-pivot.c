@@ -111,7 +111,6 @@ static void publish(struct merge *m)
 static void close_header(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
-
 	int ret = io_dev_flush(m->top->img->dev);
 
 	if (ret)

@@ -277,12 +277,6 @@ struct writer *chain_next_writer(const struct chain_target *ct, const struct wri
 /* Does the device depend on it? Not as long as what is above hides all that it has. */
 bool writer_matters(const struct writer *w);
 
-/* ... or has turned read-only. Any thread that keeps the table. */
-static inline bool chain_is_read_only(const struct chain_target *ct)
-{
-	return __atomic_load_n(&ct->map.table->read_only, __ATOMIC_RELAXED);
-}
-
 /* ---- chain-layers.c: the layer table ------------------------------------------------- */
 
 /* Of the chain as it was opened; the base has id 0. */

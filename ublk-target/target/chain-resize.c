@@ -99,7 +99,7 @@ static int check(const struct chain_target *ct, const char *node, u64 bytes, str
 	if (!IS_ALIGNED(bytes, SECTOR_SIZE))
 		return qc_err_set(err, -EINVAL, "The new size must be a multiple of %u",
 				  SECTOR_SIZE);
-	if (chain_is_read_only(ct) || !ct->active)
+	if (layer_table_is_read_only(ct->map.table) || !ct->active)
 		return qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
 				  top->path);
 	if (bytes < top->img->virtual_size)

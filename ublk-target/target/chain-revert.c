@@ -293,7 +293,7 @@ static int check_revert(struct target *ti, const char *node, struct image *overl
 	if (!*depth)
 		return qc_err_set(err, -EINVAL, "%s: is the active layer, which a snapshot is "
 				  "taken of; must be below it", node);
-	if (chain_is_read_only(ct) || !ct->active)
+	if (layer_table_is_read_only(ct->map.table) || !ct->active)
 		return qc_err_set(err, -EROFS, "%s: the device is read-only, must be writable",
 				  ct->chain->layers[0].path);
 	return chain_check_overlay(ct, overlay, path, *depth, err);
