@@ -96,6 +96,14 @@ def pieces(part):
     return range(int(SIZE // PIECE * part))
 
 
+async def write_half(thin):
+    """By a client of its own: half of the disk, which is more than the LV has."""
+    await thin.connect()
+    await thin.write_all(pieces(0.5), 1)
+    await thin.check()
+    await thin.client.close()
+
+
 def serve(place, run, *words, **more):
     """From create to the check of the image, with one guest."""
     with Thin(place, **more) as thin:
@@ -186,17 +194,12 @@ def test_full_group(place):
 
 def test_not_active(place):
     """As after a start of the host: the LV becomes active with `up`, and is made larger as ever."""
-    async def run(thin):
-        await thin.connect()
-        await thin.write_all(pieces(0.5), 1)
-        await thin.check()
-        await thin.client.close()
     with Thin(place) as thin:
         thin.create()
         place.run("lvm", "lvchange", "--activate", "n", f"{thin.vg.name}/disk")
         thin.up()
         wait_until(lambda: thin.status()["grower"], "somebody makes it larger")
-        asyncio.run(run(thin))
+        asyncio.run(write_half(thin))
         thin.down()
 
 
@@ -341,16 +344,11 @@ def test_killed(place):
 
 def crash(place, point):
     """Killed there by itself; whoever comes next goes on."""
-    async def run(thin):
-        await thin.connect()
-        await thin.write_all(pieces(0.5), 1)
-        await thin.check()
-        await thin.client.close()
     with Thin(place) as thin:
         place.environment["QCHAIN_CRASH_POINT"] = point
         thin.create().up()
         del place.environment["QCHAIN_CRASH_POINT"]
-        asyncio.run(run(thin))
+        asyncio.run(write_half(thin))
         with open(place.path("run/seven/qchaind.log"), encoding="utf-8") as log:
             expect("started again" in log.read(), "nobody was killed")
         thin.down()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Grace: rounds step by step on mock loops, then with threads that read the map. */
+#include "loop-thread.h"
 #include "mock-loop.h"
 #include "random.h"
 
@@ -265,12 +266,6 @@ static struct {
 	sem_t done;
 } t;
 
-static void wait_for(sem_t *sem)
-{
-	while (sem_wait(sem) < 0)
-		;
-}
-
 static void io_begin(struct reader *r)
 {
 	u64 window = rnd_below(&r->random, WINDOWS);
@@ -401,17 +396,6 @@ static void writer_tick(struct loop *l, struct loop_msg *msg)
 		publish(rnd_below(&t.random, WINDOWS));
 }
 
-static struct loop *start_loop(const char *name)
-{
-	struct io_engine *io;
-	struct loop *l;
-
-	CU_ASSERT_EQUAL_FATAL(io_uring_engine_create(16, &io), 0);
-	CU_ASSERT_EQUAL_FATAL(loop_create(name, io, &l), 0);
-	CU_ASSERT_EQUAL_FATAL(loop_start(l, -1), 0);
-	return l;
-}
-
 static void meta_start(struct loop *l, void *arg)
 {
 	u32 i;
@@ -516,13 +500,11 @@ static void stop_threads(void)
 
 	for (i = 0; i < READERS; i++) {
 		reader_leave(&t.readers[i]);
-		loop_stop(t.readers[i].loop);
-		loop_destroy(t.readers[i].loop);
+		end_loop(t.readers[i].loop);
 		sem_destroy(&t.readers[i].stopped);
 	}
 	loop_call(t.meta, meta_end, NULL);
-	loop_stop(t.meta);
-	loop_destroy(t.meta);
+	end_loop(t.meta);
 	sem_destroy(&t.done);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The event loop: messages, timers, calls, descriptors, epochs. */
+#include "loop-thread.h"
 #include "mock-loop.h"
 #include "random.h"
 
@@ -18,29 +19,6 @@
 
 /* A wake-up that was lost hangs the test: end it instead. */
 #define WATCHDOG_S 120
-
-static void wait_for(sem_t *sem)
-{
-	while (sem_wait(sem) < 0)
-		;
-}
-
-static struct loop *start_loop(const char *name)
-{
-	struct io_engine *io;
-	struct loop *l;
-
-	CU_ASSERT_EQUAL_FATAL(io_uring_engine_create(64, &io), 0);
-	CU_ASSERT_EQUAL_FATAL(loop_create(name, io, &l), 0);
-	CU_ASSERT_EQUAL_FATAL(loop_start(l, -1), 0);
-	return l;
-}
-
-static void end_loop(struct loop *l)
-{
-	loop_stop(l);
-	loop_destroy(l);
-}
 
 /* ---- messages on one thread ---------------------------------------------- */
 

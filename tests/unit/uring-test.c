@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The io_uring engine and what the kernel answers: less than was asked for, or "try again". */
-#include "unit.h"
+#include "loop-thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,29 +11,6 @@
 #include <unistd.h>
 
 #define WATCHDOG_S 120u
-
-static void wait_for(sem_t *sem)
-{
-	while (sem_wait(sem) < 0)
-		;
-}
-
-static struct loop *start_loop(const char *name)
-{
-	struct io_engine *io;
-	struct loop *l;
-
-	CU_ASSERT_EQUAL_FATAL(io_uring_engine_create(64, &io), 0);
-	CU_ASSERT_EQUAL_FATAL(loop_create(name, io, &l), 0);
-	CU_ASSERT_EQUAL_FATAL(loop_start(l, -1), 0);
-	return l;
-}
-
-static void end_loop(struct loop *l)
-{
-	loop_stop(l);
-	loop_destroy(l);
-}
 
 /* ---- short reads and writes: a pipe gives and takes what it has room for ---- */
 
