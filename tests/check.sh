@@ -188,6 +188,7 @@ native() {
 	run qmp 120 tests/control/qmp.py --build "$build"
 	run qsd 120 tests/control/qsd.py --build "$build"
 	run full 120 tests/control/full.py --build "$build"
+	run blocks 120 tests/control/blocks.py --build "$build" --seed $seed
 	run door 200 tests/door/door.py --qchaind "$build/qchaind"
 	run_units "$build" unit-
 	alone diff 900 tests/diff/diff.py --count $diff_count --seed $seed --jobs "$jobs" \

@@ -4,7 +4,6 @@
 
 import asyncio
 import os
-import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -13,30 +12,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
 import harness
 import nbdclient
 from harness import Qmp, Skip, expect, expect_equal, wait_until
+from loopvolume import LoopVolume, NoLoop
 
 CLUSTER = 65536
 TAGS = 64  # of one NBD connection
-
-
-class Volume:
-    """A loop device that can grow, as an LV does."""
-
-    def __init__(self, place, name, size):
-        self.file = place.path(name)
-        with open(self.file, "wb") as file:
-            file.truncate(size)
-        done = subprocess.run(["losetup", "-f", "--show", self.file], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise Skip(f"no loop device: {done.stderr.strip()}")
-        self.path = done.stdout.strip()
-
-    def grow(self, size):
-        os.truncate(self.file, size)
-        subprocess.run(["losetup", "-c", self.path], check=True)
-
-    def remove(self):
-        subprocess.run(["losetup", "-d", self.path], check=False)
 
 
 class Full:
@@ -44,7 +23,10 @@ class Full:
 
     def __init__(self, place, size, *words, prepare=None):
         self.place = place
-        self.volume = Volume(place, "volume", size)
+        try:
+            self.volume = LoopVolume(place.path("volume"), size)
+        except NoLoop as error:
+            raise Skip(str(error)) from error
         place.run("qemu-img", "create", "-q", "-f", "qcow2", self.volume.path, "64M")
         if prepare:
             prepare(self.volume.path)
