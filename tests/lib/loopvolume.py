@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A loop device on a file: a volume that has logical blocks, and can grow, as an LV does."""
 
