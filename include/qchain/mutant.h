@@ -35,6 +35,7 @@ enum mutant {
 	MUTANT_STREAM_UNRESTED, /* M14: a snapshot beside a stream into the active layer */
 	MUTANT_HAND_UNSETTLED, /* H1: copied while writes are under way */
 	MUTANT_HAND_UNRESTED, /* H11: a snapshot in the middle of a batch */
+	MUTANT_HANDED_FORGOTTEN, /* H12: a merge below takes back what was handed over */
 	MUTANT_NR,
 };
 

@@ -128,6 +128,26 @@ def test_cancel(place):
         expect_equal(shows[at], byte, f"byte at {at}")
 
 
+def test_merge_below(place):
+    """While it is ready layers below the base go: writes go to the base as before, and are there after the pivot."""
+    for name, below in (("low", None), ("mid", "low"), ("base", "mid"), ("top", "base")):
+        create(place, f"{name}.qcow2", below and f"{below}.qcow2")
+        write(place, f"{name}.qcow2", f"write -P {len(name)} 0 4M")
+    child = place.start_chain()
+    qmp = Qmp(place.path("qmp"))
+    commit(qmp, base_node="base.qcow2")
+    wait_status(qmp, "ready")
+    expect_equal(qmp.command("block-stream", **{"job-id": "s", "device": "mid.qcow2"}), {"return": {}}, "stream below")
+    wait_until(lambda: names(qmp) == ["top.qcow2", "base.qcow2", "mid.qcow2"], "the lowest layer is gone")
+    guest(place, "write -P 8 1M 1M", "write -P 9 5M 1M", "flush")
+    qmp.command("job-complete", id="c")
+    wait_until(lambda: names(qmp) == ["base.qcow2", "mid.qcow2"], "the base is the active layer")
+    guest(place, "write -P 7 2M 64k", "flush")
+    shows = stop(place, child, "base.qcow2", None)
+    for at, byte in ((0, 3), (1 * MIB, 8), (2 * MIB - 1, 8), (2 * MIB, 7), (3 * MIB, 3), (5 * MIB, 9), (7 * MIB, 0)):
+        expect_equal(shows[at], byte, f"byte at {at}")
+
+
 def test_finalize(place):
     """The pivot waits for job-finalize."""
     shows = make_chain(place)

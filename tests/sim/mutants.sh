@@ -20,7 +20,7 @@ declare -A first=([NAME_WITH_FIELDS]=23 [REPLAY_UNCLAIMED]=17 [FLUSH_TOP_ONLY]=3
 	[STALE_FOLD]="$short 27" [OLD_FILLS_NEW]="$short 9" [SEAL_EARLY]="$short 9" [COPY_OVER_GUEST]="$short 17"
 	[CLOSE_BEFORE_GRACE]="$short 18" [BASE_DOOR]="$short 3"
 	[LAYERS_SHARED]="$short 11" [STREAM_UNRESTED]="$short 3" [HAND_UNSETTLED]="$short 33"
-	[HAND_UNRESTED]="$short 12")
+	[HAND_UNRESTED]="$short 12" [HANDED_FORGOTTEN]="$short 1062")
 # No seed of a minute shows it for sure: hunted in whole runs only.
 rare=FILL_BEFORE_GRACE
 caught=0

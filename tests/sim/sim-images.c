@@ -95,7 +95,8 @@ void sim_plan_narrow(void)
 {
 	u32 work = sim_seed % NR_WORKS, i;
 
-	plan.nr_layers = 3;
+	/* two below what the active layer is committed into: they may be merged meanwhile */
+	plan.nr_layers = work == WORK_ACTIVE && sim_seed / NR_WORKS % 2 ? 4 : 3;
 	for (i = 0; i < plan.nr_layers; i++) {
 		draw_layer(&plan.layers[i]);
 		plan.layers[i].dense = plan.layers[i].scattered = false;

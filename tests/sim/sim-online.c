@@ -384,11 +384,20 @@ static void record_pivot(void)
 	online_pivots++;
 }
 
+/* Below what the active layer is committed into, where two layers are left. */
+static u32 second_into(u32 nr)
+{
+	u32 above = online.kind == MERGE_ACTIVE ? depth_of(online.base) : nr;
+
+	return above + 2 < nr && chance(70) ? above + 1 + rnd(nr - above - 2) : rnd(nr - 1);
+}
+
 /* A stream of other layers begins beside it; most have one in common. */
 static void second_begin(void)
 {
 	const struct chain_layer *layers = chain_of()->chain->layers;
-	u32 nr = chain_of()->chain->nr_layers, into = rnd(nr - 1), base = into + 1 + rnd(nr - into);
+	u32 nr = chain_of()->chain->nr_layers;
+	u32 into = second_into(nr), base = into + 1 + rnd(nr - into);
 	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
 	struct chain_stream_options o = { .node = layers[into].node_name };
 	struct qc_err err = { 0 };

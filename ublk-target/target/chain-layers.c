@@ -164,6 +164,18 @@ struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32
 	return n;
 }
 
+/* How far the active layer is handed over stays, too: its merge goes on beside this one. */
+void layer_table_follow(struct layer_table *n, const struct layer_table *t)
+{
+	n->read_only = t->read_only;
+	memcpy(n->flush, t->flush, sizeof(n->flush));
+	if (MUTANT(HANDED_FORGOTTEN))
+		return;
+	n->receives = t->receives;
+	n->handed_end = t->handed_end;
+	n->fence_end = t->fence_end;
+}
+
 void layer_table_add_flush(struct layer_table *t, struct io_dev *dev)
 {
 	u32 i = 0;

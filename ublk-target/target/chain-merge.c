@@ -215,8 +215,7 @@ static void publish(struct merge *m)
 	}
 	use_new_header(m);
 	merge_views_publish(m);
-	m->table->read_only = old->read_only;
-	memcpy(m->table->flush, old->flush, sizeof(old->flush));
+	layer_table_follow(m->table, old);
 	__atomic_store_n(&ct->map.table, m->table, __ATOMIC_RELEASE);
 	chain_layers_changed(ct);
 	ct->chain->layers = m->layers;

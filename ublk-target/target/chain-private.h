@@ -291,6 +291,11 @@ struct layer *layer_create(struct image *img, const char *path, const char *node
 void layer_free(struct layer *layer);
 /* Table @t without the @nr layers from @depth on, not published; their ids stay unused. */
 struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32 nr);
+/*
+ * layer_table_follow - what may have changed of @t since @n was made of it
+ * In the event that publishes @n in the place of @t; both have the same active layer.
+ */
+void layer_table_follow(struct layer_table *n, const struct layer_table *t);
 /* @dev takes guests' writes from now on, too. There is room for it. */
 void layer_table_add_flush(struct layer_table *t, struct io_dev *dev);
 /* A sealed image needs no flush any more. */
