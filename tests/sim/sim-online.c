@@ -265,12 +265,14 @@ static void forget_views(u32 top, u32 base)
 	online.nr_lost = 0;
 	cds_list_for_each_entry(view, &sim_views, node) {
 		depth = depth_of(view->disk);
-		if (view->lost || depth <= top || (depth > base && sim_device_layer(depth)))
+		if (depth <= top || (depth > base && sim_device_layer(depth)))
+			continue;
+		view->removed = !sim_device_layer(depth);
+		if (view->lost)
 			continue;
 		if (online.nr_lost == MAX_LOST)
 			fail("more than %u snapshots are lost", MAX_LOST);
 		view->lost = true;
-		view->removed = !sim_device_layer(depth);
 		online.lost[online.nr_lost++] = view;
 	}
 }
