@@ -170,20 +170,6 @@ static int ublk_open_cdev(struct ublk *u, struct qc_err *err)
 			  strerror(-ret));
 }
 
-/* The processors of queue @id, or none when the driver does not say. */
-static void ublk_affinity(struct ublk *u, u16 id, cpu_set_t *cpus)
-{
-	CPU_ZERO(cpus);
-	if (ublk_control_run(&u->control, &(struct ublk_command){
-						  .op = UBLK_U_CMD_GET_QUEUE_AFFINITY,
-						  .dev_id = u->dev.info.dev_id,
-						  .buf = cpus,
-						  .len = sizeof(*cpus),
-						  .data = id,
-					  }))
-		CPU_ZERO(cpus);
-}
-
 void ublk_end_serving(struct ublk *u)
 {
 	u32 i;
@@ -199,15 +185,12 @@ void ublk_end_serving(struct ublk *u)
 
 static int ublk_serve(struct ublk *u, struct qc_err *err)
 {
-	cpu_set_t cpus;
 	int ret;
 	u32 i;
 
 	ret = ublk_open_cdev(u, err);
-	for (i = 0; !ret && i < u->dev.info.nr_hw_queues; i++) {
-		ublk_affinity(u, i, &cpus);
-		ret = ublk_queue_create(&u->dev, i, &cpus, &u->queues[i], err);
-	}
+	for (i = 0; !ret && i < u->dev.info.nr_hw_queues; i++)
+		ret = ublk_queue_create(&u->dev, i, &u->queues[i], err);
 	for (i = 0; !ret && i < u->dev.info.nr_hw_queues; i++)
 		ret = ublk_queue_fetch(u->queues[i], err);
 	if (ret)

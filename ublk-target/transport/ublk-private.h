@@ -86,8 +86,8 @@ struct ublk_queue;
  * ublk_queue_destroy - submit nothing more, wait for what is in flight, end
  * the thread. What the driver still has with us is reissued to who recovers.
  */
-int ublk_queue_create(struct ublk_dev *dev, u16 id, const cpu_set_t *cpus,
-		      struct ublk_queue **result, struct qc_err *err);
+int ublk_queue_create(struct ublk_dev *dev, u16 id, struct ublk_queue **result,
+		      struct qc_err *err);
 int ublk_queue_fetch(struct ublk_queue *q, struct qc_err *err);
 /* Call @visit for each request that the target has, on the queue's thread. */
 void ublk_queue_walk(struct ublk_queue *q, void (*visit)(const struct request *req, void *arg),

@@ -60,7 +60,6 @@ struct ublk_queue {
 	char name[16];
 	u16 id;
 	u16 depth;
-	cpu_set_t cpus;
 	const struct ublksrv_io_desc *descs; /* the driver's, one per tag */
 	size_t descs_bytes;
 	struct ublk_tag *tags;
@@ -418,8 +417,8 @@ static void queue_free(struct ublk_queue *q)
 	free(q);
 }
 
-int ublk_queue_create(struct ublk_dev *dev, u16 id, const cpu_set_t *cpus,
-		      struct ublk_queue **result, struct qc_err *err)
+int ublk_queue_create(struct ublk_dev *dev, u16 id, struct ublk_queue **result,
+		      struct qc_err *err)
 {
 	struct ublk_queue *q = calloc(1, sizeof(*q));
 	int ret;
@@ -429,7 +428,6 @@ int ublk_queue_create(struct ublk_dev *dev, u16 id, const cpu_set_t *cpus,
 	q->dev = dev;
 	q->id = id;
 	q->depth = dev->info.queue_depth;
-	q->cpus = *cpus;
 	snprintf(q->name, sizeof(q->name), "ublk%u-q%u", dev->info.dev_id, id);
 	snprintf(q->requests.name, sizeof(q->requests.name), "%s", q->name);
 	q->requests.tags = q->depth;
@@ -450,15 +448,16 @@ int ublk_queue_create(struct ublk_dev *dev, u16 id, const cpu_set_t *cpus,
 
 /* ---- starting and ending, on the queue's thread ------------------------------------- */
 
-/* What only costs speed or safety under pressure when it is not allowed. */
+/*
+ * What only costs safety under pressure when it is not allowed. The thread is not bound to
+ * the processors of its queue: those are where its requests come from, and whoever sends
+ * them from one thread would share a processor with us while others are idle.
+ */
 static void queue_prepare_thread(struct ublk_queue *q)
 {
 	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0)
 		log_warn("%s: may wait for its own device when memory is short (%s), "
 			 "CAP_SYS_RESOURCE is needed", q->name, strerror(errno));
-	if (CPU_COUNT(&q->cpus) && pthread_setaffinity_np(pthread_self(), sizeof(q->cpus),
-							  &q->cpus))
-		log_warn("%s: not bound to the processors that the driver asks for", q->name);
 }
 
 static void queue_fetch_fn(struct loop *loop, void *arg)
