@@ -141,6 +141,7 @@ struct map {
 	u64 nr_extents;
 	struct cds_list_head retired_pieces;
 	struct cds_list_head retired_windows;
+	u64 retired_bytes; /* memory of both, which does not count as used any more */
 	struct rebuild rebuilds[2]; /* memory of map_apply(), kept: a window's extents at most */
 };
 

@@ -229,6 +229,7 @@ static u64 window_bytes(const struct window *w)
 static void retire_piece(struct map *map, struct piece *p)
 {
 	map->used_bytes -= piece_bytes(p);
+	map->retired_bytes += piece_bytes(p);
 	map->nr_extents -= p->nr;
 	cds_list_add_tail(&p->retired, &map->retired_pieces);
 }
@@ -236,6 +237,7 @@ static void retire_piece(struct map *map, struct piece *p)
 static void retire_window(struct map *map, struct window *w)
 {
 	map->used_bytes -= window_bytes(w);
+	map->retired_bytes += window_bytes(w);
 	cds_list_add_tail(&w->node, &map->retired_windows);
 }
 
@@ -683,6 +685,7 @@ void map_take_retired(struct map *map, struct cds_list_head *pieces,
 	cds_list_splice(&map->retired_windows, windows);
 	CDS_INIT_LIST_HEAD(&map->retired_pieces);
 	CDS_INIT_LIST_HEAD(&map->retired_windows);
+	map->retired_bytes = 0;
 }
 
 void map_free_retired(struct cds_list_head *pieces, struct cds_list_head *windows)

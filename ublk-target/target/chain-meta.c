@@ -109,7 +109,7 @@ void chain_retire(struct chain_target *ct)
 {
 	struct retired *r;
 
-	if (cds_list_empty(&ct->map.retired_pieces) && cds_list_empty(&ct->map.retired_windows))
+	if (ct->map.retired_bytes < CHAIN_RETIRE_BYTES)
 		return;
 	r = malloc(sizeof(*r));
 	if (!r)

@@ -24,6 +24,8 @@
 #define CHAIN_POOL 128u
 /* Memory for copy on write and slow reads; others wait (C8). */
 #define CHAIN_BOUNCE_BYTES (64u * 1024u * 1024u)
+/* Unpublished memory of the map that is worth a round of grace, which asks all loops. */
+#define CHAIN_RETIRE_BYTES (256u * 1024u)
 /* A request that met a missing window so often is served by the slow path. */
 #define CHAIN_MAX_RETRIES 4u
 /* io_ops of one loop: one request may need QC_MAX_REQUEST_BYTES / 512. */
@@ -227,7 +229,7 @@ void chain_locate(const struct target *ti, const struct request *req, struct req
 /* ---- chain-meta.c: the metadata thread's door ---------------------------------- */
 
 void chain_deferred(struct loop *loop, struct loop_msg *msg);
-/* Free what was unpublished, when nobody can see it any more. */
+/* Free what was unpublished, when nobody can see it any more; a little may stay. */
 void chain_retire(struct chain_target *ct);
 void chain_work(struct chain_target *ct, struct chain_work *work);
 /* Memory of the bounce budget: 0, -EAGAIN (@wait->fn runs later), -ENOMEM. */
