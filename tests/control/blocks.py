@@ -12,8 +12,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
 
 import harness
 import nbdclient
-from harness import Skip, expect, expect_equal
-from loopvolume import LoopVolume, NoLoop
+from full import Volume
+from harness import expect, expect_equal
 
 BLOCK = 4096
 SIZE = 16 << 20
@@ -22,10 +22,7 @@ OPTIONS = {"seed": 1}
 
 
 def volume(place, name, block=BLOCK):
-    try:
-        return LoopVolume(place.path(name), SIZE * 2, block)
-    except NoLoop as error:
-        raise Skip(str(error)) from error
+    return Volume(place, name, SIZE * 2, block)
 
 
 def start(place, *words):

@@ -18,15 +18,22 @@ CLUSTER = 65536
 TAGS = 64  # of one NBD connection
 
 
+class Volume(LoopVolume):
+    """A file of @place as one; the test is skipped where there are none."""
+
+    def __init__(self, place, name, size, block=512):
+        try:
+            super().__init__(place.path(name), size, block)
+        except NoLoop as error:
+            raise Skip(str(error)) from error
+
+
 class Full:
     """qchaind on a small volume, with NBD and QMP; `with` removes the device."""
 
     def __init__(self, place, size, *words, prepare=None):
         self.place = place
-        try:
-            self.volume = LoopVolume(place.path("volume"), size)
-        except NoLoop as error:
-            raise Skip(str(error)) from error
+        self.volume = Volume(place, "volume", size)
         place.run("qemu-img", "create", "-q", "-f", "qcow2", self.volume.path, "64M")
         if prepare:
             prepare(self.volume.path)
