@@ -158,7 +158,7 @@ deps:
 	$(Q)tests/deps.sh
 
 check check-fast check-full: deps
-	$(Q)O=$(O) tests/check.sh $@
+	$(Q)O=$(O) SAN=$(SAN) tests/check.sh $@
 
 check-unit: units
 	$(Q)set -e; for t in $(UNITS); do $$t; done
@@ -218,7 +218,8 @@ help:
 	@echo 'make install      DESTDIR= PREFIX=/usr'
 	@echo
 	@echo 'V=1 shows commands, O=dir builds elsewhere, CC=clang,'
-	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers'
+	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers (`make check`: the native'
+	@echo 'tests with them, in a folder of their own)'
 
 .PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit sim-mutants style demo \
 	bench install clean help

@@ -3,8 +3,9 @@
 # Builds, runs the tests by tier, keeps a log of each runner, sums their closing lines.
 # What failed, and why, is said again at the very end.
 #
-# usage: O=build [SEED=N] [JOBS=N] tests/check.sh check|check-fast|check-full [TIER...]
-# tiers: native sanitizers simulation fuzzing system
+# usage: O=build [SEED=N] [JOBS=N] [SAN=...] tests/check.sh check|check-fast|check-full [TIER...]
+# tiers: native sanitizers simulation fuzzing system; with SAN (address,undefined or thread) the
+# native one, of programs that are built with these sanitizers, in a folder of their own
 #
 # To add a runner, add a line to the function of its tier:
 #	run NAME LIMIT COMMAND...	one processor is enough, others run beside it
@@ -17,6 +18,14 @@ cd "$(dirname "$0")/.." || exit 2
 mode=${1:-check}
 shift
 O=${O:-build}
+san=${SAN:-}
+unset SAN
+case $san in
+'') ;;
+address,undefined) O=$O/asan ;;
+thread) O=$O/tsan ;;
+*) echo "check.sh: SAN=$san, expected address,undefined or thread" >&2; exit 2 ;;
+esac
 build=$(realpath -m "$O")
 logs=$build/check
 passed=0 failed=0 skipped=0
@@ -43,6 +52,8 @@ check-full) diff_count=1000 kill_count=300 verb_count=300 death_count=200 san_co
 	all=(native sanitizers simulation fuzzing system) ;;
 *) echo "check.sh: mode $mode, expected check, check-fast or check-full" >&2; exit 2 ;;
 esac
+# Sanitizers take several times as long, and make system calls of their own.
+[ -z "$san" ] || { all=(native) slack=5 QCHAIN_SECCOMP=off; }
 (($#)) && all=("$@")
 
 # The last "N passed, N failed[, N skipped]" of a log, as three numbers.
@@ -310,7 +321,7 @@ finish() {
 }
 
 echo "check: seed $seed, logs in $logs"
-alone build 600 make -j"$jobs" O="$build" all units
+alone build 600 make -j"$jobs" O="$build" ${san:+CC=clang SAN="$san"} all units
 ((failed == 0)) || finish
 for name in "${all[@]}"; do
 	run_tier "$name"

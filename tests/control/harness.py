@@ -166,6 +166,7 @@ class Place:
         self.children = []
         self.environment = dict(os.environ, QCHAIN_RUN_DIR=self.path("run"), NO_COLOR="1", QCHAIN_RESTARTS="0",
                                 ASAN_OPTIONS=f"log_path={self.path('sanitizer')}:exitcode=99",
+                                TSAN_OPTIONS=f"log_path={self.path('sanitizer')}:exitcode=99",
                                 UBSAN_OPTIONS=f"log_path={self.path('sanitizer')}:print_stacktrace=1")
 
     def path(self, name):
