@@ -192,8 +192,9 @@ int chain_tell_growth(struct target *ti, const char *node, enum volume_growth gr
 
 /*
  * chain_rename_layer - the image of the layer called @node is called @path from now on
- * Nothing is opened: its descriptor stays. Nodes, status and messages have the new name,
- * and the node name is the old one. -ENOENT: there is no such layer. Control thread.
+ * Nothing is opened: its descriptor stays. Nodes and status have the new name at once, messages
+ * when no merge begins or ends; the node name is the old one. It never waits for that.
+ * -ENOENT: there is no such layer. Control thread.
  */
 int chain_rename_layer(struct target *ti, const char *node, const char *path, struct qc_err *err);
 

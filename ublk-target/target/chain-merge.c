@@ -117,8 +117,7 @@ static void layers_closed(struct chain_work *work)
 
 	merge_views_free(m);
 	for (i = m->gone_first; i < m->gone_first + m->gone_nr; i++) {
-		log_info("%s: its data is in %s now, closed", m->layers[i].path,
-			 m->base ? m->base->layer->path : m->layers[0].path);
+		log_info("%s: its data is in another layer now, closed", m->layers[i].path);
 		layer_free(m->table->by_id[m->table->order[i]]);
 		free(m->layers[i].path);
 	}

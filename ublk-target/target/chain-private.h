@@ -73,6 +73,7 @@ struct chain_target {
 	struct writer *receiving; /* of the base that it is committed into; NULL: none */
 	struct cds_list_head merges; /* struct merge: whose layers are still to go */
 	const char *turn; /* who may change the order of layers, chain-turn.c; NULL: nobody */
+	struct cds_list_head renames; /* struct rename: until the turn ends */
 	struct cds_list_head fenced; /* struct slow_request: until the fence is lifted */
 	struct cds_list_head closing; /* struct writer: former ones, oldest first */
 	struct cds_list_head fill_waiters; /* struct write_op: until one has settled */
@@ -317,6 +318,13 @@ void merges_before_switch(struct chain_target *ct);
 void merges_after_switch(struct chain_target *ct);
 /* Layers or their writers have: folds under way start over, of views, too (rule C1). */
 void chain_layers_changed(struct chain_target *ct);
+
+/* ---- chain-rename.c: other names on the host, whoever has the turn ---------------------- */
+
+/* In the event that ends the turn: names that came meanwhile replace the old ones. */
+void chain_renames_apply(struct chain_target *ct);
+/* What is to be shown for the layer at @depth: the newest name. Metadata loop. */
+const char *chain_layer_path(const struct chain_target *ct, u32 depth);
 
 /* ---- chain-switch.c: an overlay becomes the active layer ------------------------------ */
 

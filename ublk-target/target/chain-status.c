@@ -34,11 +34,11 @@ static u64 space_taken(const struct io_dev *dev)
 	return (u64)st.st_blocks * 512;
 }
 
-static json_object *image_json(const struct chain_layer *l)
+static json_object *image_json(const struct chain_layer *l, const char *path)
 {
 	json_object *o = json_object_new_object();
 
-	json_object_object_add(o, "filename", str(l->path));
+	json_object_object_add(o, "filename", str(path));
 	json_object_object_add(o, "format", str(image_format_name(l->img->format)));
 	json_object_object_add(o, "virtual-size", num(l->img->virtual_size));
 	json_object_object_add(o, "actual-size", num(space_taken(l->img->dev)));
@@ -92,17 +92,19 @@ static void look_at_size(const struct chain_target *ct, u32 depth)
 static json_object *node_json(const struct chain_target *ct, u32 depth)
 {
 	const struct chain_layer *l = &ct->chain->layers[depth];
+	const char *path = chain_layer_path(ct, depth);
 	json_object *o = json_object_new_object();
 
 	look_at_size(ct, depth);
 	json_object_object_add(o, "node-name", str(l->node_name));
 	json_object_object_add(o, "drv", str(image_format_name(l->img->format)));
-	json_object_object_add(o, "file", str(l->path));
+	json_object_object_add(o, "file", str(path));
 	json_object_object_add(o, "ro", json_object_new_boolean(depth || ct->chain->read_only));
 	json_object_object_add(o, "backing_file_depth", num(ct->chain->nr_layers - 1 - depth));
 	if (depth + 1 < ct->chain->nr_layers)
-		json_object_object_add(o, "backing_file", str(ct->chain->layers[depth + 1].path));
-	json_object_object_add(o, "image", image_json(l));
+		json_object_object_add(o, "backing_file",
+				       str(chain_layer_path(ct, depth + 1)));
+	json_object_object_add(o, "image", image_json(l, path));
 	chain_add_volume(ct, l->node_name, o);
 	json_object_object_add(o, "state", str(layer_state(ct, l->img, depth)));
 	json_object_object_add(o, "qchain-ident", ident_json(l->img->dev));

@@ -44,6 +44,7 @@ bool turn_try(struct chain_target *ct, const char *who)
 void turn_end(struct chain_target *ct)
 {
 	ct->turn = NULL;
+	chain_renames_apply(ct);
 }
 
 /* Does @m work on the active layer? */

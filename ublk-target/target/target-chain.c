@@ -574,6 +574,7 @@ struct chain_target *chain_alloc(struct target *ti)
 	CDS_INIT_LIST_HEAD(&ct->map.loaded);
 	CDS_INIT_LIST_HEAD(&ct->closing);
 	CDS_INIT_LIST_HEAD(&ct->merges);
+	CDS_INIT_LIST_HEAD(&ct->renames);
 	CDS_INIT_LIST_HEAD(&ct->log_waiters);
 	CDS_INIT_LIST_HEAD(&ct->held);
 	CDS_INIT_LIST_HEAD(&ct->fill_waiters);
