@@ -18,10 +18,11 @@ static void set_unknown(struct family *family, const char *path, int why)
 	family->why = why;
 }
 
-static int add(struct family *family, const char *path, const char *image)
+static int add(struct family *family, const struct record_place *place, const char *path,
+	       const char *image)
 {
 	struct family_member *larger, *m;
-	int ret;
+	int ret = 0;
 
 	larger = realloc(family->members, (family->nr + 1) * sizeof(*larger));
 	if (!larger)
@@ -31,7 +32,8 @@ static int add(struct family *family, const char *path, const char *image)
 	*m = (struct family_member){ .backing = FAMILY_NONE };
 	if (image_ident_of(path, &m->ident))
 		return 0; /* gone just now */
-	ret = overlay_backing(path, &m->below);
+	if (!record_is_raw_top(place, image)) /* whatever its guest has written there */
+		ret = overlay_backing(path, &m->below);
 	if (ret < 0)
 		set_unknown(family, path, ret);
 	m->has_below = ret == 1;
@@ -83,7 +85,7 @@ static int read_group(struct family *family, const struct record_place *place)
 		if (!is_member(place, lv))
 			continue;
 		if (lv->active || activated[i])
-			ret = add(family, path, lv->uuid);
+			ret = add(family, place, path, lv->uuid);
 		else
 			set_unknown(family, path, -ENODEV);
 	}
@@ -102,7 +104,7 @@ static int add_file(struct family *family, const struct record_place *place, con
 	if (snprintf(path, sizeof(path), "%s/%s", place->dir, name) >= (int)sizeof(path) ||
 	    stat(path, &st) || !S_ISREG(st.st_mode) || is_left_out(place, name))
 		return 0;
-	return add(family, path, name);
+	return add(family, place, path, name);
 }
 
 static int read_dir(struct family *family, const struct record_place *place)
@@ -183,4 +185,21 @@ u32 family_overlays(const struct family *family, u32 member, u32 *result)
 			*result = i;
 	}
 	return nr;
+}
+
+enum image_format family_format(const struct family *family, u32 member)
+{
+	enum image_format format = IMAGE_QCOW2;
+	struct io_dev *dev;
+	struct image *img;
+	u32 above = 0;
+
+	if (!family_overlays(family, member, &above) ||
+	    io_dev_open(family->members[above].path, IO_DEV_NOLOCK, &dev, NULL) ||
+	    image_open(dev, IMAGE_QCOW2, 0, &img, NULL))
+		return format;
+	if (img->backing_format && image_format_parse(img->backing_format, &format))
+		format = IMAGE_QCOW2;
+	image_close(img);
+	return format;
 }

@@ -5,6 +5,7 @@
 
 #include "record.h"
 
+#include <qchain/image.h>
 #include <qchain/overlays.h>
 
 /* What stands on nothing that is known. */
@@ -38,7 +39,7 @@ struct family {
 /*
  * family_read - look at the header of every image in @place
  * LVs that are not active are made so for the look. An overlay of the device that is
- * being made is left out, and so is what a record calls dead.
+ * being made is left out, and so is what a record calls dead. A raw top stands on nothing.
  */
 int family_read(const struct record_place *place, struct family *result, struct qc_err *err);
 void family_exit(struct family *family);
@@ -48,5 +49,7 @@ u32 family_find(const struct family *family, const char *image);
 u32 family_find_path(const struct family *family, const char *path);
 /* How many stand on @member; *@result: one of them. */
 u32 family_overlays(const struct family *family, u32 member, u32 *result);
+/* What the header of an image on @member says of it; the tip of a branch is an overlay. */
+enum image_format family_format(const struct family *family, u32 member);
 
 #endif

@@ -61,6 +61,7 @@ int job_record_open(struct job_record *r, const char *device, const char *active
 		    const struct rundir *dir, json_object *state, struct qc_err *err)
 {
 	char image[RECORD_IMAGE_BYTES];
+	const char *format;
 	int ret;
 
 	memset(r, 0, sizeof(*r));
@@ -79,7 +80,9 @@ int job_record_open(struct job_record *r, const char *device, const char *active
 		return ret;
 	r->record = &r->own;
 	snprintf(r->own.name, sizeof(r->own.name), "%s", device);
-	snprintf(r->own.top, sizeof(r->own.top), "%s", r->has_place ? image : active);
+	format = json_text(state, "format");
+	device_record_set_top(&r->own, r->has_place ? image : active,
+			      format && !strcmp(format, "raw"));
 	if (!r->has_place && take_noted(r))
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", device);
 	return 0;
@@ -292,7 +295,7 @@ static int find_active(struct job_record *r, struct qc_err *err)
 	return 0;
 }
 
-int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err)
+int job_record_pivot(struct job_record *r, const char *id, bool raw, struct qc_err *err)
 {
 	const struct record_job *job = device_record_job(r->record, id);
 	int ret = r->record->volume[0] ? proxmox_bury_merged(&r->place, r->record, job) :
@@ -301,7 +304,7 @@ int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err)
 
 	if (ret)
 		return out_of_memory(r, err);
-	snprintf(r->record->top, sizeof(r->record->top), "%s", job->base);
+	device_record_set_top(r->record, job->base, raw);
 	device_record_drop(r->record, job->base);
 	device_record_drop_job(r->record, id);
 	ret = find_active(r, err);

@@ -60,7 +60,7 @@ void job_record_close(struct job_record *r);
  * job_record_end - it has ended well, or shall be forgotten: a snapshot that @moved, the
  *	top of a commit, holds is held by its base from now on, in the same write
  * job_record_pivot - the same for a commit of the top: its base is the top from now on, in
- *	the same write; the old one is laid aside, and wiped by retire_dead()
+ *	the same write; the old one is laid aside, and wiped by retire_dead(). @raw: of the base
  * Of Proxmox VE the images that have gone down are dead, too, and are removed by that.
  * job_record_fail - it has ended with @error, which is kept until somebody dismisses it
  */
@@ -71,7 +71,7 @@ int job_record_withdraw(struct job_record *r, const char *id, struct qc_err *err
 int job_record_end(struct job_record *r, const char *id, bool moved, struct qc_err *err);
 /* Is job @id a commit of what the record calls the top? */
 bool job_record_is_of_top(const struct job_record *r, const char *id);
-int job_record_pivot(struct job_record *r, const char *id, struct qc_err *err);
+int job_record_pivot(struct job_record *r, const char *id, bool raw, struct qc_err *err);
 int job_record_fail(struct job_record *r, const char *id, const char *error, struct qc_err *err);
 
 /* ---- what the run record says of jobs: {id, kind, phase, top, base, error} ---------------- */

@@ -25,19 +25,22 @@ bool job_was_cancelled(json_object *row)
 	return error && !strcmp(error, strerror(ECANCELED));
 }
 
-/* Is the image at @path the active layer? One that was ready and cancelled is not. */
-static int is_active(const struct served *served, const char *path, bool *result,
+/* Is the image at @path the active layer, and raw? One that was ready and cancelled is not. */
+static int is_active(const struct served *served, const char *path, bool *result, bool *raw,
 		     struct qc_err *err)
 {
+	json_object *nodes, *node;
+	const char *file, *driver;
 	struct image_ident x, y;
-	json_object *nodes;
-	const char *file;
 	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
 				 err);
 
 	if (ret)
 		return ret;
-	file = json_text(json_object_array_get_idx(nodes, 0), "file");
+	node = json_object_array_get_idx(nodes, 0);
+	file = json_text(node, "file");
+	driver = json_text(node, "drv");
+	*raw = driver && !strcmp(driver, "raw");
 	*result = file && path && !image_ident_of(file, &x) && !image_ident_of(path, &y) &&
 		  image_ident_same(&x, &y);
 	json_object_put(nodes);
@@ -58,11 +61,11 @@ static void retire(struct job_record *r)
 static int settle_pivot(struct job_record *r, const struct served *served, json_object *job,
 			struct qc_err *err)
 {
-	bool pivoted = false;
-	int ret = is_active(served, json_text(job, "base"), &pivoted, err);
+	bool pivoted = false, raw;
+	int ret = is_active(served, json_text(job, "base"), &pivoted, &raw, err);
 
 	if (!ret && pivoted)
-		ret = job_record_pivot(r, json_text(job, "id"), err);
+		ret = job_record_pivot(r, json_text(job, "id"), raw, err);
 	return ret;
 }
 
@@ -111,10 +114,11 @@ static int is_ending(const struct served *served, json_object *row, bool *result
 {
 	json_object *job = job_noted(served->record, json_text(row, "id"));
 	const char *top = job ? json_text(job, "top") : NULL;
+	bool raw;
 
 	if (!top || !job_noted_is_commit(job) || strcmp(top, served_top(served)))
 		return 0;
-	return is_active(served, json_text(job, "base"), result, err);
+	return is_active(served, json_text(job, "base"), result, &raw, err);
 }
 
 static int settle_rows(const struct rundir *dir, struct served *served, json_object *rows,

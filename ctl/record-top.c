@@ -158,10 +158,10 @@ static const char *dead_name(const struct record_place *place, const struct reco
 	return lv ? lv->name : dead->image;
 }
 
-/* Names that are no overlays, yet or any more; malloc'ed, they belong to the place. */
+/* Names that are no overlays, yet or any more, or raw; malloc'ed, they belong to the place. */
 static const char **unfinished(const struct record_place *place)
 {
-	u32 most = place->nr_lvs + place->nr_records + 1, n = 0;
+	u32 most = place->nr_lvs + 2 * place->nr_records + 1, n = 0;
 	const char **names;
 
 	for (u32 i = 0; i < place->nr_records; i++)
@@ -169,11 +169,13 @@ static const char **unfinished(const struct record_place *place)
 	names = calloc(most, sizeof(*names));
 
 	for (u32 i = 0; names && i < place->nr_lvs; i++)
-		if (is_new(&place->lvs[i]))
+		if (is_new(&place->lvs[i]) || record_is_raw_top(place, place->lvs[i].uuid))
 			names[n++] = place->lvs[i].name;
 	for (u32 i = 0; names && i < place->nr_records; i++) {
 		if (place->records[i].pending[0])
 			names[n++] = place->records[i].pending;
+		if (place->records[i].raw)
+			names[n++] = place->records[i].top;
 		for (u32 k = 0; k < place->records[i].nr_dead; k++)
 			names[n++] = dead_name(place, &place->records[i].dead[k]);
 	}
@@ -266,7 +268,7 @@ static int make_record(struct record_top *top, const char *name, struct qc_err *
 	if (lv && record_is_foreign(lv))
 		return 0;
 	snprintf(record.name, sizeof(record.name), "%s", name);
-	snprintf(record.top, sizeof(record.top), "%s", top->image);
+	device_record_set_top(&record, top->image, top->raw);
 	ret = record_place_save(&top->place, &record, err);
 	top->made = ret == 0;
 	return ret;
@@ -284,13 +286,14 @@ static int move_record(struct record_top *top, struct device_record *record, str
 
 	if (ret)
 		return ret;
-	if (overlay_backing(top->path, &below) != 1 || image_ident_of(path, &before) ||
+	if (top->raw || overlay_backing(top->path, &below) != 1 || image_ident_of(path, &before) ||
 	    !image_ident_same(&below, &before))
 		return qc_err_set(err, -EBUSY, "is the name of a device whose top is %s, and %s "
 				  "is no overlay of it; take another name, or serve it with "
 				  "qchainctl up %s %s", path, top->path, record->name, path);
 	snprintf(top->before, sizeof(top->before), "%s", record->top);
-	snprintf(record->top, sizeof(record->top), "%s", top->image);
+	top->before_raw = record->raw;
+	device_record_set_top(record, top->image, false);
 	return record_place_save(&top->place, record, err);
 }
 
@@ -326,7 +329,7 @@ static void put_back(struct record_top *top, const char *name)
 		if (top->made) {
 			record_place_remove(&place, name, &err);
 		} else if (record) {
-			snprintf(record->top, sizeof(record->top), "%s", top->before);
+			device_record_set_top(record, top->before, top->before_raw);
 			record_place_save(&place, record, &err);
 		}
 	}

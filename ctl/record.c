@@ -19,6 +19,7 @@
  * A record whose uuid is not that of its LV was copied, and does not count.
  */
 #define TAG_DEVICE "qchain.device="
+#define TAG_RAW "qchain.format=raw"
 #define TAG_SNAPSHOT "qchain.snapshot="
 #define TAG_NEW "qchain.new="
 #define TAG_DEAD "qchain.dead="
@@ -130,6 +131,8 @@ static int parse_record(const struct lvm_lv *lv, struct device_record *record)
 	while (!ret && (at = next_tag(at, tag, sizeof(tag)))) {
 		if (!strncmp(tag, TAG_DEVICE, strlen(TAG_DEVICE)))
 			found |= parse_device(tag + strlen(TAG_DEVICE), lv, record);
+		else if (!strcmp(tag, TAG_RAW))
+			record->raw = true;
 		else if (!strncmp(tag, TAG_SNAPSHOT, strlen(TAG_SNAPSHOT)))
 			ret = parse_snapshot(tag + strlen(TAG_SNAPSHOT), record);
 		else if (!strncmp(tag, TAG_DEAD, strlen(TAG_DEAD)))
@@ -184,6 +187,14 @@ static int read_tags(struct record_place *place)
 			ret = keep_record(place, &record);
 	}
 	return ret < 0 ? ret : 0;
+}
+
+bool record_is_raw_top(const struct record_place *place, const char *image)
+{
+	for (u32 i = 0; i < place->nr_records; i++)
+		if (place->records[i].raw && !strcmp(place->records[i].top, image))
+			return true;
+	return false;
 }
 
 bool record_is_foreign(const struct lvm_lv *lv)
@@ -467,8 +478,9 @@ static bool has_tag(const char *tags, const char *tag)
 
 static bool is_ours(const char *tag)
 {
-	static const char *const ours[] = { TAG_DEVICE, TAG_SNAPSHOT, TAG_DEAD, TAG_REVERT,
-					    TAG_VOLUME, RECORD_TAG_JOB, RECORD_TAG_JOB_ERROR };
+	static const char *const ours[] = { TAG_DEVICE, TAG_RAW, TAG_SNAPSHOT, TAG_DEAD,
+					    TAG_REVERT, TAG_VOLUME, RECORD_TAG_JOB,
+					    RECORD_TAG_JOB_ERROR };
 	bool found = false;
 
 	for (u32 i = 0; i < ARRAY_SIZE(ours); i++)
@@ -528,6 +540,8 @@ static int list_record(struct tag_list *list, const struct device_record *record
 	snprintf(tag, sizeof(tag), TAG_DEVICE "%s:%llu:%s", record->name,
 		 (unsigned long long)record->sequence, record->top);
 	ret = list_add(list, tag);
+	if (!ret && record->raw)
+		ret = list_add(list, TAG_RAW);
 	if (!ret && record->volume[0]) {
 		snprintf(tag, sizeof(tag), TAG_VOLUME "%s", record->volume);
 		ret = list_add(list, tag);
@@ -719,14 +733,27 @@ static json_object *note_jobs(const struct record_place *place,
 }
 
 /* Also when it is not active, as after a start of the host: then there is no device yet. */
-static bool is_thin(const struct record_place *place, const char *top)
+static const struct lvm_lv *lv_of_top(const struct record_place *place, const char *top)
 {
 	const struct lvm_lv *lv = lv_of_path(place, top);
 	char vg[128], name[128];
 
 	if (!lv && lv_path_split(top, vg, name) && !strcmp(vg, place->vg))
 		lv = record_place_lv(place, name);
-	return thin_chunk(lv);
+	return lv;
+}
+
+/* Not when another image of the device is served, for reading only. */
+static bool is_top(const struct record_place *place, const struct device_record *record,
+		   const char *path)
+{
+	const struct lvm_lv *lv = lv_of_top(place, path);
+	char image[RECORD_IMAGE_BYTES];
+
+	if (lv)
+		return !strcmp(lv->uuid, record->top);
+	return !strcmp(path, record->top) ||
+	       (!record_place_image(place, path, image, NULL) && !strcmp(image, record->top));
 }
 
 void record_note(const struct record_place *place, const struct device_record *record,
@@ -736,6 +763,9 @@ void record_note(const struct record_place *place, const struct device_record *r
 	char path[4096];
 
 	json_object_object_add(state, "top", json_object_new_string(top));
+	if (record && is_top(place, record, top))
+		json_object_object_add(state, "format",
+				       json_object_new_string(record->raw ? "raw" : "qcow2"));
 	for (u32 i = 0; record && i < record->nr_snapshots; i++) {
 		if (record->snapshots[i].from[0] ||
 		    record_place_path(place, record->snapshots[i].image, path, sizeof(path), NULL))
@@ -753,7 +783,7 @@ void record_note(const struct record_place *place, const struct device_record *r
 	snprintf(path, sizeof(path), "/dev/%s/%s", place->vg, record ? record->volume : "");
 	if (record && record->volume[0] && record->sequence) /* was written: LVs may be renamed */
 		json_object_object_add(state, "volume", json_object_new_string(path));
-	if (is_thin(place, top))
+	if (thin_chunk(lv_of_top(place, top)))
 		json_object_object_add(state, "thin", json_object_new_boolean(true));
 	json_object_object_del(state, "reverting");
 	if (record && record->revert.overlay[0] &&

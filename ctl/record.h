@@ -82,12 +82,15 @@ int record_place_remove(const struct record_place *place, const char *name, stru
 
 /*
  * Copy snapshots and jobs of @record (NULL: none) and the path of the top to a run record,
- * that this is a thin LV, if it is one,
+ * its format if the record knows that, that this is a thin LV, if it is one,
  * and, while it is being reverted, that of what may be the top; and that LVs of Proxmox VE
  * may have other names than the record says, which proxmox_settle_served() ends.
  */
 void record_note(const struct record_place *place, const struct device_record *record,
 		 const char *top, json_object *state);
+
+/* Does a record call @image the top of its device, and raw? It begins with no header then. */
+bool record_is_raw_top(const struct record_place *place, const char *image);
 
 /* Has Proxmox VE made this LV? Its names say what is top: proxmox.h. */
 bool record_is_foreign(const struct lvm_lv *lv);
@@ -97,16 +100,19 @@ bool record_is_foreign(const struct lvm_lv *lv);
 /*
  * struct record_top - what `up` is to serve
  * @path: of the top; the caller may set it before record_top_choose()
+ * @raw: what was said of it, which counts where no record calls it the top
  * @has_place: false: a block device without records
  * @made: the record was written by record_top_claim(): it goes again on failure
- * @before: what was the top when record_top_claim() moved the record; "": it did not
+ * @before, @before_raw: what was the top when record_top_claim() moved the record; "": it did not
  */
 struct record_top {
 	char path[4096];
 	char image[RECORD_IMAGE_BYTES];
+	bool raw;
 	bool has_place;
 	bool made;
 	char before[RECORD_IMAGE_BYTES];
+	bool before_raw;
 	struct record_place place;
 };
 

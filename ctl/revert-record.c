@@ -79,7 +79,7 @@ int revert_apply(const struct record_place *place, struct device_record *record,
 	family_exit(&family);
 	if (ret)
 		return err->code ? ret : qc_err_set(err, ret, "%s: out of memory", record->name);
-	snprintf(record->top, sizeof(record->top), "%s", record->revert.overlay);
+	device_record_set_top(record, record->revert.overlay, false);
 	record->pending[0] = 0;
 	record->revert = (struct record_revert){ .wipe = false };
 	return record_place_save(place, record, err);
@@ -171,6 +171,8 @@ void revert_settle_state(json_object *state)
 {
 	const char *overlay = json_text(state, "reverting");
 
-	if (overlay && was_served(overlay))
-		json_object_object_add(state, "top", json_object_new_string(overlay));
+	if (!overlay || !was_served(overlay))
+		return;
+	json_object_object_add(state, "top", json_object_new_string(overlay));
+	json_object_object_add(state, "format", json_object_new_string("qcow2"));
 }

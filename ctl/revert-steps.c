@@ -140,28 +140,10 @@ int revert_open(struct revert *r, struct qc_err *err)
 
 /* ---- the overlay --------------------------------------------------------------------------- */
 
-/* Its format is what the header of an image on it says; the tip of a branch is an overlay. */
-static enum image_format format_of(const struct revert *r, u32 target)
-{
-	enum image_format format = IMAGE_QCOW2;
-	struct io_dev *dev;
-	struct image *img;
-	u32 above;
-
-	if (!family_overlays(&r->images.family, target, &above) ||
-	    io_dev_open(path_of(r, above), IO_DEV_NOLOCK, &dev, NULL) ||
-	    image_open(dev, IMAGE_QCOW2, 0, &img, NULL))
-		return format;
-	if (img->backing_format && image_format_parse(img->backing_format, &format))
-		format = IMAGE_QCOW2;
-	image_close(img);
-	return format;
-}
-
 static int look_below(struct revert *r, u32 target, struct qc_err *err)
 {
 	u64 size = json_number(r->images.served.status, "virtual-size", 0);
-	enum image_format format = format_of(r, target);
+	enum image_format format = family_format(&r->images.family, target);
 	struct io_dev *dev;
 	struct image *img;
 	int ret = io_dev_open(path_of(r, target), IO_DEV_NOLOCK, &dev, err);

@@ -31,11 +31,14 @@ static void forget_header(struct scan_image *image)
 }
 
 /*
- * What an overlay calls raw is a guest's disk, whatever it begins with: a guest may have
- * written a header there that names any LV.
+ * What an overlay, or a record, calls raw is a guest's disk, whatever it begins with: a guest
+ * may have written a header there that names any LV.
  */
 static void believe_formats(struct scan *scan)
 {
+	for (u32 i = 0; i < scan->nr; i++)
+		if (record_is_raw_top(&scan->place, scan->images[i].lv->uuid))
+			forget_header(&scan->images[i]);
 	for (u32 i = 0; i < scan->nr; i++) {
 		const struct scan_image *image = &scan->images[i];
 		u32 below = image->backing ? find_backing(scan, image->backing) : SCAN_NONE;

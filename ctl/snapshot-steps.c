@@ -154,7 +154,7 @@ static int take_back(struct snapshot *s, struct qc_err *err)
 	tell_name(s, s->old_top, NULL);
 	if (s->overlay.image[0] && !strcmp(record->top, s->overlay.image)) {
 		snprintf(record->pending, sizeof(record->pending), "%s", s->overlay.image);
-		snprintf(record->top, sizeof(record->top), "%s", s->old_image);
+		device_record_set_top(record, s->old_image, !strcmp(s->overlay.format, "raw"));
 		device_record_drop(record, s->old_image);
 		ret = record_place_save(&s->place, record, err);
 		if (!ret)
@@ -300,7 +300,7 @@ int snapshot_record(struct snapshot *s, struct qc_err *err)
 	if (ret)
 		return qc_err_set(err, ret, "%s: out of memory", s->name);
 	crash_point("snapshot.unrecorded");
-	snprintf(record->top, sizeof(record->top), "%s", s->overlay.image);
+	device_record_set_top(record, s->overlay.image, false);
 	record->pending[0] = 0;
 	ret = record_place_save(&s->place, record, err);
 	crash_point("snapshot.recorded");

@@ -86,7 +86,7 @@ static void add_intent_log(struct words *words, json_object *record)
 static void build_words(struct words *words, const char *program, json_object *record,
 			bool wait, bool recover)
 {
-	const char *nbd = json_text(record, "nbd");
+	const char *nbd = json_text(record, "nbd"), *format = json_text(record, "format");
 	json_object *options;
 	u32 nr;
 
@@ -97,6 +97,10 @@ static void build_words(struct words *words, const char *program, json_object *r
 	options = json_list(record, "options", &nr);
 	for (u32 i = 0; i < nr; i++)
 		add_word(words, json_object_get_string(json_object_array_get_idx(options, i)));
+	if (format) {
+		add_word(words, "--format");
+		add_word(words, format);
+	}
 	if (wait)
 		add_word(words, "--wait");
 	add_intent_log(words, record);

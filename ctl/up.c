@@ -24,11 +24,13 @@
  * @by_guard: it is the guard of the chain that starts it; it needs no other
  * @reason: why there is another daemon after one that was there before
  * @tab: the table of devices, NULL: the host's
+ * @format: of the top; NULL: not given
  */
 struct up_options {
 	const char *name;
 	const char *reason;
 	const char *tab;
+	const char *format;
 	char top[PATH_MAX];
 	char where[PATH_MAX];
 	char nbd[PATH_MAX];
@@ -56,6 +58,7 @@ enum {
 	OPT_UNSHARED,
 	OPT_RESTARTS,
 	OPT_ALLOW_BACKING,
+	OPT_FORMAT,
 	OPT_PASSED_ON, /* and all behind it: qchaind has them under the same name */
 };
 
@@ -70,15 +73,15 @@ static const struct option long_options[] = {
 	{ "assume-unshared", no_argument, NULL, OPT_UNSHARED },
 	{ "restarts", required_argument, NULL, OPT_RESTARTS },
 	{ "allow-backing", required_argument, NULL, OPT_ALLOW_BACKING },
+	{ "format", required_argument, NULL, OPT_FORMAT },
 	{ "read-only", no_argument, NULL, OPT_PASSED_ON },
 	{ "allow-data-file", no_argument, NULL, OPT_PASSED_ON + 1 },
 	{ "wait", no_argument, NULL, OPT_PASSED_ON + 2 },
 	{ "snapshot", required_argument, NULL, OPT_PASSED_ON + 3 },
-	{ "format", required_argument, NULL, OPT_PASSED_ON + 4 },
-	{ "backing-format", required_argument, NULL, OPT_PASSED_ON + 5 },
-	{ "cache-size", required_argument, NULL, OPT_PASSED_ON + 6 },
-	{ "on-full", required_argument, NULL, OPT_PASSED_ON + 7 },
-	{ "warm", required_argument, NULL, OPT_PASSED_ON + 8 },
+	{ "backing-format", required_argument, NULL, OPT_PASSED_ON + 4 },
+	{ "cache-size", required_argument, NULL, OPT_PASSED_ON + 5 },
+	{ "on-full", required_argument, NULL, OPT_PASSED_ON + 6 },
+	{ "warm", required_argument, NULL, OPT_PASSED_ON + 7 },
 	{ NULL },
 };
 
@@ -155,6 +158,13 @@ static int take_allow_backing(struct up_options *up, const char *key, struct qc_
 	return ret;
 }
 
+/* The run record keeps it beside the top: a snapshot makes a qcow2 image the top. */
+static int take_format(struct up_options *up, struct qc_err *err)
+{
+	up->format = optarg;
+	return chain_option_check("format", optarg, err);
+}
+
 static int take_passed_on(struct up_options *up, const struct option *option, struct qc_err *err)
 {
 	const char *value = option->has_arg ? optarg : NULL;
@@ -197,6 +207,8 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 		return take_restarts(up, err);
 	case OPT_ALLOW_BACKING:
 		return take_allow_backing(up, option->name, err);
+	case OPT_FORMAT:
+		return take_format(up, err);
 	default:
 		return take_passed_on(up, option, err);
 	}
@@ -350,6 +362,8 @@ static json_object *make_record(const struct up_options *up)
 	json_object_object_add(record, "options", json_object_get(up->words));
 	json_object_object_add(record, "scan", json_object_new_boolean(up->scan));
 	json_object_object_add(record, "ublk", json_object_new_boolean(!up->no_ublk));
+	if (up->format)
+		json_object_object_add(record, "format", json_object_new_string(up->format));
 	if (up->nbd[0])
 		json_object_object_add(record, "nbd", json_object_new_string(up->nbd));
 	json_object_object_add(record, "activated", json_object_new_array());
@@ -513,17 +527,33 @@ static int note_volume(struct record_top *top, const char *name, json_object *st
 	return ret;
 }
 
+/* Of what a record calls the top it says the format, too. */
+static int check_format(const struct up_options *up, const struct record_top *top,
+			const struct device_record *record, struct qc_err *err)
+{
+	bool is_top = record && up->top[0] && !strcmp(record->top, top->image);
+
+	if (!is_top || !up->format || record->raw == !strcmp(up->format, "raw"))
+		return 0;
+	return qc_err_set(err, -EINVAL, "%s: is %s, says the record of device %s, not %s; leave "
+			  "--format out", top->path, record->raw ? "raw" : "qcow2", record->name,
+			  up->format);
+}
+
 /* Its LVs made active, and what stands on it, or is to be known of it (rule D1). */
 static int prepare_top(const struct up_options *up, struct record_top *top, json_object *record,
 		       struct qc_err *err)
 {
 	int ret = record_top_choose(top, up->name, up->where, !is_read_only(record), err);
+	const struct device_record *known;
 
 	if (ret == 0 && top->has_place)
 		ret = merging_check(&top->place, top->image, err);
+	known = record_place_find(&top->place, up->name);
+	if (ret == 0)
+		ret = check_format(up, top, known, err);
 	if (ret == 0) {
-		record_note(&top->place, record_place_find(&top->place, up->name), top->path,
-			    record);
+		record_note(&top->place, known, top->path, record);
 		ret = activate_chain(top->path, record_activated(record), err);
 	}
 	if (ret == 0 && !is_read_only(record))
@@ -638,11 +668,13 @@ static int up_start(const struct up_options *up, struct rundir *dir, json_object
 		    json_object *before, struct served *result, struct qc_err *err)
 {
 	struct record_top *top = calloc(1, sizeof(*top));
+	const char *format = json_text(record, "format");
 	int ret;
 
 	if (!top)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", up->name);
 	snprintf(top->path, sizeof(top->path), "%s", up->top);
+	top->raw = format && !strcmp(format, "raw");
 	if (before && !up->top[0])
 		restart_top(top, up->name, json_text(before, "top"), is_read_only(record));
 	ret = start_new(up, dir, top, record, before, result, err);
@@ -850,7 +882,8 @@ const struct verb verb_up = {
 		"  --allow-backing DIR    follow backing references into DIR too, repeatable\n"
 		"  --allow-data-file      follow a reference to an external data file\n"
 		"  --snapshot SNAP        show an internal snapshot of TOP, read-only\n"
-		"  --format FORMAT        of TOP: qcow2 (default) or raw\n"
+		"  --format FORMAT        of TOP: qcow2 (default) or raw; then the record\n"
+		"                         has it\n"
 		"  --backing-format F     where an image does not say that of its backing\n"
 		"  --cache-size SIZE      memory for the map\n"
 		"  --warm on|off          load the map before it is asked for (on)\n"

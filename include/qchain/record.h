@@ -15,6 +15,7 @@
  *
  *	a VG         tags of the LV that is the top:
  *	                 qchain.device=NAME:SEQUENCE:UUID   of the top
+ *	                 qchain.format=raw                  of the top, if it is not qcow2
  *	                 qchain.snapshot=NUMBER:SNAP:UUID   one for each, numbered as taken;
  *	                                     ..:UUID:UUID   one that a commit deletes
  *	                 qchain.dead=UUID[:wipe|:keep]      images that are no layers any more
@@ -109,6 +110,7 @@ struct record_revert {
 
 /*
  * struct device_record - all that is kept of one device
+ * @raw: the top is a raw image, whatever it begins with; else it is a qcow2 one
  * @snapshots: in the order in which they were taken; malloc'ed
  * @jobs: in the order in which they were begun; malloc'ed
  * @pending: files: an overlay that is being made, no layer yet; "" none
@@ -120,6 +122,7 @@ struct device_record {
 	char name[QC_MAX_CHAIN_NAME + 1];
 	u64 sequence;
 	char top[RECORD_IMAGE_BYTES];
+	bool raw;
 	char pending[RECORD_IMAGE_BYTES];
 	char volume[RECORD_IMAGE_BYTES];
 	u32 nr_snapshots;
@@ -148,6 +151,8 @@ const struct record_snapshot *device_record_by_name(const struct device_record *
 int device_record_bury(struct device_record *record, const char *image, bool wipe);
 /* The same, but the image is kept, without its header. */
 int device_record_lay_aside(struct device_record *record, const char *image);
+/* The top is another image from now on, which fits; @raw: not a qcow2 one. */
+void device_record_set_top(struct device_record *record, const char *image, bool raw);
 /* It has gone. */
 void device_record_forget(struct device_record *record, const char *image);
 bool device_record_is_dead(const struct device_record *record, const char *image);

@@ -130,8 +130,11 @@ def test_ours(place):
     expect_equal((chain["owner"], chain["images"][-1]["snapshot"]), ("qchain", "monday"), "chain")
     expect_equal({(p["lv"], p["mend"]) for p in chain["problems"]},
                  {(lv, "qchainctl up web vg") for lv in ("web.0.qcow2", "web.1.qcow2", "web.2.qcow2")}, "problems")
+    # a raw top: its guest has written a header
+    vg.add("disk", "web.1.qcow2", f"qchain.device=db:1:{vg.uuid('disk')},qchain.format=raw")
+    expect_equal(layers(chain_of(vg.ask("scan")[0], "web")), layers(chain), "with a raw top beside them")
     text = place.ctl("scan", "vg").stdout
-    expect("VG vg: 1 chain, 3 problems" in text and "! web.2.qcow2: a snapshot of web was begun" in text, text)
+    expect("VG vg: 2 chains, 3 problems" in text and "! web.2.qcow2: a snapshot of web was begun" in text, text)
 
 
 def test_plain(place):

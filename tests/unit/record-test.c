@@ -122,6 +122,13 @@ static void test_directory(void)
 	CU_ASSERT_EQUAL(nr, 1);
 	check_same(device_record_job(found, "stream0"), &stream);
 	check_same(device_record_job(found, "commit0"), &record.jobs[1]);
+	CU_ASSERT_FALSE(found->raw);
+	record_list_free(found, nr);
+	device_record_set_top(&record, "top.raw", true);
+	CU_ASSERT_EQUAL(record_dir_save(dir, &record, &err), 0);
+	CU_ASSERT_EQUAL(record_dir_load(dir, &found, &nr, &err), 0);
+	CU_ASSERT_TRUE(found->raw);
+	CU_ASSERT_STRING_EQUAL(found->top, "top.raw");
 	record_list_free(found, nr);
 	strcpy(record.jobs[0].top, "../top.qcow2"); /* leads elsewhere */
 	CU_ASSERT_EQUAL(record_dir_save(dir, &record, &err), 0);

@@ -51,6 +51,12 @@ int device_record_add(struct device_record *record, const char *name, const char
 	return 0;
 }
 
+void device_record_set_top(struct device_record *record, const char *image, bool raw)
+{
+	snprintf(record->top, sizeof(record->top), "%s", image);
+	record->raw = raw;
+}
+
 void device_record_drop(struct device_record *record, const char *image)
 {
 	u32 kept = 0;
@@ -227,6 +233,16 @@ static bool take_revert(json_object *root, struct record_revert *revert)
 	       take_name(object, "snapshot", revert->snapshot);
 }
 
+/* Of the top: "raw", or nothing for a qcow2 image. */
+static bool take_format(json_object *root, bool *raw)
+{
+	json_object *value;
+
+	*raw = json_object_object_get_ex(root, "format", &value);
+	return !*raw || (json_object_is_type(value, json_type_string) &&
+			 !strcmp(json_object_get_string(value), "raw"));
+}
+
 /* @file: NAME.qchain; the content must say the same name. */
 static bool take_record(json_object *root, const char *file, struct device_record *record)
 {
@@ -247,9 +263,9 @@ static bool take_record(json_object *root, const char *file, struct device_recor
 		return false;
 	record->sequence = json_object_get_uint64(value);
 	take_image(root, "new", record->pending);
-	return take_image(root, "top", record->top) && take_snapshots(root, record) &&
-	       take_dead(root, record) && take_revert(root, &record->revert) &&
-	       record_jobs_take(root, record);
+	return take_image(root, "top", record->top) && take_format(root, &record->raw) &&
+	       take_snapshots(root, record) && take_dead(root, record) &&
+	       take_revert(root, &record->revert) && record_jobs_take(root, record);
 }
 
 static int load_file(const char *dir, const char *file, struct device_record *result,
@@ -345,6 +361,8 @@ static json_object *to_json(const struct device_record *record)
 	json_object_object_add(root, "device", json_object_new_string(record->name));
 	json_object_object_add(root, "sequence", json_object_new_uint64(record->sequence));
 	json_object_object_add(root, "top", json_object_new_string(record->top));
+	if (record->raw)
+		json_object_object_add(root, "format", json_object_new_string("raw"));
 	if (record->pending[0])
 		json_object_object_add(root, "new", json_object_new_string(record->pending));
 	for (u32 i = 0; i < record->nr_snapshots; i++) {
@@ -494,11 +512,11 @@ static int check_group(const char *path, struct qc_err *err)
 	return ret;
 }
 
-/* Images that are no overlays yet, or not any more; the names belong to the records. */
+/* Images that are no overlays yet, or not any more, or raw; the names belong to the records. */
 static const char **no_overlays(const struct device_record *records, u32 nr)
 {
 	const char **names;
-	u32 most = nr + 1, n = 0;
+	u32 most = 2 * nr + 1, n = 0;
 
 	for (u32 i = 0; i < nr; i++)
 		most += records[i].nr_dead;
@@ -506,6 +524,8 @@ static const char **no_overlays(const struct device_record *records, u32 nr)
 	for (u32 i = 0; names && i < nr; i++) {
 		if (records[i].pending[0])
 			names[n++] = records[i].pending;
+		if (records[i].raw)
+			names[n++] = records[i].top;
 		for (u32 k = 0; k < records[i].nr_dead; k++)
 			names[n++] = records[i].dead[k].image;
 	}
