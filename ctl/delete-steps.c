@@ -219,8 +219,8 @@ static const char *pivot_impossible(const struct deletion *d)
 	if (d->keep || d->wipe)
 		return "the image of the active layer is removed then: not with --keep or --wipe "
 		       "while the device is used";
-	if (!driver || strcmp(driver, "qcow2"))
-		return "it is raw, and the active layer must be qcow2";
+	if (d->images.record->volume[0] && (!driver || strcmp(driver, "qcow2")))
+		return "it is raw, and volumes of Proxmox VE are qcow2";
 	if (virtual_size(d, d->member) > virtual_size(d, d->above))
 		return "it is longer than the device";
 	return NULL;
@@ -456,10 +456,14 @@ int delete_merge(struct deletion *d, struct qc_err *err)
 /* ---- the end ----------------------------------------------------------------------------- */
 
 /* What the overlay that went down has been: a snapshot, the top. */
-static void move_names(struct device_record *record, const char *from, const char *into)
+static void move_names(const struct deletion *d, const char *from)
 {
+	struct device_record *record = d->images.record;
+	const char *into = member_of(d, d->member)->image;
+
 	if (!strcmp(record->top, from))
-		snprintf(record->top, sizeof(record->top), "%s", into);
+		device_record_set_top(record, into, family_format(&d->images.family, d->member) ==
+						    IMAGE_RAW);
 	for (u32 i = 0; i < record->nr_snapshots; i++)
 		if (!strcmp(record->snapshots[i].image, from))
 			snprintf(record->snapshots[i].image, RECORD_IMAGE_BYTES, "%s", into);
@@ -475,7 +479,7 @@ static int write_record(struct deletion *d, struct qc_err *err)
 	snprintf(image, sizeof(image), "%s", member_of(d, gone)->image);
 	device_record_drop(record, member_of(d, d->member)->image);
 	if (d->way == DIRECTION_COMMIT)
-		move_names(record, image, member_of(d, d->member)->image);
+		move_names(d, image);
 	if (!d->keep && device_record_bury(record, image, d->wipe))
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", d->images.name);
 	return device_images_save(&d->images, err);

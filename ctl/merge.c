@@ -36,6 +36,13 @@ static const char *node_text(const struct served_job *s, u32 depth, const char *
 	return json_text(json_object_array_get_idx(s->nodes, depth), key);
 }
 
+static bool is_raw(const struct served_job *s, u32 depth)
+{
+	const char *drv = node_text(s, depth, "drv");
+
+	return drv && !strcmp(drv, "raw");
+}
+
 /* NULL: a stream that leaves nothing below. */
 static const char *base_text(const struct served_job *s)
 {
@@ -212,7 +219,7 @@ static int cover_raw(const struct served_job *s, u64 bytes, struct qc_err *err)
 static int grow_volume(const struct served_job *s, struct qc_err *err)
 {
 	u64 bytes = node_size(s, s->top);
-	bool raw = !strcmp(node_text(s, s->base, "drv"), "raw");
+	bool raw = is_raw(s, s->base);
 	int ret = 0;
 
 	if (node_size(s, s->base) >= bytes)
@@ -607,7 +614,7 @@ static int find_range(struct served_job *s, struct qc_err *err)
 	return 0;
 }
 
-/* The record of the device lies where its images do, and names qcow2 images (rule D1). */
+/* The record of the device lies where its images do (rule D1). */
 static int check_new_top(const struct served_job *s, const struct record_place *place,
 			 const char *image, struct qc_err *err)
 {
@@ -623,6 +630,9 @@ static int check_new_top(const struct served_job *s, const struct record_place *
 		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE: its data goes into "
 				  "%s only, the next layer; without --top it goes into %s", top,
 				  node_text(s, 1, "file"), node_text(s, s->base, "file"));
+	if (lv && record_is_foreign(lv) && is_raw(s, s->base))
+		return qc_err_set(err, -EOPNOTSUPP, "%s: belongs to Proxmox VE, and by its name is "
+				  "qcow2, while %s is raw: that cannot take its place", top, base);
 	ret = record_place_image(place, base, name, err);
 	if (!ret && name[0] == '/')
 		ret = qc_err_set(err, -EXDEV, "%s: is not beside %s, must be to become the "
@@ -632,17 +642,12 @@ static int check_new_top(const struct served_job *s, const struct record_place *
 
 static int check_pivot(const struct served_job *s, struct qc_err *err)
 {
-	const char *drv = node_text(s, s->base, "drv");
 	char image[RECORD_IMAGE_BYTES];
 	struct record_place *place;
 	int ret;
 
 	if (s->top)
 		return 0;
-	if (drv && !strcmp(drv, "raw"))
-		return qc_err_set(err, -EOPNOTSUPP, "%s: is raw, the device's top must be qcow2; "
-				  "commit into it while the device is down",
-				  node_text(s, s->base, "file"));
 	place = calloc(1, sizeof(*place));
 	if (!place)
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", s->o->name);

@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import harness
 from full import Volume
 from harness import Qmp, expect, expect_equal, wait_until
+from lifecycle import kill_daemon
 from merge import MIB, chain_of, content, create, expect_said, make_chain, names, row, volume_image, wait_status, write
 
 
@@ -37,6 +38,8 @@ def stop(place, child, top, shows, others=()):
 
 
 def is_image(place, name):
+    if not os.path.exists(place.path(name)):
+        return False
     with open(place.path(name), "rb") as image:
         return image.read(4) == b"QFI\xfb"
 
@@ -287,6 +290,16 @@ def test_refused(place):
     expect("internal snapshots" in answer.get("error", {}).get("desc", ""), f"answer: {answer}")
 
 
+def test_refused_raw(place):
+    """A raw base is as long as its container, which an lvextend may have made longer than the device."""
+    make_chain_on(place, "base.raw")
+    place.start_chain()
+    os.truncate(place.path("base.raw"), 9 * MIB)
+    answer = commit(Qmp(place.path("qmp")), base_node="base.raw")
+    expect("is longer (9437184 bytes) than the device (8388608)" in answer.get("error", {}).get("desc", ""),
+           f"answer: {answer}")
+
+
 # ---- the verb --------------------------------------------------------------------------------
 
 
@@ -299,27 +312,89 @@ def up(place):
     place.ctl("up", "seven", "./top.qcow2", "--no-ublk", "--nbd", "nbd")
 
 
-def judge_verb(place, shows):
+BASES = ("base.qcow2", "base.raw")
+
+
+def start_over(place):
+    for name in os.listdir(place.folder):
+        if name.endswith((".qcow2", ".raw", ".qchain")):
+            os.unlink(place.path(name))
+
+
+def make_chain_on(place, base):
+    """As make_chain(), but the base may be raw."""
+    start_over(place)
+    shows = make_chain(place)
+    if base.endswith(".raw"):
+        place.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", place.path("base.qcow2"), place.path(base))
+        place.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base, "-F", "raw", place.path("mid.qcow2"))
+        os.unlink(place.path("base.qcow2"))
+    return shows
+
+
+def content_of(place, base):
+    if not base.endswith(".raw"):
+        place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path(base))
+        return content(place, base)
+    with open(place.path(base), "rb") as raw:
+        return raw.read()
+
+
+def up_again(place, *words):
+    """As what the record says: neither top nor format is given."""
+    place.ctl("up", "seven", *words, "--no-ublk", "--nbd", "nbd")
+
+
+def judge_verb(place, shows, base="base.qcow2"):
     """The base is the top in both records, and is served again by name; nothing is left of the old one."""
-    expect_equal((record(place)["top"], "dead" in record(place), "jobs" in record(place)),
-                 ("base.qcow2", False, False), "the record")
+    raw = "raw" if base.endswith(".raw") else None
+    expect_equal((record(place)["top"], record(place).get("format"), "dead" in record(place), "jobs" in record(place)),
+                 (base, raw, False, False), "the record")
     expect(not is_image(place, "top.qcow2") and not is_image(place, "mid.qcow2"), "headers of the old layers")
-    expect_equal([layer["node-name"] for layer in place.ctl_json("tree", "seven")["layers"]], ["base.qcow2"], "tree")
+    expect_equal([layer["node-name"] for layer in place.ctl_json("tree", "seven")["layers"]], [base], "tree")
     guest(place, "write -P 7 6M 64k", "flush")
     place.ctl("down", "seven")
-    place.ctl("up", "seven", place.path(""), "--no-ublk", "--nbd", "nbd")
+    up_again(place, place.path(""))
     place.ctl("down", "seven")
-    expect(content(place, "base.qcow2") == shows[:6 * MIB] + bytes([7]) * 65536 + shows[6 * MIB + 65536:], "the device shows something else than before")
-    place.run("qemu-img", "check", "-q", "-f", "qcow2", place.path("base.qcow2"))
+    expect(content_of(place, base) == shows[:6 * MIB] + bytes([7]) * 65536 + shows[6 * MIB + 65536:],
+           "the device shows something else than before")
 
 
 def test_verb(place):
     """qchainctl commit NAME: the active layer by default; it completes by itself, and the record follows."""
-    shows = make_chain(place)
+    for base in BASES:
+        shows = make_chain_on(place, base)
+        up(place)
+        done = place.ctl("commit", "seven", "--base", base)
+        expect("is the active layer now" in done.stdout, done.stdout)
+        judge_verb(place, shows, base)
+
+
+def test_verb_raw(place):
+    """A raw image is the top: it stays raw for whoever serves it next, also when it begins as an image does."""
+    shows = make_chain_on(place, "base.raw")
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/hostname", "-F", "raw",
+              place.path("fake.qcow2"), "8M")
     up(place)
-    done = place.ctl("commit", "seven", "--base", "base.qcow2")
-    expect("is the active layer now" in done.stdout, done.stdout)
-    judge_verb(place, shows)
+    place.ctl("commit", "seven", "--base", "base.raw")
+    guest(place, f"write -s {place.path('fake.qcow2')} 0 64k", "flush")
+    os.unlink(place.path("fake.qcow2"))
+    kill_daemon(place)
+    up_again(place)
+    wrong = place.ctl("resize", "seven", "16M", status=1)
+    expect("must be qcow2; take a snapshot, whose overlay can grow" in wrong.stderr, wrong.stderr)
+    place.ctl("down", "seven")
+    expect(is_image(place, "base.raw"), "what the guest has written")
+    wrong = place.ctl("up", "seven", "./base.raw", "--format", "qcow2", "--no-ublk", "--nbd", "nbd", status=1)
+    expect("is raw, says the record of device seven" in wrong.stderr, wrong.stderr)
+    up_again(place, place.path(""))
+    place.ctl("snapshot", "seven", "one")
+    guest(place, "write -P 7 0 64k", "flush")
+    kill_daemon(place)
+    up_again(place)
+    expect("failed" not in guest(place, "read -P 7 0 64k", "read -P 1 64k 64k"), "the overlay is served as raw")
+    expect_equal(place.ctl_json("delete", "seven", "one", "--commit")["way"], "commit", "way")
+    judge_verb(place, bytes([7]) * 65536 + shows[65536:], "base.raw")
 
 
 def test_verb_detached(place):
@@ -338,28 +413,26 @@ CTL_POINTS = ("merge.planned", "merge.begun", "merge.started", "pivot.unrecorded
 
 def test_verb_killed(place):
     """qchainctl dies at each step, then the daemon: `up` finds a chain that reads the same, and goes on."""
-    for point in CTL_POINTS:
-        for name in os.listdir(place.folder):
-            if name.endswith((".qcow2", ".qchain")):
-                os.unlink(place.path(name))
-        shows = make_chain(place)
+    for number, point in enumerate(CTL_POINTS * 2):
+        base = BASES[number >= len(CTL_POINTS)]
+        shows = make_chain_on(place, base)
         up(place)
-        place.run(place.program("qchainctl"), "commit", "seven", "--base", "base.qcow2", status=-9,
+        place.run(place.program("qchainctl"), "commit", "seven", "--base", base, status=-9,
                   environment=dict(place.environment, QCHAIN_CRASH_POINT=point))
-        for pid in place.daemon_pids():
-            os.kill(pid, 9)
-        wait_until(lambda: not place.daemon_pids(), "the daemon is gone")
-        place.ctl("up", "seven", "--no-ublk", "--nbd", "nbd")
+        kill_daemon(place)
+        if is_image(place, "top.qcow2") and "mid.qcow2" not in chain_of(place):
+            os.unlink(place.path("mid.qcow2"))  # killed before its header was wiped
+        up_again(place)
         jobs = place.ctl_json("job", "list", "seven")
         for job in jobs:
             place.ctl("job", "wait", "seven", job["id"], status=None)
-        if record(place)["top"] != "base.qcow2":
-            place.ctl("commit", "seven", "--base", "base.qcow2")
-        judge_verb(place, shows)
+        if record(place)["top"] != base:
+            place.ctl("commit", "seven", "--base", base)
+        judge_verb(place, shows, base)
 
 
 def test_verb_refused(place):
-    """A raw base; a snapshot that would be lost; another image that stands on the base."""
+    """A snapshot that would be lost; another image that stands on the base."""
     make_chain(place)
     up(place)
     place.ctl("snapshot", "seven", "now")

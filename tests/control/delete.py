@@ -235,6 +235,34 @@ def test_not_served(place):
         nothing_left(place)
 
 
+def test_raw(place):
+    """The image of the snapshot is raw, and the top again when the overlay has gone down into it."""
+    place.run("qemu-img", "create", "-q", "-f", "raw", place.path("disk.raw"), str(SIZE))
+    place.ctl("up", "seven", "./disk.raw", "--format", "raw", "--no-ublk", "--nbd", "seven.sock")
+    device = Device.__new__(Device)
+    device.adopt(place)
+    device.zeroes = False
+    device.write()
+    for served in (True, False):
+        device.snapshot("a")
+        wait_sealed(place)
+        if not served:
+            device.down()
+        expect_equal(delete(place, "a", *([] if served else ["./"]), "--commit")["way"], "commit", "way")
+        device.snapshots.clear()
+        if served:
+            kill_daemon(place)
+            place.ctl("up", "seven")
+        else:
+            device.up()
+        device.write()
+        expect_equal(tree(place), [("disk.raw", None)], "tree")
+        record = record_of(place)
+        expect_equal((record["top"], record["format"], "dead" in record), ("disk.raw", "raw", False), "record")
+    device.down()
+    expect(device.content("disk.raw") == bytes(device.model), "the device holds something else")
+
+
 def test_without_backing(place):
     """The lowest image of all: nothing is below what it is streamed into."""
     device = Device(place, base=None)

@@ -118,6 +118,22 @@ qchainctl up raw > /dev/null || fail "takeover"
 qchainctl commit raw --top vg/low.qcow2 || fail "commit"
 chain_down raw
 judge_raw "served, killed"
+
+step "the active layer goes down into the raw base, which is the device then, killed and by name"
+chain_up raw vg/top.qcow2
+qchainctl commit raw || fail "commit of the active layer"
+[[ $(lvs --noheadings -o tags vg/raw) == *qchain.format=raw* ]] || fail "the record does not say that the top is raw"
+crash raw
+qchainctl up raw > /dev/null || fail "takeover"
+dd if=/dev/urandom of=/dev/qchain/raw bs=1M count=1 oflag=direct status=none
+blkdiscard -z -o 1M -l 4M /dev/qchain/raw || fail "zeroes"
+save_device /dev/qchain/raw before
+chain_down raw
+same before /dev/vg/raw "the raw LV"
+chain_up raw vg
+save_device "$dev" now
+same before now "the device, by name"
+chain_down raw
 raw_chain
 qchainctl commit vg/top.qcow2 --top vg/low.qcow2 --base vg/raw || fail "commit"
 judge_raw "not served"

@@ -242,20 +242,29 @@ void commit_end(struct merge *m)
 
 /* ---- what may be committed -------------------------------------------------------------- */
 
+/* Of a raw image that is as long as its container, which may have grown since it was opened. */
+static u64 size_as_top(const struct image *img)
+{
+	if (img->format != IMAGE_RAW)
+		return img->virtual_size;
+	return max((s64)img->virtual_size, img->dev->ops->refresh_size(img->dev));
+}
+
 /* A pivot never changes the device's size (rule D4). */
 static int check_pivot(const struct merge *m, struct qc_err *err)
 {
 	const struct chain_layer *base = merge_receiver(m), *top = &m->ct->chain->layers[0];
+	u64 size = size_as_top(base->img);
 
 	if (top->img->nr_snapshots)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: has %u internal snapshots, which its base "
 				  "cannot take over; must have none", top->path,
 				  top->img->nr_snapshots);
-	if (base->img->virtual_size > top->img->virtual_size)
+	if (size > top->img->virtual_size)
 		return qc_err_set(err, -EFBIG, "%s: is longer (%llu bytes) than the device (%llu), "
 				  "which it would become; take the device down and shrink it, or "
 				  "commit into another layer", base->path,
-				  (unsigned long long)base->img->virtual_size,
+				  (unsigned long long)size,
 				  (unsigned long long)top->img->virtual_size);
 	return 0;
 }

@@ -109,7 +109,8 @@ static int check(const struct chain_target *ct, const char *node, u64 bytes, str
 				  (unsigned long long)top->img->virtual_size);
 	if (top->img->format == IMAGE_RAW)
 		return qc_err_set(err, -EOPNOTSUPP, "%s: raw, what grows in use must be qcow2; "
-				  "take the device down and use qchainctl resize", top->path);
+				  "take a snapshot, whose overlay can grow, or take the "
+				  "device down and use qchainctl resize", top->path);
 	return writer_check_grow(top->img, top->path, bytes, err);
 }
 
