@@ -2,19 +2,14 @@
 /* qchainctl expose, unexpose: a snapshot as a read-only device of its own. */
 #include "exposed.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /*
  * The sealed layer is served by a daemon of its own, as the chain NAME+SNAP: what
  * it does cannot disturb the device. The image locks that it holds keep every job
  * from writing to a layer that it shows.
  */
-#define SEAL_TRIES 600
-#define SEAL_PAUSE_US 50000
-
 struct expose_options {
 	char *nbd;
 	bool json;
@@ -40,62 +35,6 @@ static int exposed_name(const struct verb *verb, char **words, char *result)
 	return status;
 }
 
-/* The layer that holds @snap; malloc'ed. */
-static int find_layer(const struct served *served, const char *snap, char **result,
-		      struct qc_err *err)
-{
-	json_object *list, *entry;
-	u32 nr;
-
-	list = json_list(served->record, "snapshots", &nr);
-	for (u32 i = 0; i < nr; i++) {
-		entry = json_object_array_get_idx(list, i);
-		if (strcmp(json_text(entry, "name"), snap))
-			continue;
-		*result = strdup(json_text(entry, "file"));
-		return *result ? 0 : -ENOMEM;
-	}
-	return qc_err_set(err, -ENOENT, "%s: has no snapshot %s; see qchainctl tree %s",
-			  served->name, snap, served->name);
-}
-
-/*
- * Is what was written to it before the snapshot durable, and its writer gone? What is no
- * layer of the device, but of a branch that it was reverted from, is.
- */
-static int is_sealed(const struct served *served, const char *file, struct qc_err *err)
-{
-	json_object *nodes;
-	bool sealed = true;
-	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
-				 err);
-
-	for (u32 i = 0; !ret && i < json_object_array_length(nodes); i++) {
-		json_object *node = json_object_array_get_idx(nodes, i);
-		const char *state = json_text(node, "state"), *name = json_text(node, "file");
-
-		sealed &= !name || !state || strcmp(name, file) || !strcmp(state, "sealed");
-	}
-	if (!ret)
-		json_object_put(nodes);
-	return ret ? ret : sealed;
-}
-
-static int wait_sealed(const struct served *served, const char *file, struct qc_err *err)
-{
-	int ret = 0;
-
-	for (int i = 0; i < SEAL_TRIES && !ret; i++) {
-		if (i)
-			usleep(SEAL_PAUSE_US);
-		ret = is_sealed(served, file, err);
-	}
-	if (ret)
-		return min(ret, 0);
-	return qc_err_set(err, -EBUSY, "%s: is still being sealed; see qchainctl status %s", file,
-			  served->name);
-}
-
 static int choose_layer(const char *name, const char *snap, char **result, struct qc_err *err)
 {
 	struct served served;
@@ -104,13 +43,13 @@ static int choose_layer(const char *name, const char *snap, char **result, struc
 	if (ret)
 		return ret;
 	if (served.state == SERVED_LIVE)
-		ret = find_layer(&served, snap, result, err);
+		ret = exposed_layer(&served, snap, result, err);
 	else
 		ret = served_not_live(&served, err);
 	if (!ret)
 		ret = exposed_check_jobs(&served, *result, err);
 	if (!ret)
-		ret = wait_sealed(&served, *result, err);
+		ret = exposed_wait_sealed(&served, *result, err);
 	served_exit(&served);
 	return ret;
 }

@@ -9,6 +9,7 @@
 #include <qchain/overlays.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /*
  * The daemon of an exposed snapshot holds the locks of a reader on all images that it
@@ -16,6 +17,8 @@
  * other is there. What is looked at here says so before anything is recorded, and
  * with the names of both.
  */
+#define SEAL_TRIES 600
+#define SEAL_PAUSE_US 50000
 
 int exposed_each(const char *device, exposed_fn fn, void *arg, struct qc_err *err)
 {
@@ -130,4 +133,61 @@ int exposed_check_jobs(const struct served *served, const char *file, struct qc_
 		ret = check_job(served, json_object_array_get_idx(jobs, i), nodes, shown, err);
 	json_object_put(nodes);
 	return ret;
+}
+
+/* ---- the layer of a snapshot -------------------------------------------------------------- */
+
+int exposed_layer(const struct served *served, const char *snap, char **result,
+		  struct qc_err *err)
+{
+	json_object *list, *entry;
+	u32 nr;
+
+	list = json_list(served->record, "snapshots", &nr);
+	for (u32 i = 0; i < nr; i++) {
+		entry = json_object_array_get_idx(list, i);
+		if (strcmp(json_text(entry, "name"), snap))
+			continue;
+		*result = strdup(json_text(entry, "file"));
+		return *result ? 0 : -ENOMEM;
+	}
+	return qc_err_set(err, -ENOENT, "%s: has no snapshot %s; see qchainctl tree %s",
+			  served->name, snap, served->name);
+}
+
+/*
+ * Is what was written to it before the snapshot durable, and its writer gone? What is no
+ * layer of the device, but of a branch that it was reverted from, is.
+ */
+static int is_sealed(const struct served *served, const char *file, struct qc_err *err)
+{
+	json_object *nodes;
+	bool sealed = true;
+	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	for (u32 i = 0; !ret && i < json_object_array_length(nodes); i++) {
+		json_object *node = json_object_array_get_idx(nodes, i);
+		const char *state = json_text(node, "state"), *name = json_text(node, "file");
+
+		sealed &= !name || !state || strcmp(name, file) || !strcmp(state, "sealed");
+	}
+	if (!ret)
+		json_object_put(nodes);
+	return ret ? ret : sealed;
+}
+
+int exposed_wait_sealed(const struct served *served, const char *file, struct qc_err *err)
+{
+	int ret = 0;
+
+	for (int i = 0; i < SEAL_TRIES && !ret; i++) {
+		if (i)
+			usleep(SEAL_PAUSE_US);
+		ret = is_sealed(served, file, err);
+	}
+	if (ret)
+		return min(ret, 0);
+	return qc_err_set(err, -EBUSY, "%s: is still being sealed; see qchainctl status %s", file,
+			  served->name);
 }

@@ -21,4 +21,13 @@ int exposed_check_merge(const char *device, json_object *nodes, u32 written, str
 /* No job of @served writes to the layer at @file, or to one below it; -EBUSY: one does. */
 int exposed_check_jobs(const struct served *served, const char *file, struct qc_err *err);
 
+/*
+ * exposed_layer - the path of the image that holds @snap, malloc'ed; -ENOENT
+ * exposed_wait_sealed - until what was written to @file before the snapshot is durable and
+ * its writer gone; at once for what is no layer. -EBUSY: it takes too long
+ */
+int exposed_layer(const struct served *served, const char *snap, char **result,
+		  struct qc_err *err);
+int exposed_wait_sealed(const struct served *served, const char *file, struct qc_err *err);
+
 #endif

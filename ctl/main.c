@@ -27,6 +27,7 @@ static const struct verb *const verbs[] = {
 	&verb_revert,
 	&verb_expose,
 	&verb_unexpose,
+	&verb_export,
 	&verb_events,
 	&verb_job,
 	&heading_images,

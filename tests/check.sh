@@ -227,6 +227,7 @@ native_verbs() {
 		--build "$build"
 	run resizes-kill 400 tests/online/resizes.py --kill --count $((kill_count / 4)) \
 		--seed $((seed + 100000)) --build "$build"
+	run export 120 env TMPDIR=/dev/shm tests/control/export.py --build "$build" --seed $seed
 	run active 120 tests/control/active.py --build "$build"
 	run jobs 200 tests/control/jobs.py --build "$build"
 	run units 60 tests/control/units.py

@@ -17,7 +17,7 @@ int merge_open(const char *path, const struct offline_options *options,
 
 /* As struct transfer_options. */
 struct merge {
-	const char *type; /* "commit", "stream", "rebase" */
+	const char *type; /* "commit", "stream", "export", "rebase" */
 	struct target *source;
 	struct target *target;
 	struct target *compare;

@@ -18,7 +18,7 @@
  * Commit: from a target that shows only the layers to be merged, into one whose
  * active layer is the base. Stream: within one target, what lies below its active
  * layer comes up. Rebase: within one target, what reads otherwise through the new
- * backing, @compare.
+ * backing, @compare. Export: from a target that is only read into a new image.
  *
  * Everything goes through the targets' own reads and writes. The
  * job ends when the target has flushed it; what comes then (a backing name, an
@@ -106,7 +106,10 @@ void transfer_wait_for_room(struct job *job);
 bool transfer_is_at_rest(const struct job *job);
 void transfer_restart(struct job *job, const struct transfer_options *options);
 
-/* @type: "commit", "stream" or "rebase"; @job->loop is @options' loop (struct job_options). */
+/*
+ * @type: "commit", "stream", "export" or "rebase"; @job->loop is @options' loop (struct
+ * job_options).
+ */
 int transfer_create(struct jobs *jobs, const char *type, const struct job_options *job_options,
 		    const struct transfer_options *options, struct job **result,
 		    struct qc_err *err);

@@ -623,7 +623,8 @@ static void transfer_clean(struct job *job)
 	}
 
 static const struct job_type transfer_types[] = {
-	TRANSFER_TYPE("commit"), TRANSFER_TYPE("stream"), TRANSFER_TYPE("rebase"),
+	TRANSFER_TYPE("commit"), TRANSFER_TYPE("stream"), TRANSFER_TYPE("export"),
+	TRANSFER_TYPE("rebase"),
 };
 
 static const struct job_type *type_of(const char *name)
