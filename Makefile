@@ -96,6 +96,8 @@ $(O)/tests/%: $(O)/tests/unit/%.o $(patsubst %.c,$(O)/%.o,$(unit-help)) $(LIB)
 	$(say) LINK $@
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
 
+$(O)/tests/switch-test: QLDFLAGS += -Wl,--wrap=loop_call
+
 # Programs of the system tests and the simulator.
 $(O)/ublk-bringup: $(O)/tests/vm/ublk-bringup.o $(O)/tests/vm/ublk-mixed.o $(LIB)
 	$(say) LINK $@

@@ -107,7 +107,7 @@ static void view_destroy(struct chain_target *view)
 static int view_create(struct merge *m)
 {
 	struct chain_target *ct = m->ct, *view = calloc(1, sizeof(*view));
-	struct layer_table *table = layer_table_drop(ct->map.table, 0, m->first - m->up);
+	struct layer_table *table = layer_table_next(ct->map.table, 0, m->first - m->up, NULL);
 	int ret = -ENOMEM;
 
 	if (view && table)

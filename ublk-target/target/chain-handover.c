@@ -248,11 +248,7 @@ static void between_gone(struct merge *m, int ret)
 {
 	struct handover *h = m->handover;
 
-	if (m->table)
-		layer_table_free(m->table);
-	free(m->layers);
-	m->table = NULL;
-	m->layers = NULL;
+	chain_order_exit(&m->order);
 	step_ended(h, ret);
 }
 

@@ -100,65 +100,22 @@ void chain_free_layers(struct chain_target *ct)
 	layer_table_free(t);
 }
 
-/* @n gets what @t flushes, behind the new active layer. */
-static int inherit_flush(struct layer_table *n, const struct layer_table *t)
+struct layer_table *layer_table_next(const struct layer_table *t, u32 depth, u32 nr,
+				     struct layer *top)
 {
-	u32 i, slot = 1;
-
-	for (i = 0; i < QC_MAX_FLUSH; i++) {
-		if (!t->flush[i] || MUTANT(FLUSH_TOP_ONLY))
-			continue;
-		if (slot == QC_MAX_FLUSH)
-			return -EBUSY;
-		n->flush[slot++] = t->flush[i];
-	}
-	return 0;
-}
-
-int layer_table_push(const struct layer_table *t, struct layer *layer,
-		     struct layer_table **result, struct qc_err *err)
-{
-	struct layer_table *n;
-	u32 i;
-
-	if (t->nr >= QC_MAX_CHAIN_DEPTH || t->nr_ids >= QC_MAX_LAYERS)
-		return qc_err_set(err, -EMLINK, "%s: chain too deep (%u layers, %u in this run), "
-				  "at most %u (%u); merge some", layer->path, t->nr + 1,
-				  t->nr_ids + 1, QC_MAX_CHAIN_DEPTH, QC_MAX_LAYERS);
-	n = layer_table_create(t->nr + 1, t->nr_ids + 1);
-	if (!n)
-		return qc_err_set(err, -ENOMEM, "%s: out of memory", layer->path);
-	n->write_layer = t->nr_ids;
-	n->order[0] = n->write_layer;
-	memcpy(n->order + 1, t->order, t->nr * sizeof(*t->order));
-	memcpy(n->by_id, t->by_id, t->nr_ids * sizeof(*t->by_id));
-	n->by_id[n->write_layer] = layer;
-	for (i = 0; i < n->nr; i++)
-		n->depth_of[n->order[i]] = i;
-	n->flush[0] = layer->img->dev;
-	if (inherit_flush(n, t)) {
-		layer_table_free(n);
-		return qc_err_set(err, -EBUSY, "%s: %u snapshots are not sealed yet, one more only "
-				  "when the oldest is; try again", layer->path, QC_MAX_FLUSH - 1);
-	}
-	*result = n;
-	return 0;
-}
-
-struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32 nr)
-{
-	struct layer_table *n = layer_table_create(t->nr - nr, t->nr_ids);
-	u32 i;
+	u32 i, in = top != NULL;
+	struct layer_table *n = layer_table_create(t->nr - nr + in, t->nr_ids + in);
 
 	if (!n)
 		return NULL;
-	n->write_layer = t->write_layer;
-	n->read_only = t->read_only;
-	memcpy(n->flush, t->flush, sizeof(n->flush));
-	memcpy(n->order, t->order, depth * sizeof(*n->order));
-	memcpy(n->order + depth, t->order + depth + nr, (n->nr - depth) * sizeof(*n->order));
+	n->write_layer = top ? t->nr_ids : t->write_layer;
+	if (top)
+		n->order[0] = n->write_layer;
+	memcpy(n->order + in, t->order, depth * sizeof(*n->order));
+	memcpy(n->order + in + depth, t->order + depth + nr,
+	       (t->nr - depth - nr) * sizeof(*n->order));
 	for (i = 0; i < n->nr; i++) {
-		n->by_id[n->order[i]] = t->by_id[n->order[i]];
+		n->by_id[n->order[i]] = i < in ? top : t->by_id[n->order[i]];
 		n->depth_of[n->order[i]] = i;
 	}
 	return n;
@@ -174,6 +131,21 @@ void layer_table_follow(struct layer_table *n, const struct layer_table *t)
 	n->receives = t->receives;
 	n->handed_end = t->handed_end;
 	n->fence_end = t->fence_end;
+}
+
+int layer_table_inherit(struct layer_table *n, const struct layer_table *t, struct io_dev *dev)
+{
+	u32 i, slot = 0;
+
+	n->flush[slot++] = dev;
+	for (i = 0; i < QC_MAX_FLUSH; i++) {
+		if (!t->flush[i] || MUTANT(FLUSH_TOP_ONLY))
+			continue;
+		if (slot == QC_MAX_FLUSH)
+			return -EBUSY;
+		n->flush[slot++] = t->flush[i];
+	}
+	return 0;
 }
 
 void layer_table_add_flush(struct layer_table *t, struct io_dev *dev)

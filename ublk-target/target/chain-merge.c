@@ -16,7 +16,7 @@
  *   copy      what the layers that go map is written into the layer above them where
  *             that maps nothing: job/transfer.c, on the metadata loop; chain_fill()
  *   flush     all of it is durable
- *   plan      where the new backing name goes                            a worker
+ *   plan      the next order of layers; where the new backing name goes  a worker
  *   name      into free bytes of the first cluster; flush                metadata loop
  *   header    offset, length and format of the name, one sector; flush
  *   publish   the layer table without the layers that go
@@ -105,8 +105,8 @@ static void close_layers(struct chain_work *work)
 	for (i = m->gone_first; i < m->gone_first + m->gone_nr; i++) {
 		crash_point("commit.unwiped");
 		if (m->pivots)
-			wipe_header(m->layers[i].img->dev);
-		image_close(m->layers[i].img);
+			wipe_header(m->order.layers[i].img->dev);
+		image_close(m->order.layers[i].img);
 	}
 }
 
@@ -117,9 +117,9 @@ static void layers_closed(struct chain_work *work)
 
 	merge_views_free(m);
 	for (i = m->gone_first; i < m->gone_first + m->gone_nr; i++) {
-		log_info("%s: its data is in another layer now, closed", m->layers[i].path);
-		layer_free(m->table->by_id[m->table->order[i]]);
-		free(m->layers[i].path);
+		log_info("%s: its data is in another layer now, closed", m->order.layers[i].path);
+		layer_free(m->order.table->by_id[m->order.table->order[i]]);
+		free(m->order.layers[i].path);
 	}
 	last_step_over(m, 0);
 }
@@ -130,7 +130,7 @@ static struct writer *gone_writer(const struct merge *m)
 	u32 i;
 
 	for (i = m->gone_first; i < m->gone_first + m->gone_nr && !w; i++)
-		w = m->table->by_id[m->table->order[i]]->writer;
+		w = m->order.table->by_id[m->order.table->order[i]]->writer;
 	return w;
 }
 
@@ -185,42 +185,16 @@ static void use_new_header(struct merge *m)
 		header_writer(m)->below = img->backing_name != NULL;
 }
 
-/* Who needs one folds anew. */
-int merge_forget(struct merge *m, u32 first, u32 nr)
-{
-	const struct layer_table *t = m->ct->map.table;
-	bool *gone = calloc(t->nr_ids, sizeof(*gone));
-	u32 i;
-
-	if (!gone)
-		return -ENOMEM;
-	for (i = first; i < first + nr; i++)
-		gone[t->order[i]] = true;
-	merge_forget_ids(m->ct, gone);
-	free(gone);
-	return 0;
-}
-
 static void publish(struct merge *m)
 {
 	struct chain_target *ct = m->ct;
-	struct layer_table *old = ct->map.table;
-	struct chain_layer *layers = ct->chain->layers;
 
-	if (merge_forget(m, m->first, m->nr)) {
-		qc_err_set(&m->err, -ENOMEM, "%s: out of memory", layers[0].path);
-		last_step_failed(m, -ENOMEM);
-		return;
-	}
+	merge_forget_ids(ct, m->order.gone); /* who needs a window folds it anew */
 	use_new_header(m);
 	merge_views_publish(m);
-	layer_table_follow(m->table, old);
-	__atomic_store_n(&ct->map.table, m->table, __ATOMIC_RELEASE);
+	layer_table_follow(m->order.table, ct->map.table);
+	chain_order_publish(ct, &m->order);
 	chain_layers_changed(ct);
-	ct->chain->layers = m->layers;
-	ct->chain->nr_layers -= m->nr;
-	m->table = old;
-	m->layers = layers;
 	m->gone_first = m->first;
 	m->gone_nr = m->nr;
 	merge_layers_gone(m, m->nr);
@@ -330,14 +304,17 @@ static int open_above(struct merge *m)
 	return 0;
 }
 
-/* The header of a sealed layer is nobody else's: it is written here, too. */
-static void plan_header(struct chain_work *work)
+/*
+ * Whatever needs memory is made before the header is touched. The header of a sealed
+ * layer is nobody else's: it is written here, too.
+ */
+static void plan(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
 	const struct chain_layer *above = merge_above(m);
 	int ret;
 
-	if (open_above(m) ||
+	if (chain_order_plan(m->ct, m->first, m->nr, NULL, &m->order, &m->err) || open_above(m) ||
 	    image_plan_backing(above->img, m->name, m->format, &m->patch, &m->err) ||
 	    header_writer(m))
 		return;
@@ -347,7 +324,7 @@ static void plan_header(struct chain_work *work)
 			   strerror(-ret));
 }
 
-static void header_planned(struct chain_work *work)
+static void planned(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
 
@@ -362,22 +339,6 @@ static void header_planned(struct chain_work *work)
 	m->named_bytes = 0; /* it may be the second header */
 	m->wait.fn = put_name;
 	put_name(&m->wait);
-}
-
-/* Whatever needs memory is made before the header is touched. */
-static int make_next(struct merge *m)
-{
-	const struct chain *chain = m->ct->chain;
-	u32 left = chain->nr_layers - m->nr;
-
-	m->table = layer_table_drop(m->ct->map.table, m->first, m->nr);
-	m->layers = calloc(left, sizeof(*m->layers));
-	if (!m->table || !m->layers || merge_views_plan(m))
-		return qc_err_set(&m->err, -ENOMEM, "%s: out of memory", chain->layers[0].path);
-	memcpy(m->layers, chain->layers, m->first * sizeof(*m->layers));
-	memcpy(m->layers + m->first, chain->layers + m->first + m->nr,
-	       (left - m->first) * sizeof(*m->layers));
-	return 0;
 }
 
 /* Who was the active layer's writer is not done with the header until that is sealed. */
@@ -403,12 +364,13 @@ static void begin_last_step(struct loop *loop, struct loop_timer *timer)
 		loop_timer_set(loop, timer, TURN_POLL_NS);
 		return;
 	}
-	if (make_next(m)) {
-		last_step_failed(m, m->err.code);
+	if (merge_views_plan(m)) {
+		qc_err_set(&m->err, -ENOMEM, "%s: out of memory", merge_above(m)->path);
+		last_step_failed(m, -ENOMEM);
 		return;
 	}
-	m->work.run = plan_header;
-	m->work.done = header_planned;
+	m->work.run = plan;
+	m->work.done = planned;
 	chain_work(m->ct, &m->work);
 }
 
@@ -529,8 +491,7 @@ void merge_free(struct merge *m)
 		loop_call(m->ct->loop, end_run, m);
 	merge_views_free(m);
 	handover_free(m->handover);
-	layer_table_free(m->table);
-	free(m->layers);
+	chain_order_exit(&m->order);
 	free(m->name);
 	free(m->format);
 	free(m);

@@ -54,8 +54,7 @@ struct merge {
 	struct grace_waiter grace;
 	struct writer *top; /* pivot: of the old active layer */
 	struct loop_timer timer;
-	struct layer_table *table; /* to be published; then the old one */
-	struct chain_layer *layers; /* of the chain, likewise */
+	struct chain_order order; /* to be published; then the old one */
 	struct view_change *views; /* likewise */
 	u32 nr_views;
 	u32 gone_first; /* which layers these were, in the old ones */
@@ -83,8 +82,6 @@ void merge_free(struct merge *m);
  * merged layers, which are closed; then @over. Metadata loop; m->err tells why not.
  */
 void merge_drop(struct merge *m, void (*over)(struct merge *m, int ret));
-/* Nobody may name an extent of layers @first to @first + @nr - 1 any more: 0 or -ENOMEM. */
-int merge_forget(struct merge *m, u32 first, u32 nr);
 /* The new backing's name, for the header of the layer above; @name NULL: as it lies to that. */
 int merge_set_backing(struct merge *m, const char *name, struct qc_err *err);
 /* What its job copies from where. */

@@ -9,6 +9,7 @@
 #include <string.h>
 
 /*
+ *   plan      the next order of layers                                      a worker
  *   idle      all of the old active layer was handed over; what it freed is free
  *   closed    its header says that it was closed                            a worker
  *   publish   the layer table without it: the base is the active layer
@@ -41,7 +42,7 @@ static void close_top(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
 
-	image_close(m->layers[0].img);
+	image_close(m->order.layers[0].img);
 }
 
 static void top_closed(struct chain_work *work)
@@ -49,10 +50,10 @@ static void top_closed(struct chain_work *work)
 	struct merge *m = container_of(work, struct merge, work);
 	const struct chain_target *ct = m->ct;
 
-	log_info("%s: is empty and closed, %s is the active layer", m->layers[0].path,
+	log_info("%s: is empty and closed, %s is the active layer", m->order.layers[0].path,
 		 ct->chain->layers[0].path);
-	layer_free(m->table->by_id[m->table->order[0]]);
-	free(m->layers[0].path);
+	layer_free(m->order.table->by_id[m->order.table->order[0]]);
+	free(m->order.layers[0].path);
 	over(m, 0);
 }
 
@@ -84,25 +85,20 @@ static void nobody_reads(struct grace_waiter *waiter)
 static void publish(struct merge *m)
 {
 	struct chain_target *ct = m->ct;
-	struct layer_table *old = ct->map.table;
-	struct chain_layer *layers = ct->chain->layers;
+	struct layer_table *next = m->order.table;
 
-	m->table->read_only = old->read_only;
-	m->table->write_layer = m->base->id;
-	memset(m->table->flush, 0, sizeof(m->table->flush));
-	layer_table_add_flush(m->table, m->base->img->dev);
-	__atomic_store_n(&ct->map.table, m->table, __ATOMIC_RELEASE);
+	merge_forget_ids(ct, m->order.gone);
+	next->read_only = ct->map.table->read_only;
+	next->write_layer = m->base->id;
+	layer_table_add_flush(next, m->base->img->dev);
+	chain_order_publish(ct, &m->order);
 	ct->active = m->base;
 	ct->receiving = NULL;
 	chain_layers_changed(ct);
-	ct->chain->layers = m->layers;
-	ct->chain->nr_layers--;
 	m->base->layer->merging = false;
 	m->base = NULL;
 	m->pivots = false;
 	merge_layers_gone(m, 1);
-	m->table = old;
-	m->layers = layers;
 	crash_point("commit.pivot");
 	m->grace.drained = nobody_reads;
 	grace_wait(&ct->grace, &m->grace);
@@ -123,18 +119,16 @@ static void close_header(struct chain_work *work)
 static void header_closed(struct chain_work *work)
 {
 	struct merge *m = container_of(work, struct merge, work);
-	int ret;
 
 	m->top->closing = false;
 	if (m->err.code)
 		m->top->failed = true;
 	crash_point("commit.closed");
-	ret = m->top->failed ? -EIO : merge_forget(m, 0, 1);
-	if (ret) {
+	if (m->top->failed) {
 		if (!m->err.code)
-			qc_err_set(&m->err, ret, "%s: not closed (%s)", m->top->layer->path,
-				   strerror(-ret));
-		failed(m, ret);
+			qc_err_set(&m->err, -EIO, "%s: not closed (%s)", m->top->layer->path,
+				   strerror(EIO));
+		failed(m, -EIO);
 		return;
 	}
 	publish(m);
@@ -158,36 +152,37 @@ static void wait_idle(struct loop *loop, struct loop_timer *timer)
 	chain_work(m->ct, &m->work);
 }
 
-static int make_next(struct merge *m)
+static void plan(struct chain_work *work)
 {
-	const struct chain *chain = m->ct->chain;
-	u32 left = chain->nr_layers - 1;
+	struct merge *m = container_of(work, struct merge, work);
 
-	m->table = layer_table_drop(m->ct->map.table, 0, 1);
-	m->layers = calloc(left, sizeof(*m->layers));
-	if (!m->table || !m->layers)
-		return qc_err_set(&m->err, -ENOMEM, "%s: out of memory", chain->layers[0].path);
-	memcpy(m->layers, chain->layers + 1, left * sizeof(*m->layers));
-	return 0;
+	chain_order_plan(m->ct, 0, 1, NULL, &m->order, &m->err);
+}
+
+static void planned(struct chain_work *work)
+{
+	struct merge *m = container_of(work, struct merge, work);
+
+	if (m->err.code) {
+		failed(m, m->err.code);
+		return;
+	}
+	m->top = m->ct->active;
+	m->timer.fn = wait_idle;
+	wait_idle(m->ct->loop, &m->timer);
 }
 
 static void begin_pivot(struct loop *loop, struct loop_timer *timer)
 {
 	struct merge *m = container_of(timer, struct merge, timer);
-	int ret;
 
 	if (!turn_try(m->ct, m->job->id)) {
 		loop_timer_set(loop, timer, PIVOT_POLL_NS);
 		return;
 	}
-	ret = make_next(m);
-	if (ret) {
-		failed(m, ret);
-		return;
-	}
-	m->top = m->ct->active;
-	m->timer.fn = wait_idle;
-	wait_idle(loop, timer);
+	m->work.run = plan;
+	m->work.done = planned;
+	chain_work(m->ct, &m->work);
 }
 
 void pivot_prepare(struct job *job, void *arg)

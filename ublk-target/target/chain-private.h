@@ -286,23 +286,49 @@ bool writer_matters(const struct writer *w);
 int chain_make_layers(struct chain_target *ct);
 void chain_free_layers(struct chain_target *ct);
 void layer_table_free(struct layer_table *t);
-/* Table @t with @layer on top of it, not published. */
-int layer_table_push(const struct layer_table *t, struct layer *layer,
-		     struct layer_table **result, struct qc_err *err);
 /* Of open @img, not in any table yet; @path is copied, the image stays the caller's. */
 struct layer *layer_create(struct image *img, const char *path, const char *node_name);
 void layer_free(struct layer *layer);
-/* Table @t without the @nr layers from @depth on, not published; their ids stay unused. */
-struct layer_table *layer_table_drop(const struct layer_table *t, u32 depth, u32 nr);
+/*
+ * layer_table_next - the order of @t without the @nr layers from @depth on, whose ids stay unused,
+ * and with @top above it as the active layer; NULL: none. Not published; it flushes nothing yet.
+ */
+struct layer_table *layer_table_next(const struct layer_table *t, u32 depth, u32 nr,
+				     struct layer *top);
 /*
  * layer_table_follow - what may have changed of @t since @n was made of it
  * In the event that publishes @n in the place of @t; both have the same active layer.
  */
 void layer_table_follow(struct layer_table *n, const struct layer_table *t);
+/* The same; @n has a new active layer, on @dev, which is flushed as well. -EBUSY: too many. */
+int layer_table_inherit(struct layer_table *n, const struct layer_table *t, struct io_dev *dev);
 /* @dev takes guests' writes from now on, too. There is room for it. */
 void layer_table_add_flush(struct layer_table *t, struct io_dev *dev);
 /* A sealed image needs no flush any more. */
 void layer_table_drop_flush(struct layer_table *t, const struct io_dev *dev);
+
+/* ---- chain-order.c: the next order of layers -------------------------------------------- */
+
+/* What is to be published; then what was. */
+struct chain_order {
+	struct layer_table *table;
+	struct chain_layer *layers; /* of the chain */
+	char *path; /* of a new active layer, until it is published */
+	bool *gone; /* by id: layers that leave */
+};
+
+/*
+ * chain_order_plan - @ct's layers without the @nr from @depth on; @top, NULL: none, comes above
+ * Control thread or a worker, with the turn until it is published; or nobody else is there
+ * who changes the order. -ENOMEM; -EMLINK: too deep.
+ * chain_order_publish - in time that does not depend on the depth; metadata loop. The
+ * table was told before what has changed meanwhile.
+ */
+int chain_order_plan(const struct chain_target *ct, u32 depth, u32 nr, struct layer *top,
+		     struct chain_order *result, struct qc_err *err);
+void chain_order_publish(struct chain_target *ct, struct chain_order *o);
+/* Of what was published: after grace. */
+void chain_order_exit(struct chain_order *o);
 
 /* ---- chain-turn.c: merges beside each other, and snapshots beside them ----------------- */
 

@@ -41,10 +41,9 @@ struct revert {
 	struct writer *writer;
 	struct qc_err *err;
 	int ret;
+	struct chain_order order; /* to come; then the former one */
 	/* from the switch on: metadata loop */
 	struct writer *old; /* compared, not looked at, once it is sealed */
-	struct chain_layer *gone;
-	struct layer **gone_layers;
 	struct grace_waiter grace;
 	struct loop_timer timer;
 	struct chain_work work;
@@ -57,8 +56,7 @@ static void put_revert(struct revert *r)
 	if (__atomic_sub_fetch(&r->users, 1, __ATOMIC_ACQ_REL))
 		return;
 	sem_destroy(&r->closed);
-	free(r->gone);
-	free(r->gone_layers);
+	chain_order_exit(&r->order);
 	free(r);
 }
 
@@ -69,17 +67,18 @@ static void close_layers(struct chain_work *work)
 	struct revert *r = container_of(work, struct revert, work);
 
 	for (u32 i = 0; i < r->nr; i++)
-		image_close(r->gone[i].img);
+		image_close(r->order.layers[i].img);
 }
 
 static void layers_closed(struct chain_work *work)
 {
 	struct revert *r = container_of(work, struct revert, work);
+	const struct layer_table *t = r->order.table;
 
 	for (u32 i = 0; i < r->nr; i++) {
-		log_info("%s: is no layer any more, closed", r->gone[i].path);
-		layer_free(r->gone_layers[i]);
-		free(r->gone[i].path);
+		log_info("%s: is no layer any more, closed", r->order.layers[i].path);
+		layer_free(t->by_id[t->order[i]]);
+		free(r->order.layers[i].path);
 	}
 	sem_post(&r->closed);
 	put_revert(r);
@@ -118,70 +117,15 @@ static void nobody_reads(struct grace_waiter *waiter)
 
 /* ---- the switch ----------------------------------------------------------------------------- */
 
-/* The table to come: the overlay, then what stays. */
-static struct layer_table *make_table(struct revert *r)
-{
-	struct layer_table *below = layer_table_drop(r->ct->map.table, 0, r->nr), *table = NULL;
-
-	if (!below)
-		qc_err_set(r->err, -ENOMEM, "%s: out of memory", r->layer->path);
-	else
-		layer_table_push(below, r->layer, &table, r->err);
-	layer_table_free(below);
-	return table;
-}
-
-static struct chain_layer *make_layers(const struct revert *r)
-{
-	const struct chain *chain = r->ct->chain;
-	struct chain_layer *layers = calloc(chain->nr_layers - r->nr + 1, sizeof(*layers));
-
-	if (!layers)
-		return NULL;
-	layers[0].img = r->layer->img;
-	layers[0].path = strdup(r->layer->path);
-	memcpy(layers[0].node_name, r->layer->node_name, sizeof(layers[0].node_name));
-	memcpy(layers + 1, chain->layers + r->nr, (chain->nr_layers - r->nr) * sizeof(*layers));
-	if (layers[0].path)
-		return layers;
-	free(layers);
-	return NULL;
-}
-
-/* What goes, and no window shows it any more. */
-static int take_gone(struct revert *r)
-{
-	const struct layer_table *t = r->ct->map.table;
-	bool *gone = calloc(t->nr_ids, sizeof(*gone));
-
-	r->gone = calloc(r->nr, sizeof(*r->gone));
-	r->gone_layers = calloc(r->nr, sizeof(*r->gone_layers));
-	if (!gone || !r->gone || !r->gone_layers) {
-		free(gone);
-		return -ENOMEM;
-	}
-	for (u32 i = 0; i < r->nr; i++) {
-		gone[t->order[i]] = true;
-		r->gone[i] = r->ct->chain->layers[i];
-		r->gone_layers[i] = t->by_id[t->order[i]];
-	}
-	map_forget(&r->ct->map, gone);
-	chain_retire(r->ct);
-	free(gone);
-	return 0;
-}
-
-static void switch_down(struct revert *r, struct layer_table *table, struct chain_layer *layers)
+static void switch_down(struct revert *r)
 {
 	struct chain_target *ct = r->ct;
 
-	writer_start(r->writer, table->write_layer);
-	free(ct->chain->layers);
-	ct->chain->layers = layers;
-	ct->chain->nr_layers -= r->nr - 1;
+	map_forget(&ct->map, r->order.gone);
+	chain_retire(ct);
+	writer_start(r->writer, r->order.table->write_layer);
+	chain_order_publish(ct, &r->order);
 	r->old = ct->active;
-	r->old->old_table = ct->map.table;
-	__atomic_store_n(&ct->map.table, table, __ATOMIC_RELEASE);
 	ct->active = r->writer;
 	ct->generation++;
 	writer_seal(r->old);
@@ -198,28 +142,16 @@ static bool at_rest(struct chain_target *ct)
 static void revert_run(struct loop *loop, void *arg)
 {
 	struct revert *r = arg;
-	struct layer_table *table;
-	struct chain_layer *layers;
+	struct chain_target *ct = r->ct;
 
 	r->ret = -ETIMEDOUT;
-	if (!r->ct->hold || r->ct->stopping || !at_rest(r->ct)) {
+	if (!ct->hold || ct->stopping || !at_rest(ct) ||
+	    layer_table_inherit(r->order.table, ct->map.table, r->layer->img->dev)) {
 		qc_err_set(r->err, r->ret, "%s: writes are not held any more, or the device is "
 			   "going down; try again", r->layer->path);
 		return;
 	}
-	r->ret = -ENOMEM;
-	layers = make_layers(r);
-	table = layers ? make_table(r) : NULL;
-	if (!table || take_gone(r)) {
-		if (layers)
-			free(layers[0].path);
-		free(layers);
-		layer_table_free(table);
-		r->ret = r->err->code ? r->err->code :
-			 qc_err_set(r->err, -ENOMEM, "%s: out of memory", r->layer->path);
-		return;
-	}
-	switch_down(r, table, layers);
+	switch_down(r);
 	r->ret = 0;
 }
 
@@ -258,6 +190,8 @@ static int revert_held(struct revert *r)
 {
 	int ret = wait_rest(r);
 
+	if (!ret)
+		ret = chain_order_plan(r->ct, 0, r->nr, r->layer, &r->order, r->err);
 	if (ret)
 		return ret;
 	crash_point("revert.rest");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* An online snapshot: an overlay becomes the active layer, the old one is sealed. */
-#include "chain-private.h"
+#include "chain-merge.h"
 #include "target-private.h"
 
 #include <errno.h>
@@ -177,23 +177,21 @@ struct snapshot {
 	bool held;
 	struct layer *layer;
 	struct writer *writer;
+	struct chain_order order;
 	struct qc_err *err;
 	int ret;
 };
 
-static void switch_active(struct snapshot *s, struct layer_table *table,
-			  struct chain_layer *layers)
+static void switch_active(struct snapshot *s)
 {
 	struct chain_target *ct = s->ct;
 	struct writer *old = ct->active;
 
 	merges_before_switch(ct);
-	writer_start(s->writer, table->write_layer);
-	free(ct->chain->layers);
-	ct->chain->layers = layers;
-	ct->chain->nr_layers++;
-	old->old_table = ct->map.table;
-	__atomic_store_n(&ct->map.table, table, __ATOMIC_RELEASE);
+	writer_start(s->writer, s->order.table->write_layer);
+	chain_order_publish(ct, &s->order);
+	old->old_table = s->order.table;
+	s->order.table = NULL;
 	ct->active = s->writer;
 	chain_layers_changed(ct);
 	merges_after_switch(ct);
@@ -202,65 +200,33 @@ static void switch_active(struct snapshot *s, struct layer_table *table,
 	writer_put_off(old, 0, UINT64_MAX);
 }
 
-static int check_switch(const struct snapshot *s)
+/* What may have changed since the order was made is looked at, and taken over. */
+static int bring_up_to_date(const struct snapshot *s)
 {
 	const struct chain_target *ct = s->ct;
-	const struct chain_layer *top = &ct->chain->layers[0];
-	u32 i;
+	const char *top = ct->chain->layers[0].path;
 
-	if (s->node && strcmp(s->node, top->node_name))
-		return qc_err_set(s->err, -EINVAL, "%s: is not the active layer, which is %s; a "
-				  "snapshot is taken of that", s->node, top->node_name);
 	if (ct->map.table->read_only || ct->stopping)
 		return qc_err_set(s->err, -EROFS, "%s: the device is read-only or going down, must "
-				  "be writable", top->path);
+				  "be writable", top);
 	if (s->held && !ct->hold)
 		return qc_err_set(s->err, -ETIMEDOUT, "%s: writes are not held any more, a "
 				  "snapshot now would not be of the group's instant; try again",
-				  top->path);
-	for (i = 0; i < ct->chain->nr_layers; i++)
-		if (!strcmp(ct->chain->layers[i].node_name, s->layer->node_name))
-			return qc_err_set(s->err, -EEXIST, "%s: a layer has this node name (%s), "
-					  "expected another", s->layer->node_name,
-					  ct->chain->layers[i].path);
+				  top);
+	if (layer_table_inherit(s->order.table, ct->map.table, s->layer->img->dev))
+		return qc_err_set(s->err, -EBUSY, "%s: %u snapshots are not sealed yet, one more "
+				  "only when the oldest is; try again", s->layer->path,
+				  QC_MAX_FLUSH - 1);
 	return 0;
-}
-
-/* The chain's layers with the overlay on top. */
-static struct chain_layer *push_layer(const struct chain *chain, const struct layer *layer)
-{
-	struct chain_layer *layers = calloc(chain->nr_layers + 1, sizeof(*layers));
-
-	if (!layers)
-		return NULL;
-	layers[0].img = layer->img;
-	layers[0].path = strdup(layer->path);
-	memcpy(layers[0].node_name, layer->node_name, sizeof(layers[0].node_name));
-	memcpy(layers + 1, chain->layers, chain->nr_layers * sizeof(*layers));
-	if (layers[0].path)
-		return layers;
-	free(layers);
-	return NULL;
 }
 
 static void snapshot_run(struct loop *loop, void *arg)
 {
 	struct snapshot *s = arg;
-	struct layer_table *table = NULL;
-	struct chain_layer *layers;
 
-	s->ret = check_switch(s);
+	s->ret = bring_up_to_date(s);
 	if (!s->ret)
-		s->ret = layer_table_push(s->ct->map.table, s->layer, &table, s->err);
-	if (s->ret)
-		return;
-	layers = push_layer(s->ct->chain, s->layer);
-	if (!layers) {
-		layer_table_free(table);
-		s->ret = qc_err_set(s->err, -ENOMEM, "%s: out of memory", s->layer->path);
-		return;
-	}
-	switch_active(s, table, layers);
+		switch_active(s);
 }
 
 /* ---- what may be an overlay -------------------------------------------------------------- */
@@ -341,18 +307,45 @@ int chain_check_overlay(const struct chain_target *ct, const struct image *img, 
 	return ret ? ret : check_limits(ct->ti, img, path, err);
 }
 
-static int take_snapshot(struct snapshot *s, struct image *overlay, const char *path,
-			 const char *node_name)
+static int check_names(const struct snapshot *s, const char *node_name)
 {
-	s->ret = chain_check_overlay(s->ct, overlay, path, 0, s->err);
-	if (s->ret)
-		return s->ret;
+	const struct chain *chain = s->ct->chain;
+	u32 depth;
+
+	if (s->node && strcmp(s->node, chain->layers[0].node_name))
+		return qc_err_set(s->err, -EINVAL, "%s: is not the active layer, which is %s; a "
+				  "snapshot is taken of that", s->node,
+				  chain->layers[0].node_name);
+	if (merge_find_node(chain, node_name, &depth))
+		return qc_err_set(s->err, -EEXIST, "%s: a layer has this node name (%s), "
+				  "expected another", node_name, chain->layers[depth].path);
+	return 0;
+}
+
+/* All that takes time is made before the event. */
+static int prepare(struct snapshot *s, struct image *overlay, const char *path,
+		   const char *node_name)
+{
+	int ret = chain_check_overlay(s->ct, overlay, path, 0, s->err);
+
+	if (!ret)
+		ret = check_names(s, node_name);
+	if (ret)
+		return ret;
 	s->layer = layer_create(overlay, path, node_name);
 	if (!s->layer)
 		return qc_err_set(s->err, -ENOMEM, "%s: out of memory", path);
-	s->ret = writer_open(s->ct, s->layer, true, &s->writer, s->err);
+	ret = chain_order_plan(s->ct, 0, 0, s->layer, &s->order, s->err);
+	return ret ? ret : writer_open(s->ct, s->layer, true, &s->writer, s->err);
+}
+
+static int take_snapshot(struct snapshot *s, struct image *overlay, const char *path,
+			 const char *node_name)
+{
+	s->ret = prepare(s, overlay, path, node_name);
 	if (!s->ret)
 		loop_call(s->ct->loop, snapshot_run, s);
+	chain_order_exit(&s->order);
 	if (!s->ret)
 		return 0;
 	if (s->writer) {

@@ -264,7 +264,7 @@ int merge_views_plan(struct merge *m)
 		if (!t || other == m || depth_in(t, id) == t->nr)
 			continue;
 		change->of = other;
-		change->table = layer_table_drop(t, depth_in(t, id), m->nr);
+		change->table = layer_table_next(t, depth_in(t, id), m->nr, NULL);
 		if (!change->table)
 			return -ENOMEM;
 		m->nr_views++;
@@ -284,6 +284,7 @@ void merge_views_publish(struct merge *m)
 
 			if (other != change->of || !old) /* it may have ended meanwhile */
 				continue;
+			layer_table_follow(change->table, old);
 			other->view->map.table = change->table;
 			change->table = old;
 		}
@@ -333,8 +334,6 @@ void merges_after_switch(struct chain_target *ct)
 {
 	struct merge *m;
 
-	cds_list_for_each_entry(m, &ct->merges, node) {
+	cds_list_for_each_entry(m, &ct->merges, node)
 		m->first++;
-		merge_mark(m, true);
-	}
 }

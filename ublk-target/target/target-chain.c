@@ -23,7 +23,7 @@
  *        | flush while mappings are not written           chain-flush.c
  *        ' space: reclaim, park; leaks                    chain-space.c, chain-leaks.c
  *   each image that is written has a struct writer        chain-writer.c
- *   an overlay becomes the active layer                   chain-switch.c, chain-layers.c
+ *   an overlay becomes the active layer                   chain-switch.c, chain-order.c
  *   the log of a daemon that died                         chain-replay.c
  *   several devices at one instant                        chain-hold.c
  *   a layer below the active one as a target of its own   chain-show.c
