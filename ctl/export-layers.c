@@ -50,18 +50,6 @@ static int newest(const struct served *served, json_object *nodes, struct export
 			  "qchainctl snapshot %s SNAP", served->name, served->name);
 }
 
-/* Of a kept branch the format is not known here: its images are overlays. */
-static enum image_format format_in(json_object *nodes, const char *file)
-{
-	enum image_format format = IMAGE_QCOW2;
-	int depth = layer_depth(nodes, file);
-
-	if (depth >= 0)
-		image_format_parse(json_text(json_object_array_get_idx(nodes, depth), "drv"),
-				   &format);
-	return format;
-}
-
 static int named(const struct served *served, const char *snap, char **path, char **name,
 		 struct qc_err *err)
 {
@@ -84,7 +72,7 @@ static int find_served(const struct served *served, json_object *nodes, const ch
 	if (!ret)
 		ret = exposed_wait_sealed(served, result->to, err);
 	if (!ret)
-		result->to_format = format_in(nodes, result->to);
+		result->to_format = exposed_format(nodes, result->to);
 	return ret;
 }
 

@@ -35,7 +35,22 @@ static int exposed_name(const struct verb *verb, char **words, char *result)
 	return status;
 }
 
-static int choose_layer(const char *name, const char *snap, char **result, struct qc_err *err)
+static int ask_format(const struct served *served, const char *file, enum image_format *result,
+		      struct qc_err *err)
+{
+	json_object *nodes;
+	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
+				 err);
+
+	if (ret)
+		return ret;
+	*result = exposed_format(nodes, file);
+	json_object_put(nodes);
+	return 0;
+}
+
+static int choose_layer(const char *name, const char *snap, char **result,
+			enum image_format *format, struct qc_err *err)
 {
 	struct served served;
 	int ret = served_find(name, &served, err);
@@ -50,6 +65,8 @@ static int choose_layer(const char *name, const char *snap, char **result, struc
 		ret = exposed_check_jobs(&served, *result, err);
 	if (!ret)
 		ret = exposed_wait_sealed(&served, *result, err);
+	if (!ret)
+		ret = ask_format(&served, *result, format, err);
 	served_exit(&served);
 	return ret;
 }
@@ -64,15 +81,18 @@ static int run_verb(const struct verb *verb, int argc, char **argv)
 static int expose(char **words, char *exposed, const struct expose_options *o)
 {
 	struct qc_err err = { 0 };
-	char *argv[10] = { "up", exposed }, *file = NULL;
+	char *argv[12] = { "up", exposed }, *file = NULL;
+	enum image_format format = IMAGE_QCOW2;
 	int argc = 2, status;
 
-	if (choose_layer(words[0], words[1], &file, &err)) {
+	if (choose_layer(words[0], words[1], &file, &format, &err)) {
 		free(file);
 		return print_error(&err);
 	}
 	argv[argc++] = file;
 	argv[argc++] = "--read-only";
+	argv[argc++] = "--format";
+	argv[argc++] = (char *)image_format_name(format);
 	if (o->nbd) {
 		argv[argc++] = "--no-ublk";
 		argv[argc++] = "--nbd";

@@ -191,3 +191,14 @@ int exposed_wait_sealed(const struct served *served, const char *file, struct qc
 	return qc_err_set(err, -EBUSY, "%s: is still being sealed; see qchainctl status %s", file,
 			  served->name);
 }
+
+enum image_format exposed_format(json_object *nodes, const char *file)
+{
+	enum image_format format = IMAGE_QCOW2;
+	int depth = layer_depth(nodes, file);
+
+	if (depth >= 0)
+		image_format_parse(json_text(json_object_array_get_idx(nodes, depth), "drv"),
+				   &format);
+	return format;
+}

@@ -5,6 +5,8 @@
 
 #include "served.h"
 
+#include <qchain/image.h>
+
 /*
  * exposed_each - call @fn for each exposed snapshot of @device, until it fails
  * @snap: its name; @top: path of the layer that holds it, NULL: not known
@@ -25,9 +27,12 @@ int exposed_check_jobs(const struct served *served, const char *file, struct qc_
  * exposed_layer - the path of the image that holds @snap, malloc'ed; -ENOENT
  * exposed_wait_sealed - until what was written to @file before the snapshot is durable and
  * its writer gone; at once for what is no layer. -EBUSY: it takes too long
+ * exposed_format - of @file, a layer in query-named-block-nodes; of a kept branch it is not known
+ * there: its images are overlays
  */
 int exposed_layer(const struct served *served, const char *snap, char **result,
 		  struct qc_err *err);
 int exposed_wait_sealed(const struct served *served, const char *file, struct qc_err *err);
+enum image_format exposed_format(json_object *nodes, const char *file);
 
 #endif
