@@ -189,6 +189,7 @@ native() {
 	run merge 120 tests/control/merge.py --build "$build"
 	run slow-merges 120 tests/slow/merges.py --build "$build"
 	run rename 120 tests/control/rename.py --build "$build"
+	run points 30 tests/control/points.py --build "$build"
 	run resize 120 tests/control/resize.py --build "$build"
 	run scan 120 tests/control/scan.py --build "$build"
 	run space 120 tests/control/space.py --build "$build"

@@ -9,6 +9,7 @@ daemon is killed at random instants, or qchainctl at its crash points, and what 
 
 import argparse
 import collections
+import copy
 import json
 import multiprocessing
 import os
@@ -38,12 +39,14 @@ REFUSALS = ("unexpose", "exposed", "stand on it", "images stand", "stands on", "
 # Steps of qchainctl at which it is killed.
 POINTS = {
     "snapshot": ("snapshot.marked", "snapshot.created", "snapshot.formatted", "snapshot.unrecorded", "snapshot.recorded",
-                 "snapshot.noted", "snapshot.published"),
+                 "snapshot.noted", "snapshot.frozen", "snapshot.published"),
     "delete": tuple("delete." + point for point in ("unrecorded", "recorded", "started", "merged", "unfinished",
                                                     "finished")) + ("retire.wiped", "retire.removed"),
     "revert": tuple("revert." + point for point in ("formatted", "unrecorded", "recorded", "published", "applied"))
               + ("retire.wiped", "retire.removed"),
+    "rename": ("rename.recorded",),
 }
+POINTS["group"] = POINTS["snapshot"]
 
 
 class Refused(Exception):
@@ -310,6 +313,8 @@ class Device(Guests):
         self.wait_jobs()
         if case.again:
             self.place.run(self.place.program("qchainctl"), *case.again, status=None)
+        if case.renamed and any(row["name"] == case.renamed for row in case.rows()):
+            self.name = case.renamed
         self.wait_sealed()
         self.crowd.end()
         listed = self.listed()
@@ -318,7 +323,7 @@ class Device(Guests):
                f"kill, were {sorted(self.snapshots)}, lost {case.lost}, new {sorted(case.possible)}")
         for name in listed:
             if name not in self.snapshots:
-                self.snapshots[name] = case.possible[name]
+                self.snapshots[name] = copy.copy(case.possible[name])  # a group's is one of each device
                 self.snapshots[name].after = self.snapshots[name].after or case.clock.now
         self.snapshots = {name: self.snapshots[name] for name in listed}
         if case.new_size and case.row(self)["size"] == case.new_size:
@@ -365,6 +370,7 @@ class Device(Guests):
         new = f"{self.name[0]}{self.new_name()}"
         if self.exposed:
             self.unexpose()
+        self.case.renamed = new
         self.ctl("rename", self.name, new)
         self.name = new
 
@@ -408,6 +414,7 @@ class Case:
         self.lost = []
         self.new_size = None
         self.reverting = None
+        self.renamed = None
         self.again = None  # what ends a verb that was killed
 
     def ctl(self, *words):
@@ -427,9 +434,11 @@ class Case:
     def victim_is_dead(self):
         return any(self.row(device)["state"] != "serving" for device in self.devices)
 
+    def rows(self):
+        return json.loads(self.place.ctl("list", "--json").stdout)
+
     def row(self, device):
-        rows = json.loads(self.place.ctl("list", "--json").stdout)
-        return next(row for row in rows if row["name"] == device.name)
+        return next(row for row in self.rows() if row["name"] == device.name)
 
     # ---- verbs ------------------------------------------------------------------------------
 
@@ -437,6 +446,7 @@ class Case:
         """One instant: what one device has that was issued late tells what the other must have."""
         a, b = self.devices
         name, before = f"g{a.new_name()}", self.clock.now
+        self.possible = {name: Snapshot(before, None)}
         self.ctl("snapshot", "--group", a.name, b.name, name)
         after = self.clock.now
         for device in self.devices:
@@ -470,14 +480,15 @@ class Case:
             killer.join()
         if self.kill:
             self.environment = None
-            device.recover()
+            for one in self.devices if verb == "group" else [device]:
+                one.recover()
         return device
 
     def choose_killer(self, device, verb):
         """qchainctl dies at one of its crash points, or its daemon at a random instant, by what is returned."""
-        if not self.kill or verb in ("group", "rename", "expose", "beside"):
+        if not self.kill or verb in ("expose", "beside"):
             return None
-        if verb in POINTS and self.rng.random() < 0.6:
+        if verb in POINTS and (verb in ("group", "rename") or self.rng.random() < 0.6):
             point = self.rng.choice(POINTS[verb])
             self.environment = dict(self.place.environment, QCHAIN_CRASH_POINT=point)
             return None
