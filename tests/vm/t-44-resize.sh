@@ -120,6 +120,7 @@ chain_down raw
 judge_raw "served, killed"
 
 step "the active layer goes down into the raw base, which is the device then, killed and by name"
+dd if=/dev/zero of=/dev/vg/low.qcow2 bs=4k count=1 oflag=direct status=none # it stands on the base
 chain_up raw vg/top.qcow2
 qchainctl commit raw || fail "commit of the active layer"
 [[ $(lvs --noheadings -o tags vg/raw) == *qchain.format=raw* ]] || fail "the record does not say that the top is raw"
