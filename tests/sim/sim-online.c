@@ -308,7 +308,7 @@ static void commit_range(u32 top, u32 base)
 	if (!chain_commit(device.ti, device.jobs, &o, &job, &online.job, &err))
 		online.phase = ONLINE_JOB;
 	for (i = 0; !online.job && i < online.nr_lost; i++)
-		online.lost[i]->lost = false;
+		online.lost[i]->lost = online.lost[i]->removed;
 	if (sim_verbose && !sim_judging)
 		printf("commit of %s into %s: %s\n", online.merged_top, online.base,
 		       online.job ? "begun" : err.msg);
