@@ -26,29 +26,53 @@ make_chain() {
 	qchainctl up vm ./active.qcow2 --no-ublk --nbd "$work/nbd.sock" > /dev/null
 }
 
-# The picture without the columns that say the same everywhere.
-tree() { qchainctl tree vm | sed -n 's/  -  \([a-z]*\) *[0-9.]* [A-Z]iB *\([0-9.]* [MKi]*B\).*/  \1  \2/; 2,$p'; }
+# The same bytes in snapshots sn1 to sn3, as the verb takes them.
+make_snapshots() {
+	local number
+	rm -f ./*
+	qchainctl create ./disk.qcow2 --size 1G > /dev/null
+	qchainctl up vm ./disk.qcow2 --no-ublk --nbd "$work/nbd.sock" > /dev/null
+	for number in 1 2 3 4; do
+		qemu-io -f raw -c "write -q -P $number $((number * 20))M 40M" -c flush "nbd+unix:///?socket=$work/nbd.sock"
+		((number == 4)) || qchainctl snapshot vm "sn$number" > /dev/null
+	done
+}
 
-# show TITLE VERB ARGUMENT...
-show() {
-	local title=$1
-	shift
-	make_chain
+# The picture without the columns that say the same everywhere; images of no snapshot have no name of one.
+tree() {
+	qchainctl tree vm | sed -n 's# *\(-\|[0-9.]* [A-Z]iB\) *\([0-9.]* [MKi]*B\)  /.*#  \2#; 2,$p' |
+		if [ "$1" = make_chain ]; then sed 's/  -  \([a-z]\)/  \1/'; else cat; fi
+}
+
+# make_longer FILE OTHER: empty lines above, until it is as long as OTHER.
+make_longer() {
+	while (($(wc -l < "$1") < $(wc -l < "$2"))); do
+		{ echo; cat "$1"; } > "$work/longer"
+		mv "$work/longer" "$1"
+	done
+}
+
+# show_on MAKE TITLE VERB ARGUMENT...
+show_on() {
+	local make=$1 title=$2 width=38
+	[ "$make" = make_chain ] || width=42
+	shift 2
+	"$make"
 	printf '## %s\n\n    # qchainctl %s\n' "$title" "$*"
-	tree > "$work/before"
+	tree "$make" > "$work/before"
 	qchainctl "$@" 2>&1 | sed "s#$work/images/##g; s/^/    /"
-	tree > "$work/after"
+	tree "$make" > "$work/after"
 	qchainctl down vm
 	echo
 	# both pictures stand on the same ground
-	while (($(wc -l < "$work/after") < $(wc -l < "$work/before"))); do
-		{ echo; cat "$work/after"; } > "$work/longer"
-		mv "$work/longer" "$work/after"
-	done
+	make_longer "$work/after" "$work/before"
+	make_longer "$work/before" "$work/after"
 	paste -d '\t' "$work/before" "$work/after" |
-		awk -F '\t' '{ line = sprintf("    %-38s %s", $1, $2); sub(/ +$/, "", line); print line }'
+		awk -F '\t' -v width=$width '{ line = sprintf("    %-*s %s", width, $1, $2); sub(/ +$/, "", line); print line }'
 	echo
 }
+
+show() { show_on make_chain "$@"; }
 
 cat <<-'EOF'
 	# Merges
@@ -72,3 +96,16 @@ show "Commit: the active layer into a layer below it, which becomes the active o
 show "Stream: down to a base, into the active layer" stream vm --base sn1.qcow2
 show "Stream: everything into the active layer" stream vm
 show "Stream: into a layer of the middle" stream vm --into sn3.qcow2 --base sn1.qcow2
+
+cat <<-'EOF'
+	## Snapshots that go
+
+	The same bytes, in snapshots that `qchainctl snapshot` has taken; the image of the oldest is
+	the base.
+
+EOF
+show_on make_snapshots "Delete: what was written since goes down into it" delete vm sn2 --commit
+show_on make_snapshots "Delete: what it keeps goes up" delete vm sn2 --stream
+show_on make_snapshots "Delete: the newest, into which the active layer goes" delete vm sn3 --commit
+show_on make_snapshots "Revert: what came after is dropped" revert vm sn1 --drop-snapshots
+show_on make_snapshots "Revert: what came after stays" revert vm sn2 --keep before
