@@ -165,6 +165,17 @@ check check-fast check-full: deps
 check-unit: units
 	$(Q)set -e; for t in $(UNITS); do $$t; done
 
+# What valgrind does not know about io_uring.
+$(O)/valgrind-uring.so: tests/valgrind/valgrind-uring.c Makefile
+	@mkdir -p $(@D)
+	$(say) CC $<
+	$(Q)$(CC) $(QCFLAGS) $(CFLAGS) -shared -fPIC -o $@ $< -ldl
+
+valgrind:
+	$(Q)tests/deps.sh valgrind
+	$(Q)$(MAKE) --no-print-directory O=$(O) units $(O)/valgrind-uring.so
+	$(Q)O=$(O) tests/valgrind/run.sh
+
 # The simulator must find each rule that is broken on purpose.
 sim-mutants:
 	$(Q)$(MAKE) --no-print-directory O=$(O)/mutants CFLAGS="$(CFLAGS) -DQCHAIN_MUTANTS" \
@@ -215,6 +226,7 @@ help:
 	@echo 'make check-unit   unit tests only'
 	@echo 'make fuzz         feed hostile images and clients to the parsers; FUZZ_SECONDS=60'
 	@echo 'make sim-mutants  break each rule of the write order, the simulator must see it'
+	@echo 'make valgrind     unit tests under memcheck, leaks too'
 	@echo 'make style        length, naming and include rules'
 	@echo 'make bench        measure against the peers, write build/bench/'
 	@echo 'make install      DESTDIR= PREFIX=/usr'
@@ -223,6 +235,6 @@ help:
 	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers (`make check`: the native'
 	@echo 'tests with them, in a folder of their own)'
 
-.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit sim-mutants style demo \
-	bench install clean help
+.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit valgrind sim-mutants \
+	style demo bench install clean help
 .SECONDARY:

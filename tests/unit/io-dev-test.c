@@ -224,7 +224,7 @@ static void test_file_end(void)
 
 static void test_device_end(void)
 {
-	char name[64], buf[4096];
+	char name[64], buf[4096] = { 0 };
 	struct io_dev *dev;
 	int keep = make_loop(make_file(in_dir("dev-end"), 1 * MiB), 512, name, sizeof(name));
 
