@@ -107,7 +107,8 @@ $(O)/ublk-bringup: $(O)/tests/vm/ublk-bringup.o $(O)/tests/vm/ublk-mixed.o $(LIB
 # What the simulator puts in the place of the daemon's loops, engine, disks and waiting.
 SIM_OBJS := $(patsubst %.c,$(O)/%.o,$(wildcard tests/sim/*.c))
 SIM_WRAPS := loop_create loop_start loop_stop loop_destroy io_uring_engine_create io_submit \
-	io_dev_open io_dev_begin_writing io_dev_end_writing sem_wait sem_trywait nanosleep
+	io_dev_open io_dev_begin_writing io_dev_end_writing sem_wait sem_timedwait sem_trywait \
+	nanosleep
 
 $(SIM_OBJS): QCFLAGS += -Iublk-target/target
 

@@ -279,13 +279,27 @@ sanitizers() {
 		--jobs "$jobs" --qchaind "$build/tsan/qchaind"
 }
 
+# All kinds of work of the simulator's; in `check` three of them, which the seed says.
+works_of_sim() {
+	local all n=3 i
+	mapfile -t all < <(sed -n 's/^\t{ "\([a-z0-9-]*\)", make_[^=]*$/\1/p' tests/sim/sim-work.c)
+	[ "$mutant_share" != 1 ] || n=${#all[@]}
+	for ((i = 0; i < n; i++)); do
+		echo "${all[(seed * 3 + i) % ${#all[@]}]}"
+	done
+}
+
 simulation() {
+	local work
 	run sim 400 "$build/chain-sim" $((seed % 1000000)) $((sim_count / 2))
 	run sim-more 400 "$build/chain-sim" $((seed % 1000000 + sim_count / 2)) $((sim_count / 2))
 	while read -ra kept; do
 		run "sim-seed-${kept[-1]}" 200 "$build/chain-sim" "${kept[@]}" 1
 	done < <(sed -n 's/ *#.*//; /./p' tests/sim/seeds)
 	run sim-every 400 "$build/chain-sim" -e $((seed % 1000000)) $((sim_count / 10))
+	for work in $(works_of_sim); do
+		run "sim-every-$work" 400 "$build/chain-sim" -e -w "$work" $((seed % 1000000)) 1
+	done
 	run sim-faults 400 "$build/chain-sim" -f $fault_stride $((seed % 1000000)) 7
 	alone sim-mutants 900 env SEED=$seed MUTANT_SHARE=$mutant_share make -j"$jobs" O="$O" sim-mutants
 }

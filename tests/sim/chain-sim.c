@@ -9,8 +9,9 @@
 #include <unistd.h>
 
 /*
- *   chain-sim [-v] [-e] [-f STRIDE [-x TRIAL:N]] FIRST-SEED COUNT [FOLDER]
+ *   chain-sim [-v] [-e] [-w WORK] [-f STRIDE [-x TRIAL:N]] FIRST-SEED COUNT [FOLDER]
  *
+ * -w: cases of one kind of work (sim-work.c), short ones, or of chains that are busy.
  * -e: short cases, each cut at every write and every flush. -v: tell each request.
  * -f: short cases, in which each STRIDE-th I/O fails in its turn. -x: that one only.
  * Every seed is a process of its own; one that fails is told, and repeats by its number.
@@ -93,14 +94,15 @@ static void make_short(void)
 }
 
 static struct sim_each each_fault;
+static bool of_one_kind; /* -w */
 
 static void run_case(u64 seed, enum sim_cuts how)
 {
 	sim_seed = seed;
 	sim_random = seed * 0x1234567 + 99;
 	sim_plan_draw();
-	if (each_fault.stride)
-		sim_plan_narrow();
+	if (each_fault.stride || of_one_kind)
+		sim_plan_work(each_fault.stride);
 	else if (how == CUTS_EVERY)
 		make_short();
 	sim_plan_print();
@@ -118,11 +120,13 @@ static void run_case(u64 seed, enum sim_cuts how)
 	}
 	guest_run(plan.nr_ops, true);
 	online_finish();
+	sim_work_finish();
 	sim_device_down(&device);
 	cuts_judge_end();
 	printf("pass seed %llu: %u cuts, %u snapshots, %u streams, %u commits, %u pivots, "
-	       "%u growths, %u beside, %u errors\n", (unsigned long long)seed, nr_cuts,
-	       online_snapshots, online_streams, online_commits, online_pivots, online_growths,
+	       "%u growths, %u deletes, %u reverts, %u beside, %u errors\n",
+	       (unsigned long long)seed, nr_cuts, online_snapshots, online_streams,
+	       online_commits, online_pivots, online_growths, online_deletes, online_reverts,
 	       online_beside, guest_errors);
 	fflush(stdout);
 }
@@ -153,9 +157,12 @@ int main(int argc, char **argv)
 	u32 bad = 0;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "vef:x:")) > 0) {
+	while ((opt = getopt(argc, argv, "vef:x:w:")) > 0) {
 		sim_verbose |= opt == 'v';
 		how = opt == 'e' ? CUTS_EVERY : how;
+		of_one_kind |= opt == 'w';
+		if (opt == 'w' && !sim_work_choose(optarg))
+			fail("%s: no such work, see tests/sim/sim-work.c", optarg);
 		if (opt == 'f')
 			each_fault.stride = strtoull(optarg, NULL, 10);
 		else if (opt == 'x')

@@ -228,8 +228,13 @@ static void reopen(void)
 /* Never returns: whoever it interrupts has lost his memory. */
 static void judge(void)
 {
+	u64 shown = device.ti->size_bytes;
+
 	lose();
 	reopen();
+	if (device.ti->size_bytes < shown)
+		fail("%s: guests were let to %llu bytes, and there are %llu", kind_name(),
+		     (unsigned long long)shown, (unsigned long long)device.ti->size_bytes);
 	judge_all();
 	fflush(stdout);
 	_exit(0);
@@ -327,6 +332,7 @@ static void begin_life(void)
 	struct sim_view *view;
 
 	sim_device_read(&device, sim_now_view.initial, sim_now_view.bytes);
+	sim_now_view.since = 0;
 	cds_list_for_each_entry(view, &sim_views, node) {
 		struct sim_device one;
 
@@ -335,7 +341,7 @@ static void begin_life(void)
 		sim_device_up(&one, view->disk, SIM_UP_READ_ONLY);
 		sim_device_read(&one, view->initial, view->bytes);
 		sim_device_down(&one);
-		view->instant = 0;
+		view->instant = view->since = 0;
 	}
 	cds_list_for_each_entry(d, &sim_disks, node)
 		sim_disk_settle(d);

@@ -287,7 +287,7 @@ int __wrap_io_dev_open(const char *path, u32 flags, struct io_dev **result, stru
 	struct sim_disk *d = sim_disk_find(path);
 	struct io_dev *dev;
 
-	if (!d)
+	if (!d || d->gone)
 		return qc_err_set(err, -ENOENT, "%s: no such disk", path);
 	if (flags & IO_DEV_WRITE ? d->opens : d->writers)
 		return qc_err_set(err, -EBUSY, "%s: is open elsewhere", path);

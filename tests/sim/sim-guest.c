@@ -35,8 +35,7 @@ static void guest_end_io(struct request *req, int error)
 	guest_errors += error != 0;
 	model_end(g->id, req->flags, error);
 	if (!error && req->op == REQ_READ)
-		model_check(&sim_now_view, g->mem, req->offset, req->len, g->submitted_at, false,
-			    "read");
+		model_check_read(g->mem, req->offset, req->len, g->submitted_at);
 	slots_used[g->slot] = false;
 	guest_in_flight--;
 	free(g->mem);

@@ -9,7 +9,7 @@ struct sim_plan plan;
 
 /* ---- drawing ------------------------------------------------------------------- */
 
-static void draw_layer(struct sim_layer *l)
+void sim_draw_layer(struct sim_layer *l)
 {
 	static const u32 clusters[] = { 512, 512, 1024, 4096, 16384, 65536 };
 
@@ -26,9 +26,9 @@ static void draw_layers(void)
 	u64 size = (256 + rnd(4) * 256) * KiB + rnd(64) * SIM_BLOCK;
 	u32 i;
 
-	plan.nr_layers = chance(20) ? 1 : 2 + rnd(SIM_MAX_LAYERS - 1);
+	plan.nr_layers = chance(20) ? 1 : 2 + rnd(3);
 	for (i = 0; i < plan.nr_layers; i++) {
-		draw_layer(&plan.layers[i]);
+		sim_draw_layer(&plan.layers[i]);
 		plan.layers[i].size = i + 1 == plan.nr_layers || chance(70) ? size :
 			ALIGN_DOWN(size / 2 + rnd(size), SIM_BLOCK);
 	}
@@ -77,6 +77,9 @@ void sim_plan_draw(void)
 	plan.lazy_device = (u32[]){ 0, 20, 70 }[rnd(3)];
 	plan.lazy_flush = (u32[]){ 0, 0, 90 }[rnd(3)];
 	plan.step_ns = (u32[]){ 1000, 10000, 100000 }[rnd(3)];
+	plan.cancel_percent = 15;
+	plan.beside_percent = 35;
+	plan.revert_percent = 50;
 	plan.online_permille = (u32[]){ 0, 5, 20, 50 }[rnd(4)];
 	plan.merge_percent = 30 + rnd(50);
 	plan.grow_percent = sim_seed % 7 ? 0 : 40; /* not drawn: kept seeds stay what they are */
@@ -86,37 +89,6 @@ void sim_plan_draw(void)
 	sim_faults_draw(plan.faults);
 	if (chance(15))
 		draw_moving_base();
-}
-
-enum sim_work { WORK_WRITE, WORK_TRIM, WORK_SNAPSHOT, WORK_STREAM, WORK_COMMIT, WORK_ACTIVE,
-		WORK_GROW, NR_WORKS };
-
-void sim_plan_narrow(void)
-{
-	u32 work = sim_seed % NR_WORKS, i;
-
-	/* two below what the active layer is committed into: they may be merged meanwhile */
-	plan.nr_layers = work == WORK_ACTIVE && sim_seed / NR_WORKS % 2 ? 4 : 3;
-	for (i = 0; i < plan.nr_layers; i++) {
-		draw_layer(&plan.layers[i]);
-		plan.layers[i].dense = plan.layers[i].scattered = false;
-		plan.layers[i].snapshot &= work != WORK_ACTIVE;
-		plan.layers[i].size = 256 * KiB + (sim_seed % 16) * SIM_BLOCK;
-	}
-	plan.small_lv = false;
-	plan.lv &= work != WORK_SNAPSHOT; /* overlays are volumes of many MiB, in each life */
-	plan.nr_ops = 30;
-	plan.window = 8;
-	plan.pace_permille = 50;
-	plan.trim_percent = work == WORK_TRIM ? 20 : 0;
-	plan.online_permille = work >= WORK_SNAPSHOT ? 50 : 0;
-	plan.merge_percent = work == WORK_SNAPSHOT ? 0 : 100;
-	plan.merges = (u32[]){ [WORK_STREAM] = MERGES_STREAM, [WORK_COMMIT] = MERGES_MIDDLE,
-			       [WORK_ACTIVE] = MERGES_ACTIVE, [WORK_GROW] = 0 }[work];
-	plan.grow_percent = work == WORK_GROW ? 100 : 0;
-	plan.nr_online = work >= WORK_SNAPSHOT ? 2 : 0;
-	plan.lives = 0;
-	plan.faults = true;
 }
 
 void sim_plan_print(void)

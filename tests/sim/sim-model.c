@@ -17,6 +17,7 @@ struct sim_op sim_ops[SIM_MAX_OPS];
 u32 nr_sim_ops;
 struct sim_view sim_now_view = { .disk = "device", .instant = SIM_NOW };
 CDS_LIST_HEAD(sim_views);
+static struct sim_view before_turn; /* what the device showed before @since */
 
 /* Growths that failed and may be there in spite of that, after a cut. */
 #define MAX_GROWTHS 16u
@@ -177,6 +178,16 @@ void view_remove(struct sim_view *view)
 	free(view);
 }
 
+void model_turns_into(u8 *initial_owned, const struct sim_view *was)
+{
+	free(before_turn.initial);
+	before_turn = *was;
+	before_turn.initial = malloc(was->bytes);
+	memcpy(before_turn.initial, was->initial, was->bytes);
+	sim_now_view.initial = initial_owned;
+	sim_now_view.since = was->instant;
+}
+
 /* ---- what may be there --------------------------------------------------------- */
 
 struct question {
@@ -189,7 +200,8 @@ struct question {
 
 static bool must_show(const struct question *q, const struct sim_op *w)
 {
-	if (w->op == REQ_DISCARD || w->error || !w->done || w->done > q->view->instant)
+	if (w->op == REQ_DISCARD || w->error || !w->done || w->done > q->view->instant ||
+	    w->submit <= q->view->since)
 		return false;
 	return q->power ? w->durable && w->durable <= q->until : w->done < q->until;
 }
@@ -232,7 +244,8 @@ static bool allowed(const struct question *q)
 	for (t = heads[q->sector]; t; t = touches[t].next) {
 		const struct sim_op *v = &sim_ops[touches[t].op];
 
-		if (v->submit > q->view->instant || (v->done && v->done <= last))
+		if (v->submit > q->view->instant ||
+		    (v->done && (v->done <= last || v->done <= q->view->since)))
 			continue;
 		if (is_content(q, touches[t].op))
 			return true;
@@ -248,7 +261,8 @@ static void say_sector(const struct question *q)
 	       (unsigned long long)q->sector, q->data[0], q->data[1], q->data[2], q->data[3],
 	       q->data[4], q->data[5], q->data[6], q->data[7],
 	       is_initial(q) ? ", as at the beginning" : "");
-	printf("; instant %llu%s, until %llu%s\n", (unsigned long long)q->view->instant,
+	printf("; since %llu, instant %llu%s, until %llu%s\n",
+	       (unsigned long long)q->view->since, (unsigned long long)q->view->instant,
 	       q->view->sealed ? " sealed" : "", (unsigned long long)q->until,
 	       q->power ? ", what is durable" : "");
 	for (t = heads[q->sector]; t; t = touches[t].next) {
@@ -276,5 +290,19 @@ void model_check(const struct sim_view *view, const u8 *data, u64 offset, u64 le
 		say_sector(&q);
 		fail("%s: lost or foreign content in sector %llu of %s", what,
 		     (unsigned long long)q.sector, view->disk);
+	}
+}
+
+void model_check_read(const u8 *data, u64 offset, u64 len, u64 submitted)
+{
+	struct question q = { .view = &before_turn, .until = submitted };
+	u64 s;
+
+	for (s = 0; s < len; s += SIM_BLOCK) {
+		q.data = data + s;
+		q.sector = (offset + s) / SIM_BLOCK;
+		if (submitted < sim_now_view.since && allowed(&q))
+			continue;
+		model_check(&sim_now_view, q.data, offset + s, SIM_BLOCK, submitted, false, "read");
 	}
 }

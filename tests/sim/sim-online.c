@@ -17,14 +17,13 @@
 #define MAX_LOST 64u
 
 enum snapshot_phase { SNAPSHOT_IDLE, SNAPSHOT_FORMATTED, SNAPSHOT_RECORDED };
-enum online_phase { ONLINE_IDLE, ONLINE_WAITS, ONLINE_JOB, ONLINE_PIVOTED };
+enum online_phase { ONLINE_IDLE, ONLINE_WAITS, ONLINE_JOB, ONLINE_PIVOTED, ONLINE_MERGED };
 
 enum merge_kind { MERGE_STREAM, MERGE_COMMIT, MERGE_ACTIVE };
 
 static struct {
 	enum snapshot_phase snapshot; /* also beside merges */
 	enum online_phase phase;
-	u32 made; /* overlays: their names */
 	struct image *overlay;
 	bool orphan; /* a cut has left it, formatted and not recorded */
 	char old_top[SIM_NAME];
@@ -35,6 +34,7 @@ static struct {
 	enum merge_kind kind;
 	char merged_top[SIM_NAME]; /* commit: what base will show */
 	char base[SIM_NAME];
+	char dead[SIM_NAME]; /* the image that goes when it is done: a delete; "": none */
 	struct sim_view *lost[MAX_LOST];
 	u32 nr_lost;
 } online;
@@ -48,7 +48,7 @@ static struct chain_target *chain_of(void)
 
 bool online_busy(void)
 {
-	return online.phase != ONLINE_IDLE || online.snapshot != SNAPSHOT_IDLE;
+	return online.phase != ONLINE_IDLE || online.snapshot != SNAPSHOT_IDLE || revert_busy();
 }
 
 bool online_merges(void)
@@ -58,73 +58,15 @@ bool online_merges(void)
 
 /* ---- snapshot ------------------------------------------------------------------ */
 
-static void overlay_options(struct image_create_options *o, const char *backing)
-{
-	static const u32 bits[] = { 9, 9, 10, 12, 14, 16 };
-
-	image_create_defaults(o);
-	o->virtual_size = sim_now_view.bytes;
-	o->cluster_bits = bits[rnd(ARRAY_SIZE(bits))];
-	o->extl2 = o->cluster_bits >= 14 && chance(60);
-	o->refcount_order = 3 + rnd(4);
-	o->backing_name = backing;
-	o->backing_format = "qcow2";
-}
-
-static struct sim_disk *overlay_disk(const struct image_create_options *o, const char *name)
-{
-	u64 bytes = image_thick_bytes(o);
-
-	if (!plan.lv)
-		return sim_disk_create(name, 0);
-	return sim_disk_create(name, max(bytes, 1 * MiB));
-}
-
-static int overlay_format(const char *name, struct sim_disk *d,
-			  const struct image_create_options *o, struct qc_err *err)
-{
-	struct io_dev *dev;
-	int ret = io_dev_open(sim_path(name), IO_DEV_WRITE, &dev, err);
-
-	if (!ret)
-		ret = image_create(dev, o, err);
-	if (!ret)
-		ret = io_dev_flush(dev);
-	d->formatted = !ret;
-	if (!ret)
-		ret = image_open(dev, IMAGE_QCOW2, IMAGE_OPEN_WRITE | IMAGE_OPEN_BITMAPS,
-				 &online.overlay, err);
-	return ret;
-}
-
-/* The overlay that was made last is no layer: it goes, and does not hinder what comes (D3). */
-static void remove_overlay(void)
-{
-	char name[SIM_NAME];
-
-	snprintf(name, sizeof(name), "o%u", online.made);
-	sim_disk_find(name)->formatted = false;
-}
-
 static void snapshot_format(void)
 {
-	struct image_create_options o;
-	struct qc_err err = { 0 };
-	char name[SIM_NAME];
-
-	snprintf(name, sizeof(name), "o%u", ++online.made);
 	snprintf(online.old_top, sizeof(online.old_top), "%s", sim_top);
-	overlay_options(&o, online.old_top);
-	if (!overlay_format(name, overlay_disk(&o, name), &o, &err))
+	online.overlay = sim_overlay_make(online.old_top);
+	if (online.overlay)
 		online.snapshot = SNAPSHOT_FORMATTED;
-	else if (!plan.faults)
-		fail("overlay: %s", err.msg);
-	else
-		remove_overlay();
 }
 
-/* The device record: one write, atomic and durable. */
-static void record_top(const char *name)
+void online_record_top(const char *name)
 {
 	sim_point();
 	snprintf(sim_top, sizeof(sim_top), "%s", name);
@@ -132,10 +74,7 @@ static void record_top(const char *name)
 
 static void snapshot_record(void)
 {
-	char name[SIM_NAME];
-
-	snprintf(name, sizeof(name), "o%u", online.made);
-	record_top(name);
+	online_record_top(sim_overlay);
 	online.snapshot = SNAPSHOT_RECORDED;
 }
 
@@ -154,7 +93,7 @@ static void add_snapshot_view(void)
 	if (before) /* it was one, until a commit made it the top */
 		view_remove(before);
 	view_add(online.old_top, copy_of(sim_now_view.initial, sim_now_view.bytes),
-		 sim_now_view.bytes, ++sim_time);
+		 sim_now_view.bytes, ++sim_time)->since = sim_now_view.since;
 }
 
 /* Recorded and not published: the empty overlay will be served (rule D5). */
@@ -163,6 +102,8 @@ void online_cut(void)
 	if (online.snapshot == SNAPSHOT_RECORDED)
 		add_snapshot_view();
 	online.orphan = online.snapshot == SNAPSHOT_FORMATTED;
+	online.dead[0] = 0;
+	revert_cut();
 	online.snapshot = SNAPSHOT_IDLE;
 	online.phase = ONLINE_IDLE;
 	online.second = NULL;
@@ -171,7 +112,7 @@ void online_cut(void)
 void online_after_cut(void)
 {
 	if (online.orphan)
-		remove_overlay();
+		sim_overlay_remove();
 	online.orphan = false;
 }
 
@@ -183,9 +124,10 @@ static void snapshot_publish(void)
 
 	if (ret) {
 		image_close(online.overlay);
-		record_top(online.old_top); /* until then a cut finds the overlay as the top */
+		/* until then a cut finds the overlay as the top */
+		online_record_top(online.old_top);
 		online.snapshot = SNAPSHOT_IDLE;
-		remove_overlay();
+		sim_overlay_remove();
 		if (!plan.faults && ret != -EBUSY)
 			fail("snapshot: %s", err.msg);
 		return;
@@ -220,12 +162,12 @@ static u64 draw_speed(void)
 	return (u64[]){ 0, 1 * MiB, 20 * MiB }[rnd(3)];
 }
 
-static void stream_begin(u32 nr)
+/* @base: that depth stays; the number of layers: none */
+static void stream_range(u32 into, u32 base, u64 speed)
 {
 	const struct chain_layer *layers = chain_of()->chain->layers;
-	struct job_options job = { .manual_dismiss = true, .speed = draw_speed() };
-	u32 into = nr > 2 && chance(40) ? rnd(nr - 1) : 0;
-	u32 base = into + 2 + (chance(60) ? 0 : rnd(nr - into - 1)); /* nr: none */
+	u32 nr = chain_of()->chain->nr_layers;
+	struct job_options job = { .manual_dismiss = true, .speed = speed };
 	struct chain_stream_options o = { .node = layers[into].node_name };
 	struct qc_err err = { 0 };
 
@@ -239,6 +181,14 @@ static void stream_begin(u32 nr)
 	if (sim_verbose && !sim_judging)
 		printf("stream into layer %u from above layer %u of %u: %s\n", into, base, nr,
 		       online.job ? "begun" : err.msg);
+}
+
+static void stream_begin(u32 nr)
+{
+	u64 speed = draw_speed(); /* first: kept seeds stay what they are */
+	u32 into = nr > 2 && chance(40) ? rnd(nr - 1) : 0;
+
+	stream_range(into, into + 2 + (chance(60) ? 0 : rnd(nr - into - 1)), speed);
 }
 
 static u32 depth_of(const char *disk)
@@ -322,7 +272,10 @@ static void commit_begin(u32 nr)
 		top = 0;
 	else if (plan.merges == MERGES_MIDDLE && nr > 2)
 		top = 1 + rnd(nr - 2);
-	commit_range(top, top + 1 + rnd(nr - top - 1));
+	if (plan.commit_top && plan.commit_base < nr)
+		commit_range(plan.commit_top, plan.commit_base);
+	else
+		commit_range(top, top + 1 + rnd(nr - top - 1));
 }
 
 /* At least as long as the top; longer, if an earlier commit grew it and did not end. */
@@ -351,9 +304,16 @@ static void commit_is_done(void)
 	free(base->initial);
 	base->initial = calloc(1, base->bytes);
 	memcpy(base->initial, top->initial, top->bytes);
+	base->since = top->since;
 	base->instant = top->instant;
 	base->sealed = top->sealed;
 	base->lost = false;
+}
+
+/* qchainctl makes room before (M10); here nobody does, and many merges take what there is. */
+static bool may_run_full(int error)
+{
+	return plan.small_lv || (plan.lv && error == -ENOSPC);
 }
 
 static void job_is_done(void)
@@ -361,7 +321,7 @@ static void job_is_done(void)
 	struct qc_err err = { 0 };
 	int ret = online.job->ret;
 
-	if (ret && ret != -ECANCELED && !plan.faults && !plan.small_lv)
+	if (ret && ret != -ECANCELED && !plan.faults && !may_run_full(ret))
 		fail("merge: %s", online.job->err.msg);
 	if (sim_verbose && !sim_judging)
 		printf("merge: %d\n", ret);
@@ -373,6 +333,34 @@ static void job_is_done(void)
 		commit_is_done();
 	else if (!ret && online.kind == MERGE_STREAM)
 		online_streams++;
+	if (ret)
+		online.dead[0] = 0;
+	else if (online.dead[0] && online.phase == ONLINE_IDLE)
+		online.phase = ONLINE_MERGED;
+}
+
+/* The image, which is no layer any more, goes with its name, and what stands on it (E1, E2). */
+static void record_deleted(void)
+{
+	sim_bury_others();
+	online.dead[0] = 0;
+	online.phase = ONLINE_IDLE;
+	online_deletes++;
+}
+
+void online_delete(u32 depth)
+{
+	bool up = chance(50);
+
+	online.cancels = chance(plan.cancel_percent);
+	online.beside = chance(plan.beside_percent) ? 1 : 0;
+	snprintf(online.dead, SIM_NAME, "%s", sim_device_layer(depth - !up)->name);
+	if (up)
+		stream_range(depth - 1, depth + 1, draw_speed());
+	else
+		commit_range(depth - 1, depth);
+	if (online.phase != ONLINE_JOB)
+		online.dead[0] = 0;
 }
 
 /* The base is the active layer: the record says so, then the old top's header goes (D1). */
@@ -380,8 +368,10 @@ static void record_pivot(void)
 {
 	struct sim_disk *old = sim_disk_find(online.merged_top);
 
-	record_top(online.base);
+	online_record_top(online.base);
 	old->formatted = false;
+	online_deletes += online.dead[0] != 0;
+	online.dead[0] = 0;
 	online.phase = ONLINE_IDLE;
 	online_pivots++;
 }
@@ -418,7 +408,7 @@ static void second_look(void)
 	if (online.second->state == JOB_CREATED) {
 		job_start(online.second);
 	} else if (online.second->state == JOB_CONCLUDED) {
-		if (online.second->ret && !plan.faults && !plan.small_lv)
+		if (online.second->ret && !plan.faults && !may_run_full(online.second->ret))
 			fail("second merge: %s", online.second->err.msg);
 		job_dismiss(online.second, NULL);
 		online.second = NULL;
@@ -457,8 +447,8 @@ static void merge_begin(void)
 	u32 nr = chain_of()->chain->nr_layers;
 	bool commits;
 
-	online.cancels = chance(15);
-	online.beside = chance(35) ? 1 + rnd(2) : 0; /* most are alone */
+	online.cancels = chance(plan.cancel_percent);
+	online.beside = chance(plan.beside_percent) ? 1 + rnd(2) : 0;
 	commits = nr > 1 && chance(80);
 	if (plan.merges != MERGES_ANY)
 		commits = nr > 1 && plan.merges != MERGES_STREAM;
@@ -526,6 +516,8 @@ void online_step(void)
 	look_at_seals();
 	if (online.snapshot != SNAPSHOT_IDLE)
 		snapshot_step();
+	if (revert_busy())
+		revert_step();
 	if (online.second)
 		second_look();
 	switch (online.phase) {
@@ -539,7 +531,9 @@ void online_step(void)
 			device_grow();
 			return;
 		}
-		if (chain_of()->chain->nr_layers < 7 && !chance(plan.merge_percent))
+		if (plan.verb_percent && chance(plan.verb_percent))
+			verb_begin();
+		else if (chain_of()->chain->nr_layers < 7 && !chance(plan.merge_percent))
 			snapshot_format();
 		else
 			merge_begin();
@@ -556,6 +550,10 @@ void online_step(void)
 	case ONLINE_PIVOTED:
 		if (chance(10))
 			record_pivot();
+		return;
+	case ONLINE_MERGED:
+		if (chance(10))
+			record_deleted();
 	}
 }
 

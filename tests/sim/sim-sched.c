@@ -33,6 +33,7 @@ struct sim_engine {
 };
 
 u64 sim_time;
+void (*sim_watch)(void);
 static u64 now_ns = 1000000000ull;
 static CDS_LIST_HEAD(pendings);
 static u32 nr_pending;
@@ -222,6 +223,7 @@ u32 sim_io_under_way(const struct io_dev *dev)
 
 int __real_sem_trywait(sem_t *sem);
 int __wrap_sem_wait(sem_t *sem);
+int __wrap_sem_timedwait(sem_t *sem, const struct timespec *until);
 int __wrap_sem_trywait(sem_t *sem);
 int __wrap_nanosleep(const struct timespec *time, struct timespec *left);
 
@@ -282,6 +284,8 @@ bool sim_step(void)
 	if (nr_pending && !chance(plan.lazy_device))
 		maybe_end_one();
 	loop_run_once(wrapped_loops[rnd(nr_wrapped_loops)], false);
+	if (sim_watch)
+		sim_watch();
 	return true;
 }
 
@@ -307,6 +311,12 @@ int __wrap_sem_wait(sem_t *sem)
 {
 	sim_run_until(sem_is_up, sem, "waiting for the target");
 	return 0;
+}
+
+/* What it waits for comes in the end. */
+int __wrap_sem_timedwait(sem_t *sem, const struct timespec *until)
+{
+	return __wrap_sem_wait(sem);
 }
 
 /* Who asks again and again waits, too: all loops must run meanwhile. */

@@ -19,6 +19,8 @@
  *   sim-guest.c    the guest's requests
  *   sim-fault.c    I/O that fails: one by chance, or each in its turn
  *   sim-online.c   snapshots and merges, as qchainctl and the control thread make them
+ *   sim-verbs.c    deletes and reverts, likewise
+ *   sim-overlay.c  the images that are put on top
  *   sim-model.c    what each sector of the device and of each snapshot may hold
  *   sim-cut.c      power cuts and deaths: reopen, replay, judge
  */
@@ -66,7 +68,8 @@ struct sim_layer {
 	bool scattered; /* many small pieces */
 };
 
-#define SIM_MAX_LAYERS 4u
+#define SIM_MAX_LAYERS 5u
+#define SIM_MAX_DEPTH 8u /* snapshots included */
 
 /* What the seed has drawn. */
 struct sim_plan {
@@ -86,7 +89,12 @@ struct sim_plan {
 	u32 step_ns;
 	enum sim_merges merges;
 	u32 merge_percent; /* of what is begun; else snapshots */
+	u32 commit_top, commit_base; /* depths, of commits below the active layer; 0: drawn */
+	u32 cancel_percent; /* merges that may be cancelled */
+	u32 beside_percent; /* merges that something may begin beside; else alone */
 	u32 grow_percent; /* of what is done at all */
+	u32 verb_percent; /* of what is done at all: deletes and reverts */
+	u32 revert_percent; /* of these */
 	u32 online_permille; /* steps that may begin a snapshot or a merge */
 	u32 nr_online; /* so many, at most */
 	u32 lives; /* how often what a cut left goes on living */
@@ -98,6 +106,7 @@ extern struct sim_plan plan;
 /* ---- sim-sched.c --------------------------------------------------------------- */
 
 extern u64 sim_time; /* counts events */
+extern void (*sim_watch)(void); /* is called after each; NULL: nobody looks */
 
 /* One event: an I/O ends, a loop runs. False: nothing is left to happen. */
 bool sim_step(void);
@@ -126,6 +135,7 @@ struct sim_disk {
 	bool lv;
 	bool small; /* grows while the guest runs */
 	bool formatted; /* an image is on it */
+	bool gone; /* was removed: nobody may ask for it */
 	u32 opens;
 	u32 writers;
 	struct cds_list_head unflushed; /* struct sim_record: completed, by completion */
@@ -186,11 +196,22 @@ void sim_faults_each(const struct sim_each *each);
 /* ---- sim-images.c -------------------------------------------------------------- */
 
 void sim_plan_draw(void);
-/* Of what the seed has drawn: little, and of one kind of work, which the seed says. */
-void sim_plan_narrow(void);
+void sim_draw_layer(struct sim_layer *l);
 void sim_plan_print(void);
 /* Disks "l0" (base) to "lN", and what they show. */
 void sim_images_make(void);
+
+/* ---- sim-work.c ---------------------------------------------------------------- */
+
+/* False: there is no such kind of work. */
+bool sim_work_choose(const char *name);
+/*
+ * Of what the seed has drawn: little, and of one kind of work; not chosen: the seed says
+ * which. Or much, for chains that are busy.
+ */
+void sim_plan_work(bool faults);
+/* The guest goes on until the chosen work was done, if there is any that must be. */
+void sim_work_finish(void);
 
 /* ---- sim-device.c -------------------------------------------------------------- */
 
@@ -248,6 +269,7 @@ struct sim_view {
 	char disk[SIM_NAME];
 	u8 *initial; /* before any of the guest's operations */
 	u64 bytes;
+	u64 since; /* what had ended before is not in it: a revert */
 	u64 instant; /* operations that were submitted later are not in it; SIM_NOW: the device */
 	bool sealed; /* all that was acknowledged before @instant is durable */
 	bool lost; /* a commit has begun to write below it (rule D2) */
@@ -276,6 +298,10 @@ void model_tag(u8 *to, u32 id, u64 sector);
  */
 void model_check(const struct sim_view *view, const u8 *data, u64 offset, u64 len, u64 until,
 		 bool power, const char *what);
+/* A read of the device; one that began before a revert may show either side of that. */
+void model_check_read(const u8 *data, u64 offset, u64 len, u64 submitted);
+/* A revert, at this instant: the device shows @initial_owned and no more what it @was. */
+void model_turns_into(u8 *initial_owned, const struct sim_view *was);
 /* @initial_owned: of @bytes */
 struct sim_view *view_add(const char *disk, u8 *initial_owned, u64 bytes, u64 instant);
 struct sim_view *view_find(const char *disk);
@@ -285,6 +311,9 @@ void view_remove(struct sim_view *view);
 
 /* One step of what qchainctl does, if any. */
 void online_step(void);
+/* The device record: one write, atomic and durable. */
+void online_record_top(const char *name);
+
 bool online_busy(void);
 bool online_merges(void);
 /* Nothing new begins; what is under way comes to its end, or is cancelled. */
@@ -297,6 +326,29 @@ void online_cut(void);
 void online_after_cut(void);
 extern u32 online_snapshots, online_streams, online_commits, online_pivots, online_growths;
 extern u32 online_beside; /* snapshots and merges while another one ran */
+/* A merge of neighbours begins, after which the image of layer @depth is deleted (rule D1). */
+void online_delete(u32 depth);
+
+/* ---- sim-verbs.c --------------------------------------------------------------- */
+
+/* A delete or a revert begins, perhaps. */
+void verb_begin(void);
+bool revert_busy(void);
+void revert_step(void);
+/* A cut: what the disks hold says whether it has taken place (promise V3). */
+void revert_cut(void);
+/* Images that are no layers are removed, durably, and the snapshots that they were. */
+void sim_bury_others(void);
+extern u32 online_deletes, online_reverts;
+
+/* ---- sim-overlay.c ------------------------------------------------------------- */
+
+extern char sim_overlay[SIM_NAME]; /* the last one that was made */
+
+/* An image of the device's size on @backing, formatted and durable; NULL: a fault. */
+struct image *sim_overlay_make(const char *backing);
+/* The last one is no layer: it goes, and does not hinder what comes (D3). */
+void sim_overlay_remove(void);
 
 /* ---- sim-cut.c ----------------------------------------------------------------- */
 
