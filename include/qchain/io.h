@@ -191,6 +191,11 @@ struct io_engine_ops {
 	 */
 	int (*run)(struct io_engine *io, bool wait, u64 deadline_ns);
 	void (*wake)(struct io_engine *io); /* any thread */
+	/*
+	 * Wake @other with what @io hands to the kernel in its next run, which follows at
+	 * once. Thread of @io's loop; false: it cannot. May be NULL.
+	 */
+	bool (*wake_with)(struct io_engine *io, struct io_engine *other);
 	void (*poll)(struct io_engine *io, struct io_completion *completion, int fd,
 		     short events);
 	void (*cancel)(struct io_engine *io, struct io_completion *completion);

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <liburing.h>
+#include <pthread.h>
 #include <qchain/io.h>
 #include <qchain/log.h>
 #include <qchain/loop.h>
@@ -15,6 +16,7 @@
 
 struct uring {
 	struct io_engine engine;
+	struct cds_list_head node; /* in urings */
 	struct io_uring ring;
 	bool disabled; /* made so that the loop's thread becomes the issuer */
 	bool alone; /* one processor: nobody sends while this thread looks */
@@ -23,12 +25,18 @@ struct uring {
 	int wake_fd;
 	u64 wake_count;
 	struct io_completion wake;
-	struct io_completion ignore; /* of cancel requests */
+	bool messages; /* rings can be woken by a message from this one */
+	struct io_completion message_failed;
+	struct io_completion ignore; /* of cancel requests, and what wakes */
 	struct cds_list_head copies; /* io_ops on files in memory, to be done in the next run */
 	struct cds_list_head again; /* io_ops that the kernel could not take, until the timer */
 	struct loop_timer again_timer;
 	u8 again_tries; /* the most that one of them has had */
 };
+
+/* All rings of this process: who cannot be woken by a message is woken with them. */
+static pthread_mutex_t urings_lock = PTHREAD_MUTEX_INITIALIZER;
+static CDS_LIST_HEAD(urings);
 
 static struct uring *to_uring(struct io_engine *io)
 {
@@ -137,6 +145,8 @@ static int uring_copies(struct uring *u)
 	struct io_op *op;
 	int total = 0;
 
+	if (!cds_list_empty(&u->copies) && io_uring_sq_ready(&u->ring))
+		io_uring_submit(&u->ring); /* whom it wakes does not wait for them */
 	while (total < URING_COPIES && !cds_list_empty(&u->copies)) {
 		op = cds_list_first_entry(&u->copies, struct io_op, node);
 		cds_list_del(&op->node);
@@ -291,6 +301,41 @@ static void uring_wake(struct io_engine *io)
 		return; /* the counter is full: it is awake anyway */
 }
 
+/*
+ * A loop wakes another one by a message from ring to ring: it goes with the next
+ * submission, and is one completion there. A wake by the eventfd is a system call here,
+ * and there a read that is tried, waits, is tried again and is asked for anew.
+ */
+
+static const struct io_engine_ops uring_ops;
+
+static bool uring_wake_with(struct io_engine *io, struct io_engine *other)
+{
+	struct uring *u = to_uring(io);
+	struct io_uring_sqe *sqe;
+
+	if (other->ops != &uring_ops || !u->messages)
+		return false;
+	sqe = uring_sqe(u);
+	io_uring_prep_msg_ring(sqe, to_uring(other)->ring.ring_fd, 0,
+			       (uintptr_t)&to_uring(other)->ignore, 0);
+	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+	sqe->user_data = (uintptr_t)&u->message_failed;
+	return true;
+}
+
+/* No memory, or a ring that is not enabled yet. Whose it was is not said: all are woken. */
+static void message_failed(struct io_completion *completion, int res, u32 cqe_flags)
+{
+	struct uring *u;
+
+	container_of(completion, struct uring, message_failed)->messages = false;
+	pthread_mutex_lock(&urings_lock);
+	cds_list_for_each_entry(u, &urings, node)
+		uring_wake(&u->engine);
+	pthread_mutex_unlock(&urings_lock);
+}
+
 static u64 uring_now_ns(struct io_engine *io)
 {
 	struct timespec ts;
@@ -412,6 +457,9 @@ static void uring_destroy(struct io_engine *io)
 {
 	struct uring *u = to_uring(io);
 
+	pthread_mutex_lock(&urings_lock);
+	cds_list_del(&u->node);
+	pthread_mutex_unlock(&urings_lock);
 	io_uring_queue_exit(&u->ring);
 	close(u->wake_fd);
 	free(u);
@@ -421,11 +469,15 @@ static const struct io_engine_ops uring_ops = {
 	.submit = uring_submit_op,
 	.run = uring_run,
 	.wake = uring_wake,
+	.wake_with = uring_wake_with,
 	.poll = uring_poll,
 	.cancel = uring_cancel,
 	.now_ns = uring_now_ns,
 	.destroy = uring_destroy,
 };
+
+/* Linux 6.3: since then a message also wakes a ring whose thread runs its own tasks. */
+#define URING_FEAT_REG_REG_RING (1u << 13)
 
 static int uring_setup(struct uring *u, u32 entries)
 {
@@ -439,6 +491,7 @@ static int uring_setup(struct uring *u, u32 entries)
 
 	if (ret != -EINVAL) {
 		u->disabled = ret == 0;
+		u->messages = params.features & URING_FEAT_REG_REG_RING;
 		return ret;
 	}
 	/* Kernels before 6.1 */
@@ -458,6 +511,7 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 	u->engine.ops = &uring_ops;
 	u->wake.fn = wake_done;
 	u->ignore.fn = ignore_done;
+	u->message_failed.fn = message_failed;
 	u->alone = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	CDS_INIT_LIST_HEAD(&u->copies);
 	CDS_INIT_LIST_HEAD(&u->again);
@@ -471,6 +525,9 @@ int io_uring_engine_create(u32 entries, struct io_engine **result)
 	if (ret < 0)
 		goto err_close;
 	uring_arm_wake(u);
+	pthread_mutex_lock(&urings_lock);
+	cds_list_add_tail(&u->node, &urings);
+	pthread_mutex_unlock(&urings_lock);
 	*result = &u->engine;
 	return 0;
 

@@ -18,8 +18,9 @@
  * sequentially consistent, so one of the two always sees the other.
  *
  * One sender takes it upon itself to wake the loop, by clearing what it says; a
- * loop with a thread of its own does so when it has handled what it had at hand:
- * all that it sends meanwhile costs one system call.
+ * loop with a thread of its own does so when it has handled what it had at hand,
+ * with what it hands to the kernel then: all that it sends meanwhile is one wake-up,
+ * and that no system call of its own.
  */
 
 static __thread struct loop *current_loop;
@@ -73,6 +74,19 @@ static void loop_wake_all(struct loop *from)
 {
 	while (from->nr_wakes)
 		loop_wake_now(from->wakes[--from->nr_wakes]);
+}
+
+/* Right before @from's engine runs: nobody else may end those loops in between. */
+static void loop_wake_with_run(struct loop *from)
+{
+	const struct io_engine_ops *ops = from->io->ops;
+	struct loop *to;
+
+	while (from->nr_wakes) {
+		to = from->wakes[--from->nr_wakes];
+		if (!ops->wake_with || !ops->wake_with(from->io, to->io))
+			loop_wake_now(to);
+	}
 }
 
 void loop_will_block(void)
@@ -239,11 +253,10 @@ int loop_run_once(struct loop *loop, bool wait)
 	loop->batch_ns = 0;
 	n = loop_take_inbox(loop);
 	n += loop_run_timers(loop);
-	loop_wake_all(loop);
+	loop_wake_with_run(loop);
 	timer = first_timer(loop);
 	loop->batch_ns = 0; /* it may sleep */
 	n += loop->io->ops->run(loop->io, wait && n == 0, timer ? timer->deadline_ns : 0);
-	loop_wake_all(loop);
 	current_loop = before;
 	return n;
 }
