@@ -212,7 +212,7 @@ install: all
 	for unit in debian/*.service; do \
 		sed 's|/usr/sbin/|$(SBINDIR)/|' $$unit >$(DESTDIR)$(UNITDIR)/$${unit##*/}; done
 	install -d $(DESTDIR)$(DOCDIR)/LICENSES
-	install -m 644 README.md LICENSE debian/qchain-lvm.conf docs/*.md $(DESTDIR)$(DOCDIR)
+	install -m 644 README.md LICENSE debian/qchain-lvm.conf docs/*.md docs/*.svg $(DESTDIR)$(DOCDIR)
 	install -m 644 LICENSES/*.txt $(DESTDIR)$(DOCDIR)/LICENSES
 
 clean:
