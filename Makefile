@@ -23,9 +23,12 @@ Q := @
 say = @printf '  %-7s %s\n'
 endif
 
+# Checksums of exports: qchainctl alone.
+CTL_PKGS := nettle
 PKGS := liburing liburcu json-c zlib libzstd devmapper libseccomp
-PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) $(CTL_PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lurcu-common
+CTL_LIBS := $(shell pkg-config --libs $(CTL_PKGS) 2>/dev/null)
 
 # -Wsign-compare is off on purpose: lengths are u32, counts that may be an
 # errno are int, and every comparison of the two follows a check of the sign.
@@ -89,7 +92,7 @@ $(O)/qchaind: $(O)/ublk-target/main.o $(LIB)
 
 $(O)/qchainctl: $(addprefix $(O)/,$(ctl-objs)) $(LIB)
 	$(say) LINK $@
-	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
+	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) $(CTL_LIBS)
 
 $(O)/tests/%: $(O)/tests/unit/%.o $(patsubst %.c,$(O)/%.o,$(unit-help)) $(LIB)
 	@mkdir -p $(@D)
@@ -125,6 +128,7 @@ SLOW_OBJS := $(O)/tests/slow/slow.o $(O)/tests/sim/wrapped-loops.o
 $(O)/tests/slow/slow-merge.o: QCFLAGS += -Iublk-target/target
 $(O)/slow-merge: $(O)/tests/slow/slow-merge.o
 $(O)/slow-qchainctl: $(addprefix $(O)/,$(ctl-objs))
+$(O)/slow-qchainctl: PKG_LIBS += $(CTL_LIBS)
 $(O)/slow-%: $(SLOW_OBJS) $(LIB)
 	$(say) LINK $@
 	$(Q)$(CC) $(QLDFLAGS) $(LDFLAGS) $(addprefix -Wl$(comma)--wrap=,$(SLOW_WRAPS)) -o $@ \

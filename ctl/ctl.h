@@ -59,6 +59,7 @@ extern const struct verb verb_revert;
 extern const struct verb verb_expose;
 extern const struct verb verb_unexpose;
 extern const struct verb verb_export;
+extern const struct verb verb_verify;
 extern const struct verb verb_events;
 extern const struct verb verb_job;
 extern const struct verb verb_create;

@@ -26,14 +26,6 @@ struct export_words {
 	u64 speed;
 };
 
-/* What is exported as raw is called so, as a rule. */
-static enum image_format format_of(const char *path)
-{
-	const char *dot = strrchr(path, '.');
-
-	return dot && !strcmp(dot, ".raw") ? IMAGE_RAW : IMAGE_QCOW2;
-}
-
 static void report(const struct export_words *o, const struct export_layers *layers,
 		   const struct export_image *e, const struct merge *moved)
 {
@@ -54,9 +46,17 @@ static void report(const struct export_words *o, const struct export_layers *lay
 		json_add_string(object, "from", layers->from_name);
 		json_add_string(object, "backing", e->backing);
 	}
-	json_add_u64(object, "virtual-size", e->size);
+	json_add_u64(object, "virtual-size", e->note.size);
+	json_add_string(object, "sha256", e->note.sum.sha256);
 	merge_report(object, moved);
 	print_json(object);
+}
+
+static void take_names(struct export_note *note, const struct export_layers *layers)
+{
+	snprintf(note->device, sizeof(note->device), "%s", layers->device);
+	snprintf(note->to, sizeof(note->to), "%s", layers->to_name);
+	snprintf(note->from, sizeof(note->from), "%s", layers->from ? layers->from_name : "");
 }
 
 static int export_to(const char *name, const char *path, struct export_words *o,
@@ -76,7 +76,7 @@ static int export_to(const char *name, const char *path, struct export_words *o,
 		e.to_format = layers.to_format;
 		e.from = layers.from;
 		e.backing = o->backing ? backing.path : NULL;
-		e.backing_format = o->backing ? format_of(o->backing) : IMAGE_QCOW2;
+		take_names(&e.note, &layers);
 		ret = export_image(&e, &moved, err);
 	}
 	if (!ret)
@@ -172,7 +172,6 @@ const struct verb verb_export = {
 	"  --from SNAP            only what was written, zeroed or discarded after this older\n"
 	"                         one: an increment, a qcow2 file that stands on --backing\n"
 	"  --backing FILE         with --from: the earlier export, which holds what --from does\n"
-	"                         (one that ends in .raw is raw, every other qcow2)\n"
 	"  --format FORMAT        of FILE, qcow2 (default) or raw\n"
 	"  --force                replace FILE if it is there\n"
 	"  --speed SIZE           bytes a second at most\n"
@@ -181,7 +180,8 @@ const struct verb verb_export = {
 	OFFLINE_JSON_HELP
 	"NAME is a served chain, which goes on; IMAGE the top of one that nobody serves, whose\n"
 	"layers --from and --to may name, too. Until FILE is whole it is FILE.part. Meanwhile\n"
-	"nothing can be merged into the layers that are read.\n",
+	"nothing can be merged into the layers that are read. FILE.json beside it has a\n"
+	"checksum, for qchainctl verify.\n",
 	.examples = "  qchainctl export vm7 /backup/monday.qcow2 --to monday\n"
 		    "  qchainctl export vm7 /backup/tuesday.qcow2 --from monday --to tuesday \\\n"
 		    "      --backing /backup/monday.qcow2\n"

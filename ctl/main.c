@@ -28,6 +28,7 @@ static const struct verb *const verbs[] = {
 	&verb_expose,
 	&verb_unexpose,
 	&verb_export,
+	&verb_verify,
 	&verb_events,
 	&verb_job,
 	&heading_images,

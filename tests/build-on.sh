@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.." || exit 2
 suite=${1:?usage: tests/build-on.sh SUITE}
 packages=build-essential,pkg-config,clang,liburing-dev,liburcu-dev,libjson-c-dev
-packages+=,zlib1g-dev,libzstd-dev,libdevmapper-dev,libseccomp-dev,libcunit1-dev
+packages+=,zlib1g-dev,libzstd-dev,libdevmapper-dev,libseccomp-dev,nettle-dev,libcunit1-dev
 
 if [ "$(id -u)" != 0 ] || ! command -v debootstrap >/dev/null; then
 	echo "build-on: skipped: needs root and debootstrap"

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 packages=(build-essential pkg-config clang libclang-rt-dev
 	liburing-dev liburcu-dev libjson-c-dev zlib1g-dev libzstd-dev libdevmapper-dev
-	libseccomp-dev
+	libseccomp-dev nettle-dev
 	libcunit1-dev python3 python3-libnbd libnbd-bin qemu-utils fio lvm2
 	e2fsprogs xfsprogs debootstrap mandoc git "$@")
 

@@ -32,6 +32,7 @@ struct part {
 	u32 from_depth; /* layers above @from; of a full export all */
 	char path[4096];
 	char *header_name;
+	enum image_format backing_format;
 	bool made;
 };
 
@@ -69,7 +70,7 @@ static int open_source(struct part *p, struct qc_err *err)
 	ret = offline_open_chain(e->to, e->offline, &p->chain, err);
 	if (ret)
 		return ret;
-	e->size = p->chain->virtual_size;
+	e->note.size = p->chain->virtual_size;
 	if (offline_allow_chain(e->offline, p->chain) || offline_allow_dir(e->offline, e->to))
 		return qc_err_set(err, -ENOMEM, "%s: out of memory", e->to);
 	return find_from(p, err);
@@ -103,7 +104,7 @@ static int format_part(struct part *p, struct io_dev *dev, struct qc_err *err)
 	int ret;
 
 	image_create_defaults(&options);
-	options.virtual_size = p->e->size;
+	options.virtual_size = p->e->note.size;
 	choose_clusters(p, &options);
 	if (p->e->from) {
 		options.backing_name = from->img->dev->path;
@@ -117,7 +118,7 @@ static int fill_part(struct part *p, struct io_dev *dev, struct qc_err *err)
 {
 	bool raw = p->e->format == IMAGE_RAW;
 
-	if (ftruncate(dev->fd, 0) || (raw && ftruncate(dev->fd, p->e->size)) ||
+	if (ftruncate(dev->fd, 0) || (raw && ftruncate(dev->fd, p->e->note.size)) ||
 	    dev->ops->refresh_size(dev) < 0)
 		return qc_err_set(err, -errno, "%s: size not set (%m)", p->path);
 	return raw ? 0 : format_part(p, dev, err);
@@ -160,6 +161,21 @@ static int check_target(struct part *p, struct qc_err *err)
 
 /* ---- what it stands on ------------------------------------------------------------------ */
 
+/* It is an export, of what the increment tells from. */
+static int check_backing(struct part *p, struct qc_err *err)
+{
+	struct export_note base;
+	int ret = export_note_load(p->e->backing, &base, err);
+
+	if (!ret)
+		ret = export_note_check_base(&p->e->note, p->e->backing, &base, err);
+	if (ret)
+		return ret;
+	p->backing_format = base.format;
+	strcpy(p->e->note.base_sha256, base.sum.sha256);
+	return 0;
+}
+
 static int take_backing(struct part *p, struct qc_err *err)
 {
 	struct offline_options options = *p->e->offline;
@@ -168,8 +184,10 @@ static int take_backing(struct part *p, struct qc_err *err)
 
 	if (!p->e->from)
 		return 0;
-	options.format = p->e->backing_format;
-	ret = offline_open_image(p->e->backing, &options, false, 0, &img, err);
+	ret = check_backing(p, err);
+	options.format = p->backing_format;
+	if (!ret)
+		ret = offline_open_image(p->e->backing, &options, false, 0, &img, err);
 	if (ret)
 		return ret;
 	image_close(img);
@@ -180,7 +198,7 @@ static int take_backing(struct part *p, struct qc_err *err)
 /* @check: before anything is copied */
 static int set_backing(const struct part *p, bool check, struct qc_err *err)
 {
-	const char *format = image_format_name(p->e->backing_format);
+	const char *format = image_format_name(p->backing_format);
 	struct image *img;
 	int ret;
 
@@ -228,6 +246,15 @@ static int copy_layers(struct part *p, struct merge *merge, struct qc_err *err)
 	return ret;
 }
 
+static int note_checksum(const struct part *p, struct qc_err *err)
+{
+	struct export_note *note = &p->e->note;
+	int ret = image_checksum(p->path, p->e->format, &note->sum, err);
+
+	note->format = p->e->format;
+	return ret ? ret : export_note_save(p->e->target, note, err);
+}
+
 /* All of it is durable before it has its name. */
 static int finish(const struct part *p, struct qc_err *err)
 {
@@ -236,10 +263,14 @@ static int finish(const struct part *p, struct qc_err *err)
 
 	if (fd < 0)
 		return qc_err_set(err, -errno, "%s: not opened again (%m)", p->path);
-	ret = fsync(fd) ? -errno : 0;
+	ret = fsync(fd) ? qc_err_set(err, -errno, "%s: not durable (%m)", p->path) : 0;
 	close(fd);
+	if (!ret)
+		ret = note_checksum(p, err);
+	if (ret)
+		return ret;
 	crash_point("export.written");
-	if (!ret && rename(p->path, p->e->target))
+	if (rename(p->path, p->e->target))
 		ret = -errno;
 	snprintf(dir, sizeof(dir), "%s", p->e->target);
 	slash = strrchr(dir, '/');

@@ -3,6 +3,7 @@
 #ifndef CTL_IMAGE_EXPORT_IMAGE_H
 #define CTL_IMAGE_EXPORT_IMAGE_H
 
+#include "export-note.h"
 #include "merge-run.h"
 
 /*
@@ -10,9 +11,9 @@
  * @to, @to_format: the layer whose content is exported, with all below it
  * @from: a layer below it: only what the layers above this one hold; NULL: everything
  * @target, @format: the file; with @from a qcow2 image
- * @backing, @backing_format: with @from: the file that holds what @from shows
+ * @backing: with @from: the export that holds what @from shows
  * @force: a file that is there is replaced, whole
- * @size: result, of the device
+ * @note: device, to and from are the caller's; the rest is a result
  */
 struct export_image {
 	struct offline_options *offline;
@@ -22,17 +23,17 @@ struct export_image {
 	const char *target;
 	enum image_format format;
 	const char *backing;
-	enum image_format backing_format;
 	bool force;
 	u64 speed;
-	u64 size;
+	struct export_note note;
 };
 
 /*
  * export_image - make the file
  * It is @target.part until it is whole and durable (promise X1). As long as it takes, the
- * locks of a reader are held on all layers from @to down: nobody writes to them. @moved:
- * what was copied.
+ * locks of a reader are held on all layers from @to down: nobody writes to them. What it
+ * holds is read again for the checksum of @note, which is beside it before it has its name
+ * (X3). @moved: what was copied.
  */
 int export_image(struct export_image *e, struct merge *moved, struct qc_err *err);
 

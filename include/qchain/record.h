@@ -202,6 +202,8 @@ void record_list_free(struct device_record *records, u32 nr);
  * record_dir_remove - 0 also when there is none
  */
 int record_dir_save(const char *dir, const struct device_record *record, struct qc_err *err);
+/* @root is the file @path, which is new or emptied, durably but for its name. 0 or -errno. */
+int record_write_json(const char *path, json_object *root);
 /* The entries of @dir are durable: of a file that was made there. 0 or -errno. */
 int record_dir_flush(const char *dir);
 int record_dir_remove(const char *dir, const char *name, struct qc_err *err);

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""qchainctl export: full exports and increments, by QEMU's eyes; beside a guest, merges and a kill."""
+"""qchainctl export and verify: full exports and increments, by QEMU's eyes; beside a guest, merges and a kill."""
 
 import json
 import os
@@ -124,6 +124,65 @@ def test_increments(place):
     expect_equal(own_map(place, again, 1), own_map(place, place.path("four.qcow2"), 1), "map, not served")
 
 
+def damage(path):
+    """Another bit in the middle of what the file holds."""
+    with open(path, "r+b") as file:
+        rows = json.loads(subprocess.run(["qemu-img", "map", "--output=json", "-f", "qcow2", path], check=True,
+                                         stdout=subprocess.PIPE).stdout)
+        row = next(row for row in rows if row["depth"] == 0 and row["data"])
+        file.seek(row["offset"] + row["length"] // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_verify(place):
+    """A set that is whole, and each way in which it is not."""
+    make_snapshots(place, random.Random(SEED), ["one", "two", "three"])
+    one = export(place, "one.qcow2", "--to", "one")
+    two = export(place, "two.qcow2", "--from", "one", "--to", "two", "--backing", one)
+    three = export(place, "three.qcow2", "--from", "two", "--backing", two)
+    raw = export(place, "raw", "--format", "raw")
+    rows = place.ctl_json("verify", three, two, raw)
+    expect_equal([(os.path.basename(row["filename"]), row["to"]) for row in rows],
+                 [("one.qcow2", "one"), ("two.qcow2", "two"), ("three.qcow2", "three"), ("raw", "three")], "set")
+    for image in (one, two, three):
+        if image == one:
+            place.run("qemu-io", "-f", "qcow2", "-c", "write -P 99 1M 1M", one)
+        else:
+            damage(image)
+        refused = fails(place, "verify", three)
+        expect(f"{os.path.basename(image)}: is not what was written" in refused, f"{image}: {refused}")
+        name = os.path.basename(image)
+        words = {"one.qcow2": [], "two.qcow2": ["--from", "one", "--backing", one],
+                 "three.qcow2": ["--from", "two", "--backing", two]}[name]
+        export(place, name, "--to", name[:-6], "--force", *words)
+        place.ctl("verify", three)
+    wrong = fails(place, "export", "seven", "./x.qcow2", "--from", "two", "--backing", one)
+    expect("holds one, expected two" in wrong, wrong)
+    os.rename(f"{two}.json", place.path("aside"))
+    expect("two.qcow2.json: not readable" in fails(place, "verify", three), "no note")
+    os.rename(place.path("aside"), f"{two}.json")
+    os.rename(one, place.path("aside"))
+    fails(place, "verify", three)
+    os.rename(place.path("aside"), one)
+    place.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "one.qcow2", three)
+    expect("holds one, expected two" in fails(place, "verify", three), "a link of the chain is left out")
+    place.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", two, three)
+    place.ctl("verify", three)
+    guest_io(place, "seven.sock", "write -P 5 0 64k")
+    place.ctl("delete", "seven", "three")
+    place.ctl("snapshot", "seven", "three")
+    other = export(place, "other.qcow2", "--from", "two", "--to", "three", "--backing", two)
+    last = place.ctl("snapshot", "seven", "four")
+    expect(last.stdout, "no snapshot")
+    four = export(place, "four.qcow2", "--from", "three", "--backing", three)
+    place.ctl("verify", four)
+    place.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", other, four)
+    expect("another export of three" in fails(place, "verify", four), "another base of the same name")
+    place.ctl("down", "seven")
+
+
 def test_longer(place):
     """A raw base, and a device that has grown in between."""
     place.run("qemu-img", "create", "-q", "-f", "raw", place.path("disk.raw"), "4M")
@@ -188,7 +247,9 @@ def test_killed(place):
                      environment=dict(place.environment, QCHAIN_CRASH_POINT="export.written"))
     expect_equal(done.returncode, -9, "exit status at the crash point")
     expect(not os.path.exists(place.path("last.qcow2")), "killed before the name, and it looks whole")
+    fails(place, "verify", place.path("last.qcow2"))
     last = export(place, "last.qcow2", *words)
+    place.ctl("verify", last)
     same_content(place, layers["two"], last)
     expect(not os.path.exists(f"{last}.part"), "a part is left")
     place.ctl("down", "seven")

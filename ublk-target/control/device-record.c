@@ -387,7 +387,7 @@ static json_object *to_json(const struct device_record *record)
 	return root;
 }
 
-static int write_flushed(const char *path, json_object *root)
+int record_write_json(const char *path, json_object *root)
 {
 	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	int ret = 0;
@@ -420,7 +420,7 @@ int record_dir_save(const char *dir, const struct device_record *record, struct 
 
 	snprintf(path, sizeof(path), "%s/%s" RECORD_SUFFIX, dir, record->name);
 	snprintf(next, sizeof(next), "%s/.%s" RECORD_SUFFIX ".next", dir, record->name);
-	ret = write_flushed(next, root);
+	ret = record_write_json(next, root);
 	json_object_put(root);
 	if (!ret && rename(next, path))
 		ret = -errno;
