@@ -34,8 +34,12 @@ enum mutant {
 	MUTANT_LAYERS_SHARED, /* M12: two merges have a layer in common */
 	MUTANT_STREAM_UNRESTED, /* M14: a snapshot beside a stream into the active layer */
 	MUTANT_HAND_UNSETTLED, /* H1: copied while writes are under way */
+	MUTANT_HAND_UNFLUSHED, /* H7: FLUSH leaves out the base */
 	MUTANT_HAND_UNRESTED, /* H11: a snapshot in the middle of a batch */
 	MUTANT_HANDED_FORGOTTEN, /* H12: a merge below takes back what was handed over */
+	MUTANT_L1_WITH_HEADER, /* R1: the header names a table that is not durable */
+	MUTANT_GROWS_UNZEROED, /* R2: no zeroes over what lies beyond the old end */
+	MUTANT_SIZE_TOLD_EARLY, /* R4: guests go beyond the old end before that is durable */
 	MUTANT_NR,
 };
 

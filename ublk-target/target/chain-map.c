@@ -39,7 +39,8 @@ bool chain_flush_step(const struct layer_table *t, u32 *next, struct io_op *op)
 
 	while (*next < QC_MAX_FLUSH) {
 		dev = __atomic_load_n(&t->flush[(*next)++], __ATOMIC_ACQUIRE);
-		if (!dev)
+		if (!dev || (MUTANT(HAND_UNFLUSHED) && t->handed_end &&
+			     dev == t->by_id[t->receives]->img->dev))
 			continue;
 		op->dev = dev;
 		op->type = IO_FLUSH;

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <qchain/log.h>
+#include <qchain/mutant.h>
 #include <qchain/online.h>
 #include <stdlib.h>
 #include <string.h>
@@ -134,6 +135,8 @@ int chain_resize(struct target *ti, const char *node, u64 bytes, struct qc_err *
 				  "sealed; try again", top->path);
 	if (r.ret)
 		return qc_err_set(err, r.ret, "%s: out of memory", top->path);
+	if (MUTANT(SIZE_TOLD_EARLY))
+		loop_call(ct->loop, publish_run, &r);
 	ret = writer_grow(ct->active, bytes,
 			  ct->chain->nr_layers > 1 ? top[1].img->virtual_size : 0, err);
 	loop_call(ct->loop, ret ? undo_run : publish_run, &r);
