@@ -21,8 +21,8 @@ fi
 # Where the hunt begins for those that not each seed shows. With -f, and next to nothing that fails, a life is short, and of
 # one kind of work: a fifth of a second for each seed.
 short='-f 100000'
-declare -A first=([NAME_WITH_FIELDS]=23 [REPLAY_UNCLAIMED]=23 [FLUSH_TOP_ONLY]=35 [HOLE_BEFORE_HEADER]=26
-	[BASE_REUSED_EARLY]=31 [BASE_UNFLUSHED]=12 [MERGE_UNSEALED]=76 [ACK_BEFORE_LOG]=1 [LOG_DROPPED_EARLY]=1
+declare -A first=([NAME_WITH_FIELDS]=23 [REPLAY_UNCLAIMED]=23 [FLUSH_TOP_ONLY]="-w overwrites 1" [HOLE_BEFORE_HEADER]=26
+	[BASE_REUSED_EARLY]=62 [BASE_UNFLUSHED]=12 [MERGE_UNSEALED]=76 [ACK_BEFORE_LOG]=1 [LOG_DROPPED_EARLY]=1
 	[BASE_FILLS_FROM_DEVICE]=2 [HAND_NOT_DURABLE]=1
 	[FUA_IN_PLACE]="$short 69" [FREE_EARLY]="$short 1" [NO_STEP_2]="$short 22" [FLUSH_UNCOMMITTED]="$short 37"
 	[STALE_FOLD]="$short 27" [OLD_FILLS_NEW]="$short 9" [SEAL_EARLY]="$short 9" [COPY_OVER_GUEST]="$short 17"
