@@ -321,6 +321,7 @@ static void detach_drained(struct grace_waiter *waiter)
 	struct attach *a = container_of(waiter, struct attach, waiter);
 
 	grace_remove_loop(&a->ct->grace, a->loop);
+	loop_will_block(); /* the caller may end that loop now: it owes it no wake-up */
 	sem_post(&a->done);
 }
 
