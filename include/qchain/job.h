@@ -197,6 +197,8 @@ void job_prepared(struct job *job, int ret);
  * what failed is tried again after job_resume_fn.
  */
 enum job_action job_error(struct job *job, bool is_read, int error);
+/* ... what @policy says: of jobs that have one for each side. */
+enum job_action job_error_by(struct job *job, enum job_on_error policy, bool is_read, int error);
 
 static inline bool job_is_cancelled(const struct job *job)
 {

@@ -286,9 +286,9 @@ void job_do_cancel(struct job *job, bool force)
 
 /* ---- errors ----------------------------------------------------------------------------- */
 
-static enum job_action choose_action(const struct job *job, int error)
+static enum job_action choose_action(enum job_on_error policy, int error)
 {
-	switch (job->on_error) {
+	switch (policy) {
 	case JOB_ON_ERROR_IGNORE:
 		return JOB_ACTION_IGNORE;
 	case JOB_ON_ERROR_STOP:
@@ -302,8 +302,13 @@ static enum job_action choose_action(const struct job *job, int error)
 
 enum job_action job_error(struct job *job, bool is_read, int error)
 {
+	return job_error_by(job, job->on_error, is_read, error);
+}
+
+enum job_action job_error_by(struct job *job, enum job_on_error policy, bool is_read, int error)
+{
 	static const char *const names[] = { "report", "ignore", "stop" };
-	enum job_action action = choose_action(job, error);
+	enum job_action action = choose_action(policy, error);
 	json_object *data = json_object_new_object();
 
 	assert_on_loop(job->loop);
