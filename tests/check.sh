@@ -193,6 +193,11 @@ native() {
 	run resize 120 tests/control/resize.py --build "$build"
 	run scan 120 tests/control/scan.py --build "$build"
 	run space 120 tests/control/space.py --build "$build"
+	run backup 120 tests/control/backup.py --build "$build"
+	run backups 400 tests/online/backups.py --count $((kill_count / 8)) --seed $seed \
+		--build "$build"
+	run backups-kill 400 tests/online/backups.py --kill --count $((kill_count / 8)) \
+		--seed $((seed + 100000)) --build "$build"
 	run records 120 tests/control/records.py --build "$build"
 	run options 120 tests/control/options.py --build "$build"
 	run corrupt 120 tests/control/corrupt.py --build "$build"
@@ -267,6 +272,8 @@ sanitizers() {
 	run asan-nbd 400 tests/nbd/protocol.py --qchaind "$build/asan/qchaind"
 	run asan-merges 400 tests/online/merges.py --build "$build/asan" --count $((san_count / 4)) \
 		--seed $((seed + 800000))
+	run tsan-backups 400 tests/online/backups.py --build "$build/tsan" --count $((san_count / 10)) \
+		--seed $((seed + 900000))
 	run tsan-merges 400 tests/online/merges.py --build "$build/tsan" --count $((san_count / 6)) \
 		--seed $((seed + 900000))
 	for t in loop grace map; do

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR MIT */
 /*
  * Changes of a chain that is being served. Room target/: chain-switch.c, -revert.c, -resize.c,
- * -rename.c, -merge.c, -commit.c, -threshold.c.
+ * -rename.c, -merge.c, -commit.c, -backup.c, -threshold.c.
  */
 #ifndef QCHAIN_ONLINE_H
 #define QCHAIN_ONLINE_H
@@ -152,6 +152,37 @@ struct chain_commit_options {
  * As chain_stream(). -EBUSY: in use elsewhere or by another merge, or a snapshot is being sealed.
  */
 int chain_commit(struct target *ti, struct jobs *jobs, const struct chain_commit_options *options,
+		 const struct job_options *job_options, struct job **result, struct qc_err *err);
+
+/* What is copied: all that the device shows; what the active layer holds. */
+enum backup_sync { BACKUP_FULL, BACKUP_TOP };
+
+/*
+ * struct chain_backup_options - as the arguments of QMP's blockdev-backup
+ * @node: node name of the active layer
+ * @target: open for writing, as long as the device; the job's until it says *@busy = false
+ * @busy: set by the call, cleared (atomically) when the job has let go of @target
+ */
+struct chain_backup_options {
+	const char *node;
+	struct image *target;
+	bool *busy;
+	enum backup_sync sync;
+	enum job_on_error on_source_error;
+	enum job_on_error on_target_error;
+};
+
+/*
+ * chain_backup - a job that copies what the device shows when it starts into an image
+ * @target, if it is qcow2 version 3, is marked as unfinished, durably, until the job has
+ * ended well: nobody opens it meanwhile.
+ *
+ * From job_start() on a guest's write to what is not copied yet waits until that is. When
+ * the old data cannot be saved the job fails, and the write goes on. Merges and snapshots
+ * may come beside it. -EINVAL: another size; -EBUSY: there is another one (from the start).
+ * BACKUP_TOP: -EBUSY also while a merge runs. Control thread.
+ */
+int chain_backup(struct target *ti, struct jobs *jobs, const struct chain_backup_options *options,
 		 const struct job_options *job_options, struct job **result, struct qc_err *err);
 
 /*

@@ -50,6 +50,8 @@ static_assert(sizeof(struct qcow2_disk_header) == 112, "qcow2 header");
 #define QCOW2_INCOMPAT_COMPRESSION (1ull << 3)
 #define QCOW2_INCOMPAT_EXTL2 (1ull << 4)
 #define QCOW2_INCOMPAT_KNOWN 0x1full
+/* Ours: a copy that has not come to its end. Nobody opens it, and a new header clears it. */
+#define QCOW2_INCOMPAT_QCHAIN_UNFINISHED (1ull << 63)
 
 #define QCOW2_COMPAT_LAZY_REFCOUNTS (1ull << 0)
 

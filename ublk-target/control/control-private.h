@@ -4,6 +4,7 @@
 #define CONTROL_PRIVATE_H
 
 #include <qchain/control.h>
+#include <qchain/job.h>
 
 /*
  * qmp-server.c    the socket, who may connect
@@ -12,6 +13,7 @@
  * qmp-query.c     commands that look
  * qmp-stats.c     query-blockstats
  * qmp-job.c       queries and verbs of jobs
+ * qmp-backup.c    blockdev-backup
  * qmp-merge.c     merges of layers: jobs that change the chain
  * qmp-resize.c    block_resize, and a raw layer that gets longer
  * qmp-threshold.c block-set-write-threshold, and how the volume grows
@@ -153,12 +155,30 @@ int qmp_qchain_release(struct qmp_call *call, struct qc_err *err);
 extern const struct qmp_param qmp_qchain_rename_layer_params[];
 int qmp_qchain_rename_layer(struct qmp_call *call, struct qc_err *err);
 
+struct image;
+/*
+ * qmp_blockdev_borrow - the image of the format node @name, which was brought in; *@busy,
+ * false now, keeps everybody else from it as long as it is true. -ENOENT, -EBUSY.
+ */
+int qmp_blockdev_borrow(struct daemon *daemon, const char *name, struct image **result,
+			bool **busy, struct qc_err *err);
+
+/* ---- qmp-backup.c ------------------------------------------------------------------- */
+
+extern const struct qmp_param qmp_blockdev_backup_params[];
+int qmp_blockdev_backup(struct qmp_call *call, struct qc_err *err);
+
 /* ---- qmp-merge.c -------------------------------------------------------------------- */
 
 extern const struct qmp_param qmp_block_stream_params[];
 extern const struct qmp_param qmp_block_commit_params[];
 int qmp_block_stream(struct qmp_call *call, struct qc_err *err);
 int qmp_block_commit(struct qmp_call *call, struct qc_err *err);
+/* What all block jobs are asked with. */
+int qmp_job_options(const struct qmp_call *call, struct job_options *result, struct qc_err *err);
+/* What argument @key says happens at an error; nothing: @result stays. */
+int qmp_on_error(const struct qmp_call *call, const char *key, enum job_on_error *result,
+		 struct qc_err *err);
 /* -EBUSY while a job changes the chain; @what begins the message. */
 int qmp_check_no_merge(const struct daemon *daemon, const char *what, struct qc_err *err);
 

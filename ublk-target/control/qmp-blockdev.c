@@ -25,6 +25,7 @@ struct qmp_blockdev {
 	char *filename; /* as it was given */
 	char *path; /* of the image, for messages and the chain */
 	struct image *img; /* NULL: a protocol node */
+	bool busy; /* atomic: a job writes to it */
 };
 
 const struct qmp_param qmp_blockdev_add_params[] = {
@@ -231,6 +232,26 @@ int qmp_blockdev_add(struct qmp_call *call, struct qc_err *err)
 
 /* ---- removing, using ---------------------------------------------------------------- */
 
+static int check_not_busy(const struct qmp_blockdev *node, struct qc_err *err)
+{
+	if (!__atomic_load_n(&node->busy, __ATOMIC_ACQUIRE))
+		return 0;
+	return qc_err_set(err, -EBUSY, "Node '%.31s' is busy: block device is in use by block job: "
+			  "backup", node->name);
+}
+
+int qmp_blockdev_borrow(struct daemon *daemon, const char *name, struct image **result,
+			bool **busy, struct qc_err *err)
+{
+	struct qmp_blockdev *node = *find(daemon, name);
+
+	if (!node || !node->img)
+		return no_node(name, err);
+	*result = node->img;
+	*busy = &node->busy;
+	return check_not_busy(node, err);
+}
+
 int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 {
 	const char *name = qmp_text_of(call->arguments, "node-name");
@@ -241,6 +262,8 @@ int qmp_blockdev_del(struct qmp_call *call, struct qc_err *err)
 				  name);
 	if (!node)
 		return qc_err_set(err, -ENOENT, "Failed to find node with node-name='%.80s'", name);
+	if (check_not_busy(node, err))
+		return err->code;
 	*at = node->next;
 	blockdev_free(node);
 	return 0;
@@ -261,7 +284,7 @@ static int find_overlay(struct daemon *daemon, const char *node, const char *ove
 	if (!*at || !(*at)->img)
 		return no_node(overlay, err);
 	*result = at;
-	return 0;
+	return check_not_busy(*at, err);
 }
 
 /* The image is the chain's. A protocol node under it stays: nobody can name that any more. */

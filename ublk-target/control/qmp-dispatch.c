@@ -57,6 +57,7 @@ static const struct qmp_command commands[] = {
 	{ "add-fd", qmp_add_fd_params, qmp_add_fd },
 	{ "remove-fd", qmp_remove_fd_params, qmp_remove_fd },
 	{ "blockdev-add", qmp_blockdev_add_params, qmp_blockdev_add },
+	{ "blockdev-backup", qmp_blockdev_backup_params, qmp_blockdev_backup },
 	{ "blockdev-del", qmp_blockdev_del_params, qmp_blockdev_del },
 	{ "blockdev-snapshot", qmp_blockdev_snapshot_params, qmp_blockdev_snapshot },
 	{ "transaction", qmp_transaction_params, qmp_transaction },

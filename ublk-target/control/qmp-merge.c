@@ -44,17 +44,15 @@ static bool is_false(const struct qmp_call *call, const char *key)
 	       !json_object_get_boolean(value);
 }
 
-/* Without on-error a full volume pauses the job (rule D5), other errors end it. */
-static int read_on_error(const struct qmp_call *call, enum job_on_error *result,
-			 struct qc_err *err)
+int qmp_on_error(const struct qmp_call *call, const char *key, enum job_on_error *result,
+		 struct qc_err *err)
 {
 	static const char *const names[] = {
 		[JOB_ON_ERROR_REPORT] = "report", [JOB_ON_ERROR_IGNORE] = "ignore",
 		[JOB_ON_ERROR_ENOSPC] = "enospc", [JOB_ON_ERROR_STOP] = "stop",
 	};
-	const char *text = qmp_text_of(call->arguments, "on-error");
+	const char *text = qmp_text_of(call->arguments, key);
 
-	*result = JOB_ON_ERROR_ENOSPC;
 	if (!text || !strcmp(text, "auto"))
 		return 0;
 	for (u32 i = 0; i < ARRAY_SIZE(names); i++) {
@@ -63,12 +61,10 @@ static int read_on_error(const struct qmp_call *call, enum job_on_error *result,
 		*result = i;
 		return 0;
 	}
-	return qc_err_set(err, -EINVAL, "Parameter 'on-error' does not accept value '%.80s'",
-			  text);
+	return qc_err_set(err, -EINVAL, "Parameter '%s' does not accept value '%.80s'", key, text);
 }
 
-static int read_job_options(const struct qmp_call *call, struct job_options *result,
-			    struct qc_err *err)
+int qmp_job_options(const struct qmp_call *call, struct job_options *result, struct qc_err *err)
 {
 	json_object *value;
 	s64 speed = 0;
@@ -84,7 +80,23 @@ static int read_job_options(const struct qmp_call *call, struct job_options *res
 		return qc_err_set(err, -EINVAL,
 				  "Parameter 'speed' expects a non-negative value");
 	result->speed = speed;
-	return read_on_error(call, &result->on_error, err);
+	if (!result->id)
+		return qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
+	/* before anything is prepared for it */
+	return jobs_check_id(call->daemon->jobs, result->id, err);
+}
+
+/* Without on-error a full volume pauses the job (rule D5), other errors end it. */
+static int read_merge_options(const struct qmp_call *call, struct job_options *result,
+			      struct qc_err *err)
+{
+	enum job_on_error on_error = JOB_ON_ERROR_ENOSPC;
+	int ret = qmp_on_error(call, "on-error", &on_error, err);
+
+	if (!ret)
+		ret = qmp_job_options(call, result, err);
+	result->on_error = on_error;
+	return ret;
 }
 
 /* What cannot be done beside any merge (rule D6). */
@@ -149,12 +161,8 @@ static int run_merge(struct qmp_call *call,
 {
 	struct job_options options;
 	struct job *job;
-	int ret = read_job_options(call, &options, err);
+	int ret = read_merge_options(call, &options, err);
 
-	if (!ret && !options.id)
-		ret = qc_err_set(err, -EINVAL, "An explicit job ID is required for this node");
-	if (!ret) /* before anything is prepared for it */
-		ret = jobs_check_id(call->daemon->jobs, options.id, err);
 	if (!ret)
 		ret = create(call, &options, &job, err);
 	if (!ret)

@@ -263,6 +263,9 @@ static int check_incompatible(struct opener *op)
 
 	if (!unknown)
 		return 0;
+	if (unknown == QCOW2_INCOMPAT_QCHAIN_UNFINISHED)
+		return opener_refuse(op, -EOPNOTSUPP, "a copy that was not finished "
+				     "(incompatible bit 63), of no use; make it anew");
 	return opener_refuse(op, -EOPNOTSUPP,
 			     "incompatible features %s not supported (0x%llx), known are bits 0..4",
 			     feature_list(op, 0, unknown, names, sizeof(names)),

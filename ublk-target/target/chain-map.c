@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The fast path: resolve a request in the map, submit it to the layers, or defer it. */
-#include "chain-private.h"
+#include "chain-save.h"
 
 #include <errno.h>
 #include <qchain/mutant.h>
@@ -226,6 +226,16 @@ static bool is_direct(const struct request *req, const struct layer_table *table
 	       (run->flags & EXTENT_COPIED && is_written_to(table, req->offset + run->offset, run));
 }
 
+/* Does @req overwrite something that has to be saved before? */
+static bool is_unsaved(const struct chain_target *ct, const struct request *req)
+{
+	const struct saver *saver = __atomic_load_n(&ct->saver, __ATOMIC_ACQUIRE);
+	u64 end = req->offset + req->len;
+
+	return saver && req->op == REQ_WRITE &&
+	       saver_first_unsaved(saver, req->offset, end) < end;
+}
+
 /*
  * The runs of a range and the table that they are read by. The table is loaded
  * first; a run that it does not know was published after a younger one.
@@ -260,6 +270,8 @@ static enum target_map_result map_data(struct chain_target *ct, struct request *
 	for (i = 0; i < nr; i++)
 		if (!is_direct(req, table, &runs[i]))
 			return defer(req);
+	if (is_unsaved(ct, req))
+		return defer(req);
 	if (nr > 1 && req->loop->nr_free_ops < (u32)nr) {
 		req->pending = nr;
 		request_set_stage(req, "free operations");

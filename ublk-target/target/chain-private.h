@@ -75,6 +75,7 @@ struct chain_target {
 	const char *turn; /* who may change the order of layers, chain-turn.c; NULL: nobody */
 	struct cds_list_head renames; /* struct rename: until the turn ends */
 	struct cds_list_head fenced; /* struct slow_request: until the fence is lifted */
+	struct saver *saver; /* copies before guests write, chain-save.h; any loop reads it */
 	struct cds_list_head closing; /* struct writer: former ones, oldest first */
 	struct cds_list_head fill_waiters; /* struct write_op: until one has settled */
 	u64 generation; /* of the layers and their writers, for folds (rule C1) */
@@ -443,12 +444,13 @@ struct new_table {
 
 /* A request, cut into operations. */
 struct slow_request {
-	struct cds_list_head node; /* in ct->fenced */
+	struct cds_list_head node; /* in ct->fenced, or a list of ct->saver */
 	struct chain_target *ct;
 	struct request *req;
 	bool fill; /* a merge's: goes only where the layer maps nothing */
 	bool unmap; /* a commit's: what the layer maps there is given up */
-	bool fenced; /* waits in ct->fenced */
+	bool fenced; /* waits in such a list */
+	u64 save_pos; /* ... of ct->saver, until this is saved */
 	struct writer *into; /* a commit's: whatever guests' writes go to; NULL: the same */
 	u64 pos;
 	u64 end;
@@ -528,6 +530,13 @@ void slow_request_op_done(struct slow_request *s, int error);
 void slow_request_redo(struct write_op *op_owned);
 /* The fence is lifted, or moved: what waits for it is cut again. */
 void chain_run_fenced(struct chain_target *ct);
+/* @s, which has waited and is in no list any more, is cut again. */
+void slow_request_go_on(struct slow_request *s);
+/* Is it a guest's? What merges write changes nothing that the device shows. */
+static inline bool slow_request_is_guests(const struct slow_request *s)
+{
+	return !s->fill && !s->into;
+}
 
 /* [@start, @end) of @s's request, into @w: within one block of entries. NULL: no memory. */
 struct write_op *write_op_create(struct slow_request *s, struct writer *w, u64 start, u64 end,
@@ -556,6 +565,8 @@ int write_op_is_mapped(struct write_op *op);
 void writer_put_off(struct writer *w, u64 start, u64 end);
 /* Has @w one there? */
 bool writer_is_busy(const struct writer *w, u64 start, u64 end);
+/* ... one of a guest's, anywhere? */
+bool writer_has_guests(const struct writer *w);
 
 /* ---- chain-table.c: L2 tables that do not exist yet ------------------------------------- */
 

@@ -89,3 +89,32 @@ bool writer_is_busy(const struct writer *w, u64 start, u64 end)
 				return true;
 	return false;
 }
+
+static bool is_guests(const struct write_op *op)
+{
+	return slow_request_is_guests(op->parent);
+}
+
+static bool holds_guests(const struct write_op *holder)
+{
+	const struct write_op *op;
+
+	if (is_guests(holder))
+		return true;
+	cds_list_for_each_entry(op, &holder->cell_waiters, node)
+		if (is_guests(op))
+			return true;
+	return false;
+}
+
+bool writer_has_guests(const struct writer *w)
+{
+	const struct write_op *op;
+	u32 i;
+
+	for (i = 0; w->meta && i < CELL_BUCKETS; i++)
+		cds_list_for_each_entry(op, &w->cells[i], cell)
+			if (holds_guests(op))
+				return true;
+	return false;
+}

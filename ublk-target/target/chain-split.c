@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* A request that changes mappings, cut into operations; writes of a raw layer. */
-#include "chain-private.h"
+#include "chain-save.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -242,6 +242,28 @@ static void wait_for_fence(struct slow_request *s)
 	s->fenced = true;
 }
 
+/*
+ * Where [@start, *@end), which a guest changes, is not saved yet: *@end is before that, or
+ * it has to wait.
+ */
+static bool must_wait_for_copy(struct slow_request *s, u64 start, u64 *end)
+{
+	struct saver *saver = s->ct->saver;
+
+	if (!saver || !slow_request_is_guests(s))
+		return false;
+	*end = saver_first_unsaved(saver, start, *end);
+	if (*end > start)
+		return false;
+	if (s->active)
+		return true; /* asks again when they have ended */
+	request_set_stage(s->req, "backup");
+	s->save_pos = start;
+	s->fenced = true;
+	saver_wait(saver, s);
+	return true;
+}
+
 /* False: nothing more can be started now. */
 static bool start_piece(struct slow_request *s)
 {
@@ -257,6 +279,8 @@ static bool start_piece(struct slow_request *s)
 		wait_for_fence(s);
 		return false;
 	}
+	if (must_wait_for_copy(s, start, &end))
+		return false;
 	if (!w->meta)
 		return raw_piece(s, w, start, end);
 	end = next_piece(s, w, start, end, &type);
@@ -282,6 +306,12 @@ static void split_run(struct slow_request *s)
 		split_end(s);
 }
 
+void slow_request_go_on(struct slow_request *s)
+{
+	s->fenced = false;
+	split_run(s);
+}
+
 void chain_run_fenced(struct chain_target *ct)
 {
 	struct slow_request *s, *tmp;
@@ -291,8 +321,7 @@ void chain_run_fenced(struct chain_target *ct)
 	CDS_INIT_LIST_HEAD(&ct->fenced);
 	cds_list_for_each_entry_safe(s, tmp, &waiting, node) {
 		cds_list_del(&s->node);
-		s->fenced = false;
-		split_run(s);
+		slow_request_go_on(s);
 	}
 }
 
