@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl down: end a chain that nobody uses, and leave nothing behind. */
+#include "offload.h"
 #include "proxmox.h"
 #include "revert-record.h"
 #include "tab.h"
@@ -14,12 +15,14 @@
 struct down_options {
 	bool all;
 	bool force;
+	bool deferred;
 	bool json;
 };
 
 struct down_result {
 	enum served_state before;
 	bool recovered; /* taken over, to be ended without loss */
+	bool waits; /* deferred: nothing was ended yet */
 };
 
 /* A descriptor that tells the end of process @pid; -1: it has ended. */
@@ -39,8 +42,7 @@ static void wait_process(int pidfd)
 	close(pidfd);
 }
 
-/* Returns when its process has ended: all images are closed then. */
-static int stop_daemon(const struct served *served, bool force, struct qc_err *err)
+int served_stop(const struct served *served, bool force, struct qc_err *err)
 {
 	json_object *arguments = json_object_new_object();
 	int pidfd = watch_process(served->pid);
@@ -75,7 +77,7 @@ static int recover_and_stop(const struct served *dead, bool force, struct qc_err
 		ret = served_find(dead->name, &again, err);
 	if (ret)
 		return ret;
-	ret = again.state == SERVED_LIVE ? stop_daemon(&again, force, err) :
+	ret = again.state == SERVED_LIVE ? served_stop(&again, force, err) :
 					   served_not_live(&again, err);
 	served_exit(&again);
 	return ret;
@@ -96,11 +98,13 @@ static int stop_chain(const struct served *served, bool force, bool *recovered,
 {
 	switch (served->state) {
 	case SERVED_LIVE:
-		return stop_daemon(served, force, err);
+		return served_stop(served, force, err);
 	case SERVED_SILENT:
 		return served_not_live(served, err);
 	case SERVED_RECOVERABLE:
 		*recovered = true;
+		break;
+	case SERVED_MAPPED:
 		break;
 	case SERVED_DEAD:
 		*recovered = !force && has_log(served);
@@ -116,6 +120,8 @@ static int clean_up(struct rundir *dir, const struct served *served, struct qc_e
 	int ret, removed;
 	u32 nr;
 
+	if (offload_is_asked(served->record))
+		rundir_unlink_mapped(served->name);
 	if (served->dev_id >= 0) {
 		rundir_unlink_device(served->name, served->dev_id);
 		rundir_drop_device(served->dev_id);
@@ -147,8 +153,22 @@ static int settle(struct served *served, const struct rundir *dir, struct qc_err
 	return ret;
 }
 
-static int down_chain(const char *name, bool force, struct down_result *result,
-		      struct qc_err *err)
+/* From the consumer down: the device in front, the daemon, what is left. */
+static int end_chain(struct served *served, struct rundir *dir, const struct down_options *down,
+		     struct down_result *result, struct qc_err *err)
+{
+	int ret = 0;
+
+	if (offload_is_asked(served->record))
+		ret = offload_remove(served->name, down->deferred, &result->waits, err);
+	if (ret || result->waits)
+		return ret;
+	ret = stop_chain(served, down->force, &result->recovered, err);
+	return ret ? ret : clean_up(dir, served, err);
+}
+
+static int down_chain(const char *name, const struct down_options *down,
+		      struct down_result *result, struct qc_err *err)
 {
 	struct rundir dir = { .lock_fd = -1 };
 	struct served served;
@@ -163,9 +183,7 @@ static int down_chain(const char *name, bool force, struct down_result *result,
 		if (ret == 0)
 			ret = proxmox_settle_served(&served, &dir, err);
 		if (ret == 0)
-			ret = stop_chain(&served, force, &result->recovered, err);
-		if (ret == 0)
-			ret = clean_up(&dir, &served, err);
+			ret = end_chain(&served, &dir, down, result, err);
 		served_exit(&served);
 	}
 	rundir_unlock(&dir);
@@ -177,6 +195,7 @@ static int parse_options(const struct verb *verb, int argc, char **argv, struct 
 	static const struct option options[] = {
 		{ "all", no_argument, NULL, 'a' },
 		{ "force", no_argument, NULL, 'f' },
+		{ "deferred", no_argument, NULL, 'd' },
 		{ "json", no_argument, NULL, 'j' },
 		{ NULL },
 	};
@@ -187,6 +206,8 @@ static int parse_options(const struct verb *verb, int argc, char **argv, struct 
 			down->all = true;
 		else if (c == 'f')
 			down->force = true;
+		else if (c == 'd')
+			down->deferred = true;
 		else if (c == 'j')
 			down->json = true;
 		else
@@ -195,21 +216,26 @@ static int parse_options(const struct verb *verb, int argc, char **argv, struct 
 	return verb_arguments(verb, argc, argv, down->all ? 0 : 1, down->all ? 0 : 1);
 }
 
-static json_object *result_json(const char *name, enum served_state before)
+static json_object *result_json(const char *name, const struct down_result *result)
 {
 	json_object *object = json_object_new_object();
 
 	json_object_object_add(object, "name", json_object_new_string(name));
 	json_object_object_add(object, "before",
-			       json_object_new_string(served_state_name(before)));
+			       json_object_new_string(served_state_name(result->before)));
+	if (result->waits)
+		json_object_object_add(object, "deferred", json_object_new_boolean(true));
 	return object;
 }
 
 static void print_result(const char *name, const struct down_result *result, bool json)
 {
 	if (json) {
-		print_json(result_json(name, result->before));
-	} else if (result->before != SERVED_LIVE) {
+		print_json(result_json(name, result));
+	} else if (result->waits) {
+		fprintf(stderr, "qchainctl: %s: /dev/mapper/%s is in use and goes when it is "
+			"closed; then qchainctl down %s clears the rest\n", name, name, name);
+	} else if (result->before != SERVED_LIVE && result->before != SERVED_MAPPED) {
 		fprintf(stderr, "qchainctl: %s: its daemon had ended, %s\n", name,
 			result->recovered ? "recovered to end it" : "cleaned up");
 	}
@@ -232,19 +258,19 @@ static int compare_order(const void *a, const void *b)
 	return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-static int end_one(const char *name, bool force, json_object *rows)
+static int end_one(const char *name, const struct down_options *down, json_object *rows)
 {
 	struct down_result result = { .before = SERVED_DEAD };
 	struct qc_err err = { 0 };
 
-	if (down_chain(name, force, &result, &err)) {
+	if (down_chain(name, down, &result, &err)) {
 		/* Somebody else was faster. */
 		return err.code == -ENOENT ? CTL_DONE : print_error(&err);
 	}
 	if (rows)
-		json_object_array_add(rows, result_json(name, result.before));
+		json_object_array_add(rows, result_json(name, &result));
 	else
-		printf("%s: ended\n", name);
+		printf("%s: %s\n", name, result.waits ? "goes when it is closed" : "ended");
 	fflush(stdout);
 	return CTL_DONE;
 }
@@ -267,7 +293,7 @@ static int down_all(const struct down_options *down)
 	if (nr)
 		qsort(names, nr, sizeof(*names), compare_order);
 	for (u32 i = 0; i < nr; i++) {
-		if (end_one(names[i], down->force, rows))
+		if (end_one(names[i], down, rows))
 			status = CTL_FAILED;
 		free(names[i]);
 	}
@@ -292,7 +318,7 @@ static int down_run(const struct verb *verb, int argc, char **argv)
 	status = served_name(verb, argv[optind]);
 	if (status)
 		return status;
-	if (down_chain(argv[optind], down.force, &result, &err))
+	if (down_chain(argv[optind], &down, &result, &err))
 		return print_error(&err);
 	print_result(argv[optind], &result, down.json);
 	return CTL_DONE;
@@ -301,15 +327,17 @@ static int down_run(const struct verb *verb, int argc, char **argv)
 const struct verb verb_down = {
 	.name = "down",
 	.summary = "end a chain, flushed and clean; refused while it is in use",
-	.usage = "NAME [--force] [--json] | --all [--force] [--json]",
+	.usage = "NAME [--force|--deferred] [--json] | --all [--force|--deferred] [--json]",
 	.options =
 		"  --all      every chain that is served here: first what is not in\n"
 		"             /etc/qchaintab, then its lines from the last up; what is in use\n"
 		"             is told and left, and the status is 1\n"
 		"  --force    also while it is open or mounted: its users get I/O errors;\n"
 		"             of a dead daemon on NBD alone: what its intent log holds is lost\n"
-		"  --json     one object: name, and before, the state that it was in; with\n"
-		"             --all a list\n",
+		"  --deferred of up --offload, while it is open: /dev/mapper/NAME goes when the\n"
+		"             last who has it open closes it; down again clears the rest\n"
+		"  --json     one object: name, and before, the state that it was in; deferred\n"
+		"             (true) when it is still there; with --all a list\n",
 	.examples =
 		"  umount /mnt && qchainctl down vm7\n",
 	.run = down_run,

@@ -12,6 +12,7 @@ static enum print_colour state_colour(enum served_state state)
 {
 	switch (state) {
 	case SERVED_LIVE:
+	case SERVED_MAPPED:
 		return COLOUR_GOOD;
 	case SERVED_RECOVERABLE:
 		return COLOUR_WARN;
@@ -40,7 +41,7 @@ static void print_jobs(const struct served *served, int width)
 static void print_row(const struct served *served, int width)
 {
 	const char *state = served_state_name(served->state);
-	s64 size = json_number(served->status, "virtual-size", -1);
+	s64 size = served_size(served);
 	char device[256], text[32] = "-";
 
 	if (size >= 0)
@@ -124,7 +125,8 @@ const struct verb verb_list = {
 		"  --json     a list of {name, device, state, top, size, restarts, exports, jobs}\n"
 		"\n"
 		"States: serving; recoverable (its daemon has ended, the device waits for\n"
-		"qchainctl up NAME); dead (no daemon, no device); unresponsive.\n",
+		"qchainctl up NAME); dead (no daemon, no device); unresponsive; mapped (by the\n"
+		"kernel alone: up --offload).\n",
 	.examples =
 		"  qchainctl list\n"
 		"  qchainctl list --json | jq -r '.[] | select(.state != \"serving\").name'\n",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* qchainctl rename: a device gets another name, served or not. */
 #include "image/offline.h"
+#include "offload.h"
 #include "record.h"
 
 #include <errno.h>
@@ -46,6 +47,9 @@ static int look_at_folder(struct renaming *r, struct qc_err *err)
 	ret = served_find(r->name, &r->served, err);
 	if (!ret && r->served.state == SERVED_SILENT)
 		ret = served_not_live(&r->served, err);
+	if (!ret && offload_is_asked(r->served.record))
+		ret = qc_err_set(err, -EBUSY, "%s: is mapped as /dev/mapper/%s, which keeps its "
+				 "name; first qchainctl down %s", r->name, r->name, r->name);
 	if (!ret && !r->served.record)
 		ret = qc_err_set(err, -EINVAL, "%s: was not started by qchainctl, which keeps its "
 				 "name; take it down, and up with qchainctl", r->name);

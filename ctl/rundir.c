@@ -385,12 +385,11 @@ void rundir_drop_device(s32 dev_id)
 	unlink(path);
 }
 
-int rundir_link_device(const char *name, s32 dev_id, struct qc_err *err)
+static int make_link(const char *name, const char *target, struct qc_err *err)
 {
-	char path[256], target[32];
+	char path[256];
 
 	snprintf(path, sizeof(path), LINK_FOLDER "/%s", name);
-	snprintf(target, sizeof(target), "../ublkb%d", dev_id);
 	if (mkdir(LINK_FOLDER, 0755) < 0 && errno != EEXIST)
 		return qc_err_set(err, -errno, LINK_FOLDER ": folder not made (%m)");
 	if (symlink(target, path) == 0)
@@ -399,6 +398,30 @@ int rundir_link_device(const char *name, s32 dev_id, struct qc_err *err)
 	if (errno == EEXIST && unlink(path) == 0 && symlink(target, path) == 0)
 		return 0;
 	return qc_err_set(err, -errno, "%s: link not made (%m)", path);
+}
+
+int rundir_link_device(const char *name, s32 dev_id, struct qc_err *err)
+{
+	char target[32];
+
+	snprintf(target, sizeof(target), "../ublkb%d", dev_id);
+	return make_link(name, target, err);
+}
+
+int rundir_link_mapped(const char *name, struct qc_err *err)
+{
+	char target[QC_MAX_CHAIN_NAME + 16];
+
+	snprintf(target, sizeof(target), "../mapper/%s", name);
+	return make_link(name, target, err);
+}
+
+void rundir_unlink_mapped(const char *name)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), LINK_FOLDER "/%s", name);
+	unlink(path);
 }
 
 void rundir_unlink_device(const char *name, s32 dev_id)

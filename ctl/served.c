@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* What there is to know about a chain: its record, its daemon, its device. */
-#include "served.h"
+#include "offload.h"
 
 #include <errno.h>
+#include <qchain/mapped.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@ const char *served_state_name(enum served_state state)
 		[SERVED_SILENT] = "unresponsive",
 		[SERVED_RECOVERABLE] = "recoverable",
 		[SERVED_DEAD] = "dead",
+		[SERVED_MAPPED] = "mapped",
 	};
 
 	return names[state];
@@ -28,6 +30,16 @@ static bool block_device_exists(s32 dev_id)
 
 	snprintf(path, sizeof(path), "/sys/block/ublkb%d", dev_id);
 	return access(path, F_OK) == 0;
+}
+
+/* Is all of it in the kernel, where it needs nobody? */
+static bool is_mapped(const struct served *served)
+{
+	struct mapped_device device;
+	struct qc_err ignored = { 0 };
+
+	return offload_is_whole(served->record) &&
+	       mapped_find(served->name, &device, &ignored) == 0;
 }
 
 /* What the daemon says counts, not what was written down. */
@@ -130,6 +142,8 @@ int served_find(const char *name, struct served *result, struct qc_err *err)
 		set_silent(result);
 	else if (result->dev_id >= 0 && block_device_exists(result->dev_id))
 		result->state = SERVED_RECOVERABLE;
+	else if (is_mapped(result))
+		result->state = SERVED_MAPPED;
 	else
 		result->state = SERVED_DEAD;
 	/* A start that waits for an image has no socket yet, but a file (rule A2). */
@@ -201,11 +215,22 @@ static const char *nbd_socket(const struct served *served)
 	return socket ? socket : "";
 }
 
+/* "": it has none. */
+static void block_device(const struct served *served, char *text)
+{
+	text[0] = '\0';
+	if (served->state == SERVED_DEAD)
+		return;
+	if (offload_is_asked(served->record))
+		snprintf(text, 256, "/dev/mapper/%s", served->name);
+	else if (served->dev_id >= 0)
+		snprintf(text, 256, "/dev/ublkb%d", served->dev_id);
+}
+
 const char *served_device(const struct served *served, char *text)
 {
-	if (served->dev_id >= 0 && served->state != SERVED_DEAD)
-		snprintf(text, 256, "/dev/ublkb%d", served->dev_id);
-	else
+	block_device(served, text);
+	if (!text[0])
 		snprintf(text, 256, "%s", nbd_socket(served));
 	return text;
 }
@@ -213,6 +238,13 @@ const char *served_device(const struct served *served, char *text)
 static json_object *text_or_null(const char *text)
 {
 	return *text ? json_object_new_string(text) : NULL;
+}
+
+s64 served_size(const struct served *served)
+{
+	s64 size = json_number(served->status, "virtual-size", -1);
+
+	return size < 0 && served->state == SERVED_MAPPED ? offload_size(served->record) : size;
 }
 
 s64 served_restarts(const struct served *served)
@@ -228,11 +260,10 @@ json_object *served_json(const struct served *served)
 {
 	json_object *row = json_object_new_object(), *jobs;
 	u32 nr;
-	s64 size = json_number(served->status, "virtual-size", -1);
-	char device[256] = "";
+	s64 size = served_size(served);
+	char device[256];
 
-	if (served->dev_id >= 0 && served->state != SERVED_DEAD)
-		snprintf(device, sizeof(device), "/dev/ublkb%d", served->dev_id);
+	block_device(served, device);
 	json_object_object_add(row, "name", json_object_new_string(served->name));
 	json_object_object_add(row, "device", text_or_null(device));
 	json_object_object_add(row, "state",
@@ -255,6 +286,10 @@ int served_not_live(const struct served *served, struct qc_err *err)
 				  "%s: the daemon (process %d) does not answer; see "
 				  "%s/%s/qchaind.log", served->name, (int)served->pid,
 				  chain_run_root(), served->name);
+	if (served->state == SERVED_MAPPED)
+		return qc_err_set(err, -EBUSY, "%s: is mapped by the kernel, read-only and without "
+				  "a daemon, must have one for this; first qchainctl down %s",
+				  served->name, served->name);
 	return qc_err_set(err, -ESRCH,
 			  "%s: its daemon has ended (state %s), must be serving; start it again "
 			  "with qchainctl up %s", served->name, served_state_name(served->state),

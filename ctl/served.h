@@ -32,7 +32,7 @@
  * that is the top if its header says so}; nbd and dev-id only where there is such an export,
  * guard and restarts where there is or was one. It ends with the chain; what outlives it is the
  * device record (ctl/record.h), of which top,
- * snapshots and jobs are a copy that can be read while LVM cannot.
+ * snapshots and jobs are a copy that can be read while LVM cannot. offload: see offload.h
  */
 
 /* ---- the folder (rundir.c) --------------------------------------------------- */
@@ -81,6 +81,9 @@ int rundir_names(char ***result, u32 *nr, struct qc_err *err);
 int rundir_take_device(const char *name, bool scan, s32 *result, struct qc_err *err);
 void rundir_drop_device(s32 dev_id);
 int rundir_link_device(const char *name, s32 dev_id, struct qc_err *err);
+/* The same for /dev/mapper/@name; and away with the link, whatever it leads to. */
+int rundir_link_mapped(const char *name, struct qc_err *err);
+void rundir_unlink_mapped(const char *name);
 /* Links to device @dev_id of chain @name become those of @new_name. May be done again. */
 int rundir_rename_device(const char *name, const char *new_name, s32 dev_id, struct qc_err *err);
 void rundir_unlink_device(const char *name, s32 dev_id);
@@ -145,6 +148,7 @@ enum served_state {
 	SERVED_SILENT, /* "unresponsive": it lives but does not answer */
 	SERVED_RECOVERABLE, /* "recoverable": no daemon, the ublk device waits */
 	SERVED_DEAD, /* "dead": no daemon, no device */
+	SERVED_MAPPED, /* "mapped": all of it by device-mapper, and no daemon (offload.h) */
 };
 
 /*
@@ -175,8 +179,10 @@ const char *served_snapshot(const struct served *served, const char *file);
 
 /* Where in @layers, objects with their "file", @file is; -1: nowhere, or NULL. */
 int layer_depth(json_object *layers, const char *file);
-/* "/dev/ublkb0", else the NBD socket, else "". @text has room for 256. */
+/* "/dev/mapper/NAME" or "/dev/ublkb0", else the NBD socket, else "". @text has room for 256. */
 const char *served_device(const struct served *served, char *text);
+/* Of its device, in bytes; -1: not known. */
+s64 served_size(const struct served *served);
 /* How often its daemon was started again, as far as the record knows. */
 s64 served_restarts(const struct served *served);
 /*
@@ -194,6 +200,11 @@ int served_arguments(const struct verb *verb, int argc, char **argv, int least, 
 int served_name(const struct verb *verb, const char *name);
 /* An error for a chain that had to be live. */
 int served_not_live(const struct served *served, struct qc_err *err);
+/*
+ * served_stop - ask its daemon to end (down.c)
+ * Returns when its process has ended: all images are closed then. @force: also in use
+ */
+int served_stop(const struct served *served, bool force, struct qc_err *err);
 
 /* ---- starting a daemon (spawn.c) ----------------------------------------------------------- */
 

@@ -2,6 +2,7 @@
 /* qchainctl status: all that is known about one chain. */
 #include "grow.h"
 #include "job-record.h"
+#include "offload.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -230,6 +231,8 @@ static const char *next_step(enum served_state state)
 		return "its daemon has ended; qchainctl up starts it, qchainctl down clears it";
 	case SERVED_SILENT:
 		return "its daemon does not answer";
+	case SERVED_MAPPED:
+		return "by the kernel alone, no daemon";
 	default:
 		return NULL;
 	}
@@ -322,7 +325,8 @@ static void print_restarts(const struct served *served)
 	time_t time;
 
 	snprintf(text, sizeof(text), "process %d", (int)guard);
-	print_line("guard", guard ? text : served->record ? "none" : NULL);
+	print_line("guard", guard ? text : served->record && served->state != SERVED_MAPPED ?
+		   "none" : NULL);
 	if (!served->record || !json_object_object_get_ex(served->record, "restarts", &restarts))
 		return;
 	print_line("", json_text(restarts, "gave-up"));
@@ -337,7 +341,7 @@ static void print_restarts(const struct served *served)
 
 static void print_status(const struct served *served)
 {
-	s64 size = json_number(served->status, "virtual-size", -1);
+	s64 size = served_size(served);
 	char text[256], bytes[64];
 
 	printf("%s%s%s\n", print_colour(stdout, COLOUR_STRONG), served->name,
@@ -353,6 +357,8 @@ static void print_status(const struct served *served)
 	print_restarts(served);
 	print_heartbeat(served->status);
 	print_line("device", served_device(served, text));
+	if (offload_size(served->record) >= 0)
+		print_line("offloaded", offload_text(served->record, text));
 	print_line("top", served_top(served));
 	if (size >= 0) {
 		snprintf(bytes, sizeof(bytes), "%s (%lld bytes)", print_size(size, text),
@@ -367,7 +373,7 @@ static void print_status(const struct served *served)
 
 static void print_status_json(const struct served *served)
 {
-	json_object *object = served_json(served), *snapshots, *restarts = NULL;
+	json_object *object = served_json(served), *snapshots, *restarts = NULL, *offload = NULL;
 	pid_t grower;
 	u32 nr;
 
@@ -382,6 +388,9 @@ static void print_status_json(const struct served *served)
 	json_object_object_add(object, "status", json_object_get(served->status));
 	json_object_object_add(object, "waiting", json_object_get(served->waiting));
 	json_object_object_add(object, "hang", json_object_get(served->hang));
+	if (served->record)
+		json_object_object_get_ex(served->record, "offload", &offload);
+	json_object_object_add(object, "offload", json_object_get(offload));
 	snapshots = json_list(served->record, "snapshots", &nr);
 	json_object_object_add(object, "snapshots", snapshots ? json_object_get(snapshots) :
 								json_object_new_array());
@@ -420,7 +429,8 @@ const struct verb verb_show_status = {
 		"             waiting: {reason, since, pid} while a start waits for an image\n"
 		"             (null otherwise), hang: {since, pid, hanging: [{loop, since-ms}]}\n"
 		"             while threads of it do not go on (null otherwise), snapshots:\n"
-		"             a list of {name, file}, oldest first\n",
+		"             a list of {name, file}, oldest first; offload: {limit, size,\n"
+		"             targets, linear, zero, rest, load-us, layers} (null: none)\n",
 	.examples =
 		"  qchainctl status vm7\n"
 		"  qchainctl status vm7 --json | jq .status.requests.stages\n",

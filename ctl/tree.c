@@ -2,6 +2,7 @@
 /* qchainctl tree: the layers of a chain, from the active layer down. */
 #include "branches.h"
 #include "job-record.h"
+#include "offload.h"
 #include "tree-draw.h"
 
 #include <errno.h>
@@ -66,11 +67,22 @@ static void mark_merging(const struct served *served, json_object *layers)
 	}
 }
 
+/* From the daemon, or as they were when the kernel got them. */
+static int find_nodes(const struct served *served, json_object **result, struct qc_err *err)
+{
+	if (served->state == SERVED_MAPPED) {
+		*result = json_object_get(offload_layers(served->record));
+		return 0;
+	}
+	if (served->state != SERVED_LIVE)
+		return served_not_live(served, err);
+	return client_command(served->client, "query-named-block-nodes", NULL, false, result, err);
+}
+
 static int read_layers(const struct served *served, json_object **result, struct qc_err *err)
 {
 	json_object *nodes, *node;
-	int ret = client_command(served->client, "query-named-block-nodes", NULL, false, &nodes,
-				 err);
+	int ret = find_nodes(served, &nodes, err);
 
 	if (ret)
 		return ret;
@@ -121,8 +133,7 @@ static int tree_chain(const char *name, bool json, struct qc_err *err)
 
 	if (ret)
 		return ret;
-	ret = served.state == SERVED_LIVE ? read_layers(&served, &layers, err) :
-					    served_not_live(&served, err);
+	ret = read_layers(&served, &layers, err);
 	if (ret == 0)
 		ret = branches_add(&served, layers, err);
 	if (layers && json) {

@@ -167,7 +167,7 @@ static bool is_served(const char *name)
 
 	if (served_find(name, &served, &ignored))
 		return false;
-	live = served.state == SERVED_LIVE;
+	live = served.state == SERVED_LIVE || served.state == SERVED_MAPPED;
 	served_exit(&served);
 	return live;
 }

@@ -4,6 +4,7 @@
 #include "guard.h"
 #include "job-record.h"
 #include "merging.h"
+#include "offload.h"
 #include "proxmox.h"
 #include "revert-record.h"
 #include "tab.h"
@@ -21,6 +22,7 @@
 /*
  * The command line of `up`. @top: absolute, "" when not given; @where: a VG or
  * directory that was given instead, else ""; @restarts: -1 when not given
+ * @targets: of --offload, 0: it was not given
  * @by_guard: it is the guard of the chain that starts it; it needs no other
  * @reason: why there is another daemon after one that was there before
  * @tab: the table of devices, NULL: the host's
@@ -41,6 +43,8 @@ struct up_options {
 	bool boot;
 	bool by_guard;
 	bool assume_unshared;
+	bool offload;
+	u32 targets;
 	s32 restarts;
 	json_object *words; /* for qchaind, as they stand in the record */
 };
@@ -57,6 +61,8 @@ enum {
 	OPT_BOOT,
 	OPT_UNSHARED,
 	OPT_RESTARTS,
+	OPT_OFFLOAD,
+	OPT_TARGETS,
 	OPT_ALLOW_BACKING,
 	OPT_FORMAT,
 	OPT_PASSED_ON, /* and all behind it: qchaind has them under the same name */
@@ -72,6 +78,8 @@ static const struct option long_options[] = {
 	{ "boot", no_argument, NULL, OPT_BOOT },
 	{ "assume-unshared", no_argument, NULL, OPT_UNSHARED },
 	{ "restarts", required_argument, NULL, OPT_RESTARTS },
+	{ "offload", no_argument, NULL, OPT_OFFLOAD },
+	{ "offload-targets", required_argument, NULL, OPT_TARGETS },
 	{ "allow-backing", required_argument, NULL, OPT_ALLOW_BACKING },
 	{ "format", required_argument, NULL, OPT_FORMAT },
 	{ "read-only", no_argument, NULL, OPT_PASSED_ON },
@@ -205,6 +213,11 @@ static int take_option(struct up_options *up, int c, struct qc_err *err)
 		return 0;
 	case OPT_RESTARTS:
 		return take_restarts(up, err);
+	case OPT_OFFLOAD:
+		up->offload = true;
+		return 0;
+	case OPT_TARGETS:
+		return offload_take_targets(optarg, &up->targets, err);
 	case OPT_ALLOW_BACKING:
 		return take_allow_backing(up, option->name, err);
 	case OPT_FORMAT:
@@ -236,9 +249,41 @@ static int take_top(struct up_options *up, const char *text, struct qc_err *err)
 	return absolute_path(name.path, up->top, err);
 }
 
+/* Is it started for reading only? */
+static bool reads_only(json_object *words)
+{
+	const char *word;
+
+	for (u32 i = 0; i < json_object_array_length(words); i++) {
+		word = json_object_get_string(json_object_array_get_idx(words, i));
+		if (!strcmp(word, "--read-only") || !strcmp(word, "--snapshot"))
+			return true;
+	}
+	return false;
+}
+
+/* 0 or the exit status */
+static int check_offload(const struct verb *verb, const struct up_options *up)
+{
+	if (up->targets && !up->offload)
+		return verb_usage(verb, "--offload-targets: nothing to limit, expected --offload "
+					"too");
+	if (up->offload && (up->nbd[0] || up->no_ublk))
+		return verb_usage(verb, "--offload: not with --nbd or --no-ublk, the rest goes to "
+					"a ublk device");
+	if (up->offload && !reads_only(up->words))
+		return verb_usage(verb, "--offload: only what is not written, expected --read-only "
+					"too");
+	return 0;
+}
+
 /* What is served, and how, must make sense together; 0 or the exit status. */
 static int check_exports(const struct verb *verb, struct up_options *up)
 {
+	int status = check_offload(verb, up);
+
+	if (status)
+		return status;
 	if (!up->no_ublk && up->nbd[0] && access("/dev/ublk-control", F_OK)) {
 		fprintf(stderr, "qchainctl: %s: no ublk_drv on this host, served on %s only\n",
 			up->name, up->nbd);
@@ -366,6 +411,8 @@ static json_object *make_record(const struct up_options *up)
 		json_object_object_add(record, "format", json_object_new_string(up->format));
 	if (up->nbd[0])
 		json_object_object_add(record, "nbd", json_object_new_string(up->nbd));
+	if (up->offload)
+		offload_ask(record, up->targets);
 	json_object_object_add(record, "activated", json_object_new_array());
 	return record;
 }
@@ -473,40 +520,36 @@ static int finish_start(const struct up_options *up, struct rundir *dir, json_ob
 
 	if (ret)
 		return ret;
-	if (result->state != SERVED_LIVE) {
+	if (result->state != SERVED_LIVE && result->state != SERVED_MAPPED) {
 		ret = served_not_live(result, err);
 		served_exit(result);
 		return ret;
 	}
 	if (json_number(record, "pid", 0))
 		note_restart(record, up->reason);
-	json_object_object_add(record, "pid", json_object_new_int(result->pid));
+	json_object_object_del(record, "pid");
+	if (result->pid)
+		json_object_object_add(record, "pid", json_object_new_int(result->pid));
 	ret = rundir_save(dir, record, err);
-	if (ret == 0)
+	if (ret == 0 && result->pid)
 		ret = rundir_save_pid(dir, result->pid, err);
-	if (ret == 0 && result->dev_id >= 0)
+	if (ret == 0 && offload_is_asked(record))
+		ret = rundir_link_mapped(dir->name, err);
+	else if (ret == 0 && result->dev_id >= 0)
 		ret = rundir_link_device(dir->name, result->dev_id, err);
 	if (ret)
 		served_exit(result);
-	else
+	else if (result->pid)
 		grow_start(dir, record);
 	return ret;
 }
 
-/* Is it started for reading only? */
 static bool is_read_only(json_object *record)
 {
-	const char *word;
-	json_object *words;
 	u32 nr;
+	json_object *words = json_list(record, "options", &nr);
 
-	words = json_list(record, "options", &nr);
-	for (u32 i = 0; i < nr; i++) {
-		word = json_object_get_string(json_object_array_get_idx(words, i));
-		if (!strcmp(word, "--read-only") || !strcmp(word, "--snapshot"))
-			return true;
-	}
-	return false;
+	return nr && reads_only(words);
 }
 
 /*
@@ -563,6 +606,30 @@ static int prepare_top(const struct up_options *up, struct record_top *top, json
 	return ret ? qc_err_prefix(err, "%s", up->name) : 0;
 }
 
+/* Its daemon, and its device; when the kernel needs one at all. */
+static int start_export(const struct up_options *up, struct rundir *dir, json_object *record,
+			bool wait, const struct offload *offload, struct qc_err *err)
+{
+	bool has_daemon = !offload || offload_needs_daemon(offload);
+	struct served started;
+	int ret = has_daemon ? record_device(record, err) : 0;
+
+	if (ret == 0)
+		ret = rundir_save(dir, record, err);
+	if (ret == 0 && has_daemon)
+		ret = start_daemon(up, record, wait, false, err);
+	if (ret || !offload)
+		return ret;
+	ret = offload_load(offload, record, json_number(record, "dev-id", -1), err);
+	if (ret == 0)
+		return rundir_save(dir, record, err);
+	if (has_daemon && served_find(dir->name, &started, NULL) == 0) {
+		served_stop(&started, false, NULL);
+		served_exit(&started);
+	}
+	return ret;
+}
+
 /*
  * Start a chain that has no device, for the first time or after the death of its
  * daemon, when @before is its record. A failure leaves all as it was.
@@ -571,14 +638,14 @@ static int start_new(const struct up_options *up, struct rundir *dir, struct rec
 		     json_object *record, json_object *before, struct served *result,
 		     struct qc_err *err)
 {
+	struct offload *offload = NULL;
 	int ret = prepare_top(up, top, record, err);
 
 	if (ret == 0)
-		ret = record_device(record, err);
+		ret = offload_plan(top->path, record, &offload, err);
 	if (ret == 0)
-		ret = rundir_save(dir, record, err);
-	if (ret == 0)
-		ret = start_daemon(up, record, before != NULL, false, err);
+		ret = start_export(up, dir, record, before != NULL, offload, err);
+	offload_exit(offload);
 	if (ret == 0)
 		return finish_start(up, dir, record, result, err);
 	record_top_unclaim(top, up->name);
@@ -621,6 +688,10 @@ static int already_served(const struct served *served, struct qc_err *err)
 {
 	char device[256];
 
+	if (served->state == SERVED_MAPPED)
+		return qc_err_set(err, -EEXIST, "%s: mapped already as /dev/mapper/%s; see "
+				  "qchainctl status %s, or take another name", served->name,
+				  served->name, served->name);
 	return qc_err_set(err, -EEXIST,
 			  "%s: served already by process %d%s%s; see qchainctl status %s, or take "
 			  "another name", served->name, (int)served->pid,
@@ -741,7 +812,8 @@ static int up_locked(const struct up_options *up, struct rundir *dir, struct ser
 		*result = before;
 		return 0;
 	}
-	if (before.state == SERVED_LIVE || before.state == SERVED_SILENT) {
+	if (before.state == SERVED_LIVE || before.state == SERVED_SILENT ||
+	    before.state == SERVED_MAPPED) {
 		ret = already_served(&before, err);
 	} else {
 		*how = before.state == SERVED_RECOVERABLE ? "recovered" : "started again";
@@ -859,7 +931,7 @@ static int up_run(const struct verb *verb, int argc, char **argv)
 		status = print_error(&err);
 	else
 		print_result(&up, &served, how);
-	if (!status)
+	if (!status && served.pid)
 		job_recover(&dir, up.name);
 	rundir_unlock(&dir);
 	served_exit(&served);
@@ -875,6 +947,11 @@ const struct verb verb_up = {
 	.usage = "NAME [TOP|VG|DIR] [OPTION]... | --all [--tab FILE] [--boot] [--json]",
 	.options =
 		"  --read-only            serve it for reading only\n"
+		"  --offload              with --read-only: plain data and zeroes by the kernel\n"
+		"                         alone, as /dev/mapper/NAME; what is compressed, not\n"
+		"                         aligned or in a file by a daemon, if there is such\n"
+		"  --offload-targets N    of its table at most (131072, up to 1000000); the\n"
+		"                         larger stretches count, the rest is the daemon's\n"
 		"  --nbd SOCK             serve it on this NBD socket too; alone where\n"
 		"                         the host has no ublk_drv\n"
 		"  --no-ublk              no block device, only --nbd\n"
@@ -909,6 +986,7 @@ const struct verb verb_up = {
 		"  qchainctl up vm7 vg/vm-7-disk-0.qcow2      then use /dev/qchain/vm7\n"
 		"  qchainctl up vm7                           after its daemon has ended, or down\n"
 		"  qchainctl up web /srv/web                  files: the directory\n"
+		"  qchainctl up gold vg/gold --read-only --offload\n"
 		"  qchainctl up --all                         what stands in /etc/qchaintab\n"
 		"  qchainctl up old ./disk.qcow2 --read-only --no-ublk --nbd /run/old.sock\n",
 	.run = up_run,

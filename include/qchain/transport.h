@@ -73,4 +73,10 @@ int ublk_create(struct target *ti, const struct ublk_options *options,
 /* N of /dev/ublkbN, after start. */
 s32 ublk_dev_id(const struct transport *t);
 
+/*
+ * block_users_find - who has the block device @name ("dm-3"): mounts, swap, devices on it,
+ * processes but this one. How many; @text says who
+ */
+int block_users_find(const char *name, char *text, size_t size);
+
 #endif

@@ -339,7 +339,8 @@ def test_status(place):
     place.make_chain()
     up(place)
     report = place.ctl_json("status", "seven")
-    expect_equal(set(report), LIST_KEYS | {"pid", "guard", "grower", "restarted", "status", "waiting", "hang", "snapshots"}, "keys")
+    expect_equal(set(report), LIST_KEYS | {"pid", "guard", "grower", "restarted", "status", "waiting", "hang", "snapshots",
+                                           "offload"}, "keys")
     expect_equal(report["waiting"], None, "waiting")
     expect_equal(report["status"]["status"], "running", "status")
     with open(f"/proc/{report['pid']}/comm", encoding="ascii") as comm:

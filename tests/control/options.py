@@ -93,11 +93,30 @@ def test_wrong_together(place):
             (["resize", "--shrink", "--", "./top.qcow2", "-5G"], "qchainctl: ./top.qcow2: SIZE: -5G "),
             (["bench", "--cache-size", "4095", "./top.qcow2"], "--cache-size"),
             (["bench", "--cache-size", "1025G", "./top.qcow2"], "--cache-size"),
+            (["up", "seven", "./top.qcow2", "--offload"], "--read-only"),
+            (["up", "seven", "./top.qcow2", "--read-only", "--offload-targets", "5"], "expected --offload"),
+            (["up", "seven", "./top.qcow2", "--read-only", "--offload", "--nbd", "./s"], "--nbd"),
+            (["up", "seven", "./top.qcow2", "--read-only", "--offload", "--no-ublk"], "--no-ublk"),
             (["measure", "--size", "1M", "./top.qcow2"], "--size")):
         done = place.ctl(*words, status=None)
         expect(done.returncode in (1, 2), f"{words}: status {done.returncode}")
         expect(named in done.stderr and done.stderr.count("\n") == 1, f"{words}: {done.stderr!r}")
         expect(contents(place) == before, f"{words}: something was written")
+
+
+def test_offload_of_files(place):
+    """Images that are files, on a host without ublk: neither the kernel nor a daemon can have them."""
+    if os.path.exists("/dev/ublk-control"):
+        return
+    place.make_chain()
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 1M 64k", place.path("top.qcow2"))
+    before = contents(place)
+    done = place.ctl("up", "seven", "./top.qcow2", "--read-only", "--offload", status=1)
+    expect("not on a block device: " in done.stderr and "load ublk_drv" in done.stderr, done.stderr)
+    expect(contents(place) == before, "something was written")
+    done = place.ctl("up", "seven", "./top.qcow2", "--offload", "--snapshot", "monday", status=1)
+    expect("--offload: not with --snapshot" in done.stderr, done.stderr)
+    expect(place.ctl("list").stdout == "", "a refused up has left its folder")
 
 
 def test_repair_alone(place):

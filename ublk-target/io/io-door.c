@@ -81,9 +81,26 @@ static int check_swap(const struct io_door *door, struct qc_err *err)
 	return ret;
 }
 
+/* "dm-3 (vm7)", or "md0" */
+static void name_holder(const char *device, char *text, size_t len)
+{
+	char path[320], name[128] = "";
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/class/block/%.64s/dm/name", device);
+	f = fopen(path, "re");
+	if (f) {
+		if (!fgets(name, sizeof(name), f))
+			name[0] = 0;
+		fclose(f);
+	}
+	name[strcspn(name, "\n")] = 0;
+	snprintf(text, len, "%s%s%s%s", device, name[0] ? " (" : "", name, name[0] ? ")" : "");
+}
+
 static int check_holders(const struct io_door *door, struct qc_err *err)
 {
-	char dir[64];
+	char dir[64], who[400];
 	struct dirent *de;
 	int ret = 0;
 	DIR *d;
@@ -95,10 +112,12 @@ static int check_holders(const struct io_door *door, struct qc_err *err)
 	d = opendir(dir);
 	if (!d)
 		return 0; /* partitions of some drivers have none */
-	while (!ret && (de = readdir(d)))
-		if (de->d_name[0] != '.')
-			ret = busy(door, err, "is held by another device", de->d_name,
-				   "remove that device");
+	while (!ret && (de = readdir(d))) {
+		if (de->d_name[0] == '.')
+			continue;
+		name_holder(de->d_name, who, sizeof(who));
+		ret = busy(door, err, "is held by another device", who, "remove that device");
+	}
 	closedir(d);
 	return ret;
 }

@@ -271,17 +271,33 @@ static void find_processes(struct users *u)
 		closedir(dir);
 }
 
+static void find_users(struct users *u)
+{
+	u->text[0] = '\0';
+	find_all_mounts(u);
+	find_swap(u);
+	find_holders(u);
+	find_loops(u);
+	find_processes(u);
+}
+
 int ublk_users_find(u32 dev_id, char *text, size_t size, bool *lasting)
 {
 	struct users u = { .type = S_IFBLK, .text = text, .size = size };
 
-	text[0] = '\0';
 	find_nodes(&u, dev_id);
-	find_all_mounts(&u);
-	find_swap(&u);
-	find_holders(&u);
-	find_loops(&u);
-	find_processes(&u);
+	find_users(&u);
 	*lasting = u.lasting;
+	return u.nr;
+}
+
+int block_users_find(const char *name, char *text, size_t size)
+{
+	struct users u = { .type = S_IFBLK, .text = text, .size = size };
+	char path[96];
+
+	snprintf(path, sizeof(path), "/sys/class/block/%.64s/dev", name);
+	add_node(&u, path, name);
+	find_users(&u);
 	return u.nr;
 }
