@@ -72,9 +72,9 @@ echo "it took over $waited ms after the kill"
 wait $writer || fail "the write was failed"
 
 step "what is written now stays"
-dd if=data.b of="$dev" bs=64k seek=20 oflag=direct conv=notrunc status=none
 wait_for 60 "all I/O to end" all_landed
 echo "0 $sectors linear $disk 0" | load_table
+dd if=data.b of="$dev" bs=64k seek=20 oflag=direct conv=notrunc status=none
 dd if="$dev" of=back bs=64k skip=20 count=1 iflag=direct status=none
 same data.b back "the newer write"
 save_device "$dev" shown
