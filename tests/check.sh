@@ -64,7 +64,7 @@ closing_line() {
 # causes LOG: the lines that say what went wrong, the first few of them; else the last ones.
 causes() {
 	local found
-	found=$(grep -aE '(^|[^a-z])(FAIL|FAILED|not ok)\b|Sanitizer:|runtime error:|: error:|FAILED|^style: .*:|[Aa]ssert|Traceback|^[A-Za-z.]*Error: ' "$1" |
+	found=$(grep -aE '(^|[^a-z])(FAIL|FAILED|not ok)\b|Sanitizer:|runtime error:|: error:|FAILED|^style: .*:|[Aa]ssert|Traceback|^[A-Za-z.]*Error: |^ +#[0-4] ' "$1" |
 		grep -avE '[0-9]+ passed, [0-9]+ failed' | head -12)
 	[ -n "$found" ] || found=$(tail -5 "$1")
 	printf '%s\n' "${found:-(it says nothing)}" | cut -c1-600
