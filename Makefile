@@ -182,9 +182,11 @@ valgrind:
 	$(Q)O=$(O) tests/valgrind/run.sh
 
 # The simulator must find each rule that is broken on purpose.
-sim-mutants:
+mutants:
 	$(Q)$(MAKE) --no-print-directory O=$(O)/mutants CFLAGS="$(CFLAGS) -DQCHAIN_MUTANTS" \
 		$(O)/mutants/chain-sim
+
+sim-mutants: mutants
 	$(Q)tests/sim/mutants.sh $(O)/mutants/chain-sim
 
 style:
@@ -240,6 +242,6 @@ help:
 	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers (`make check`: the native'
 	@echo 'tests with them, in a folder of their own)'
 
-.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit valgrind sim-mutants \
+.PHONY: all units fuzzers fuzz deps check check-fast check-full check-unit valgrind mutants sim-mutants \
 	style demo bench install clean help
 .SECONDARY:

@@ -296,6 +296,12 @@ works_of_sim() {
 	done
 }
 
+# run_mutants NAME SEED: half of this run's share, so that two go beside each other.
+run_mutants() {
+	run "$1" 900 env SEED="$2" MUTANT_SHARE=$((mutant_share * 2)) MUTANT_RARE=$((mutant_share == 1)) \
+		tests/sim/mutants.sh "$build/mutants/chain-sim"
+}
+
 simulation() {
 	local work
 	run sim 400 "$build/chain-sim" $((seed % 1000000)) $((sim_count / 2))
@@ -308,7 +314,9 @@ simulation() {
 		run "sim-every-$work" 400 "$build/chain-sim" -e -w "$work" $((seed % 1000000)) 1
 	done
 	run sim-faults 400 "$build/chain-sim" -f $fault_stride $((seed % 1000000)) 7
-	alone sim-mutants 900 env SEED=$seed MUTANT_SHARE=$mutant_share make -j"$jobs" O="$O" sim-mutants
+	alone build-mutants 400 make -j"$jobs" O="$O" mutants
+	run_mutants sim-mutants "$seed"
+	run_mutants sim-mutants-more $((seed + mutant_share))
 }
 
 fuzzing() {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Breaks one rule at a time (include/qchain/mutant.h) and lets the simulator find it, each within a minute.
 #   mutants.sh CHAIN-SIM [NAME]...     CHAIN-SIM was built with -DQCHAIN_MUTANTS
-# MUTANT_SHARE=N: each N-th only, which ones is drawn from SEED.
+# MUTANT_SHARE=N: each N-th only, which ones is drawn from SEED. MUTANT_RARE=0: without the one that takes longer.
 set -uo pipefail
 cd "${0%/*}/../.." || exit 1
 
@@ -77,7 +77,7 @@ for ((i = 1; i < ${#names[@]}; i++)); do
 	[ "${names[i]}" = NR ] && break
 	wanted "${names[i]}" "$@" || continue
 	(((i + ${SEED:-0}) % ${MUTANT_SHARE:-1} == 0)) || continue
-	[[ ${names[i]} != "$rare" || ${MUTANT_SHARE:-1} = 1 ]] || continue
+	[[ ${names[i]} != "$rare" || ${MUTANT_RARE:-1} = 1 ]] || continue
 	if line=$(hunt $i); then
 		caught=$((caught + 1))
 	else
