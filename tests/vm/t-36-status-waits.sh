@@ -34,8 +34,10 @@ wait_for 30 "status to name the read and its image" \
 	has '[.status.requests.oldest[] | select(.operation == "read" and .stage == "I/O" and (.image // "" | test("held|dm-")))] | length > 0'
 qchainctl status disk
 
-step "a write that changes the map makes a grace wait for it"
+step "a durable discard, whose cluster is free only then, makes a grace wait for it"
 dd if=/dev/zero of="$dev" bs=64k seek=300 count=1 oflag=direct conv=notrunc status=none
+{ blkdiscard -f -o $((300 * 65536)) -l 65536 "$dev" && sync "$dev"; } &
+discard=$!
 wait_for 30 "a grace to wait" has '.status.grace.waiting and (.status.grace.loops | length) > 0 and .status.requests."grace-waits" > 0'
 has '[.status.requests.oldest[] | select(."grace-waits" and .operation == "read")] | length > 0' ||
 	{ qchainctl status disk --json; fail "status does not name the request that the grace waits for"; }
@@ -44,6 +46,7 @@ grep "grace waits since" shown || fail "no line about the grace"
 is_dead $reader && fail "the read ended while the disk was stopped"
 dmsetup resume held
 wait $reader || fail "the read failed"
+wait $discard || fail "the discard failed"
 wait_for 30 "the grace to end" has '.status.grace.waiting | not'
 chain_down disk
 
