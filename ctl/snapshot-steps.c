@@ -234,7 +234,7 @@ static int check_active_commit(const struct snapshot *s, struct qc_err *err)
 			  s->name, job->id);
 }
 
-static int check_name(struct snapshot *s, struct qc_err *err)
+int snapshot_check_name(struct snapshot *s, struct qc_err *err)
 {
 	int ret;
 
@@ -273,7 +273,7 @@ int snapshot_open(struct snapshot *s, struct qc_err *err)
 		ret = find_record(s, err);
 	if (!ret)
 		ret = settle(s, err);
-	return ret ? ret : check_name(s, err);
+	return ret;
 }
 
 /* ---- the steps --------------------------------------------------------------------------- */

@@ -121,6 +121,8 @@ static int take(struct group *g, struct qc_err *err)
 	int ret = for_all(g, snapshot_open, err);
 
 	if (!ret)
+		ret = for_all(g, snapshot_check_name, err);
+	if (!ret)
 		ret = for_all(g, snapshot_prepare, err);
 	if (!ret)
 		ret = for_all(g, snapshot_record, err);

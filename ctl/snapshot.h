@@ -43,7 +43,10 @@ struct snapshot {
 	u64 publish_ns; /* that the switch took, as qchainctl saw it */
 };
 
+/* Locked, and what a killed qchainctl has left of an earlier one is finished or taken back. */
 int snapshot_open(struct snapshot *s, struct qc_err *err);
+/* Is its name free? Of a group after all were opened: what was left is settled in each. */
+int snapshot_check_name(struct snapshot *s, struct qc_err *err);
 int snapshot_prepare(struct snapshot *s, struct qc_err *err);
 int snapshot_record(struct snapshot *s, struct qc_err *err);
 /*

@@ -46,7 +46,7 @@ unset MAKEFLAGS MFLAGS MAKELEVEL
 
 case $mode in
 check-fast) diff_count=30 kill_count=8 san_count=0 sim_count=0 fault_stride=1 mutant_share=1 fuzz_seconds=0 all=(native) ;;
-check) diff_count=200 kill_count=40 verb_count=20 death_count=20 san_count=30 deep_count=1 sim_count=20 fault_stride=15 mutant_share=3 fuzz_seconds=5
+check) diff_count=200 kill_count=40 verb_count=20 death_count=20 san_count=30 deep_count=1 sim_count=20 fault_stride=15 mutant_share=4 fuzz_seconds=5
 	all=(native sanitizers simulation fuzzing system) ;;
 check-full) diff_count=1000 kill_count=300 verb_count=300 death_count=200 san_count=300 deep_count=4 sim_count=1000 fault_stride=1 mutant_share=1 fuzz_seconds=600 slack=10
 	all=(native sanitizers simulation fuzzing system) ;;

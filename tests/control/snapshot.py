@@ -331,6 +331,24 @@ def test_group_or_nothing(place):
         place.ctl("down", name)
 
 
+def test_group_killed(place):
+    """Between the switches of two: said again it is refused, and the one that was not switched is what it was before."""
+    make_group(place)
+    done = place.run(place.program("qchainctl"), "snapshot", "--group", "a", "b", "one", status=None,
+                     environment=dict(place.environment, QCHAIN_CRASH_POINT="snapshot.published"))
+    expect_equal(done.returncode, -9, "exit status")
+    expect_equal(tree(place, "b"), [("b.qcow2", "one")], "tree of b, which was recorded and not switched")
+    done = place.ctl("snapshot", "--group", "a", "b", "one", status=1)
+    expect("already" in done.stderr and "b: snapshot one was interrupted and not taken" in done.stderr, done.stderr)
+    expect_equal((tree(place, "a"), tree(place, "b")), ([("a.1.qcow2", None), ("a.qcow2", "one")], [("b.qcow2", None)]),
+                 "trees")
+    wait_until(lambda: place.ctl("snapshot", "--group", "a", "b", "two", status=None).returncode == 0,
+               "the hold of the one that was killed ends, and a group is taken")
+    for name in ("a", "b"):
+        place.ctl("down", name)
+    check_all(place)
+
+
 def test_hold(place):
     """Writes wait for the release, or for the end of the time; reads do not."""
     make_group(place)
