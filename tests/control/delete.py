@@ -104,7 +104,7 @@ class Device:
         self.write()
         for name in names:
             self.snapshot(name)
-        wait_sealed(self.place)
+            wait_sealed(self.place)  # no more than three may be on their way
 
     def up(self):
         self.place.ctl("up", "seven", "./", "--no-ublk", "--nbd", "seven.sock")

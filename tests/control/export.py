@@ -14,6 +14,7 @@ from lifecycle import guest_io, is_locked, one_line, up
 
 sys.path.insert(0, os.path.join(harness.HERE, "..", "lib"))
 from nbdclient import NbdClient
+from snapshot import wait_sealed
 
 SIZE = 16 << 20
 SECTOR = 512
@@ -45,6 +46,7 @@ def make_snapshots(place, rng, names, geometry="cluster_size=64k"):
     for name in names:
         guest_io(place, "seven.sock", *draw_writes(rng, 12))
         layers[name] = place.ctl_json("snapshot", "seven", name)["file"]
+        wait_sealed(place)  # no more than three may be on their way
     guest_io(place, "seven.sock", *draw_writes(rng, 12))
     return layers
 
