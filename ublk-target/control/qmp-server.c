@@ -159,7 +159,9 @@ static int wait_for_listener(const struct sockaddr_un *address, struct ucred *pe
 {
 	int ret = ask_listener(address, peer);
 
-	for (u32 i = 0; i < QMP_STALE_TRIES && ret == 0 && process_is_gone(peer->pid); i++) {
+	/* -EAGAIN: nobody accepts, and what we have asked before fills its backlog */
+	for (u32 i = 0; i < QMP_STALE_TRIES && (ret == 0 || ret == -EAGAIN) &&
+	     process_is_gone(peer->pid); i++) {
 		usleep(QMP_STALE_PAUSE_US);
 		ret = ask_listener(address, peer);
 	}
